@@ -1,0 +1,17 @@
+//! The `guise` binary: reads arguments, calls a library, prints. No logic of
+//! its own: each subcommand is a file beside this one that turns its arguments
+//! into one library call and the result into text and an exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// One image as a VM, a microVM, a container or a WebAssembly program.
+#[derive(Parser)]
+#[command(name = "guise", version, max_term_width = 100)]
+struct Cli {}
+
+fn main() -> ExitCode {
+    Cli::parse();
+    ExitCode::SUCCESS
+}
