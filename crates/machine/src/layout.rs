@@ -10,7 +10,7 @@
 //! 0x000e_0000  ACPI tables, in RAM that the map calls reserved
 //! 0x0010_0000  RAM
 //! 0xc000_0000  32-bit window for PCI memory
-//! 0xe000_0000  PCI configuration space (ECAM), 256 buses
+//! 0xe000_0000  PCI configuration space (ECAM), one bus
 //! 0xfec0_0000  I/O APIC
 //! 0xfed0_0000  HPET
 //! 0xfee0_0000  local APICs, message-signalled interrupts
@@ -44,7 +44,7 @@ pub const EXTENDED_RAM_START: u64 = MIB;
 pub const PCI_WINDOW_32: Range<u64> = LOW_RAM_END..PCI_ECAM;
 pub const PCI_WINDOW_64: Range<u64> = 256 * GIB..512 * GIB;
 pub const PCI_ECAM: u64 = 0xe000_0000;
-pub const PCI_ECAM_SIZE: u64 = 256 * MIB;
+pub const PCI_ECAM_SIZE: u64 = MIB;
 pub const PCI_PORTS: Range<u32> = 0x1000..0x1_0000;
 pub const IO_APIC: u64 = 0xfec0_0000;
 pub const HPET: u64 = 0xfed0_0000;

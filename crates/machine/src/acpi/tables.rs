@@ -152,8 +152,8 @@ pub fn madt(hardware: &Hardware) -> Vec<u8> {
 pub fn mcfg() -> Vec<u8> {
     let mut table = table(*b"MCFG", 60, 1);
     table.write_u64(44, PCI_ECAM);
-    // Segment 0, buses 0 to 255.
-    table.write_bytes(52, &[0, 0, 0, 255]);
+    // Segment 0, bus 0 and no other.
+    table.write_bytes(52, &[0, 0, 0, 0]);
     table.as_slice().to_vec()
 }
 

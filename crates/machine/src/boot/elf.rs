@@ -54,11 +54,11 @@ fn start_linux(mut job: Job, kernel: &Kernel) -> Result<Entry, BootError> {
 fn load_segments(job: &Job) -> Result<Kernel, BootError> {
     let bad = |error: object::read::Error| job.bad(format!("its ELF headers are bad: {error}"));
     match job.image.get(4) {
-        Some(&elf::ELFCLASS64) => {
+        Some(&class) if class == elf::ELFCLASS64.0 => {
             let header = FileHeader64::<Endianness>::parse(job.image).map_err(bad)?;
             load_parsed(job, header, bad)
         }
-        Some(&elf::ELFCLASS32) => {
+        Some(&class) if class == elf::ELFCLASS32.0 => {
             let header = FileHeader32::<Endianness>::parse(job.image).map_err(bad)?;
             load_parsed(job, header, bad)
         }
@@ -98,7 +98,7 @@ fn load_parsed<H: FileHeader<Endian = Endianness>>(
                     continue;
                 };
                 while let Some(note) = notes.next().map_err(bad)? {
-                    if let Some(entry) = pvh::entry_in(note.name(), note.n_type(endian), note.desc())
+                    if let Some(entry) = pvh::entry_in(note.name(), note.n_type(endian).0, note.desc())
                     {
                         kernel.pvh_entry = Some(entry);
                     }
