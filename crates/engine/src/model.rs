@@ -20,8 +20,7 @@ pub enum CpuModel {
 }
 
 impl CpuModel {
-    pub const ALL: [CpuModel; 4] =
-        [CpuModel::Baseline, CpuModel::V2, CpuModel::V3, CpuModel::Host];
+    pub const ALL: [CpuModel; 4] = [CpuModel::Baseline, CpuModel::V2, CpuModel::V3, CpuModel::Host];
 
     pub fn name(self) -> &'static str {
         match self {

@@ -1,0 +1,121 @@
+//! Memory for generated code.
+//!
+//! One memory object is mapped twice, once for writing and once for executing, so
+//! that no page is ever both. Code is placed front to back; there is no free list,
+//! because code caches forget everything at once or nothing.
+
+use std::io;
+
+/// A piece of executable memory that can be written through another address.
+pub struct Arena {
+    writable: *mut u8,
+    executable: *const u8,
+    size: usize,
+    used: usize,
+}
+
+// SAFETY: the pointers are to shared mappings that live as long as the arena and are
+// not tied to a thread; writing needs `&mut self`.
+unsafe impl Send for Arena {}
+// SAFETY: `&Arena` gives addresses only.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Reserves `size` bytes; memory is used as code is placed.
+    pub fn new(size: usize) -> io::Result<Arena> {
+        let size = size.next_multiple_of(4096);
+        // SAFETY: a new memory object; the name is a C string.
+        let fd = unsafe { libc::memfd_create(c"guise-code".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let map = |protection| {
+            // SAFETY: a mapping at an address of the kernel's choice disturbs nothing.
+            let address = unsafe {
+                libc::mmap(std::ptr::null_mut(), size, protection, libc::MAP_SHARED, fd, 0)
+            };
+            if address == libc::MAP_FAILED {
+                Err(io::Error::last_os_error())
+            } else {
+                Ok(address.cast::<u8>())
+            }
+        };
+        let mappings = (|| {
+            // SAFETY: `fd` is ours and open.
+            if unsafe { libc::ftruncate(fd, size as libc::off_t) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let writable = map(libc::PROT_READ | libc::PROT_WRITE)?;
+            let executable = map(libc::PROT_READ | libc::PROT_EXEC).inspect_err(|_| {
+                // SAFETY: mapped just above, and nobody has the address.
+                unsafe { libc::munmap(writable.cast(), size) };
+            })?;
+            Ok((writable, executable.cast_const()))
+        })();
+        // SAFETY: mappings keep the object; the descriptor is ours and not used again.
+        unsafe { libc::close(fd) };
+        let (writable, executable) = mappings?;
+        Ok(Arena { writable, executable, size, used: 0 })
+    }
+
+    /// Address range that code of this arena executes in.
+    pub fn range(&self) -> std::ops::Range<usize> {
+        let start = self.executable as usize;
+        start..start + self.size
+    }
+
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
+    pub fn free(&self) -> usize {
+        self.size - self.used
+    }
+
+    /// The address at which the next placed code will execute.
+    pub fn next(&self) -> u64 {
+        self.executable as u64 + self.used as u64
+    }
+
+    /// Places code, 16-byte aligned; none where it does not fit. The code was made
+    /// for address [`Arena::next`].
+    pub fn place(&mut self, code: &[u8]) -> Option<*const u8> {
+        let end = self.used.checked_add(code.len())?.next_multiple_of(16);
+        if end > self.size {
+            return None;
+        }
+        let place = self.used;
+        // SAFETY: `place + code.len()` lies within both mappings, checked above; no
+        // other reference to this memory exists, and nothing executes past `used`.
+        unsafe {
+            std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(place), code.len());
+        }
+        self.used = end;
+        Some(self.executable.wrapping_add(place))
+    }
+
+    /// The writable twin of an executable address, for patching placed code.
+    pub fn writable(&self, executable: *const u8) -> *mut u8 {
+        let offset = (executable as usize).wrapping_sub(self.executable as usize);
+        assert!(offset < self.size, "address {executable:p} is not in this arena");
+        self.writable.wrapping_add(offset)
+    }
+
+    /// Forgets all code. The caller knows that nothing executes there.
+    pub fn clear(&mut self) {
+        self.used = 0;
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: both mappings are ours, of this size, and go with the arena.
+        unsafe {
+            libc::munmap(self.writable.cast(), self.size);
+            libc::munmap(self.executable.cast_mut().cast(), self.size);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! The software TLB: from a guest's linear page to a host pointer.
+//!
+//! A [`Bank`] belongs to one view of one address space (its PCID, and whether
+//! accesses are a user's or a supervisor's), so that changing the view is changing
+//! a pointer. It is direct-mapped by the low bits of the page number, with separate
+//! tables for reads and writes. An entry in a table is a permission to do just that,
+//! directly, in RAM: pages of devices, pages whose dirty bit is not set yet, and (for
+//! writes) pages from which code was decoded have none.
+//!
+//! One comparison answers whether a whole access may go ahead:
+//!
+//! ```text
+//! entry = table[(address >> 12) & (ENTRIES - 1)]
+//! offset = address - entry.page            (wrapping, unsigned)
+//! offset <= 4096 - size  =>  the bytes are at entry.host + offset
+//! ```
+//!
+//! It fails for another page, for an access that leaves the page, and for an empty
+//! entry, whose `page` is one that does not belong in its place.
+
+/// Entries of each table; a power of two.
+pub const ENTRIES: usize = 1024;
+pub const PAGE_SIZE: u64 = 4096;
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Entry {
+    /// Linear address of the page.
+    pub page: u64,
+    /// Where the page is in this process.
+    pub host: *mut u8,
+}
+
+/// Two tables, for reads and for writes. Generated code knows this layout.
+#[repr(C, align(64))]
+pub struct Bank {
+    pub read: [Entry; ENTRIES],
+    pub write: [Entry; ENTRIES],
+}
+
+/// Where an address belongs in a table.
+#[inline(always)]
+pub fn index(address: u64) -> usize {
+    (address >> 12) as usize & (ENTRIES - 1)
+}
+
+/// What stands in place `index` when nothing does: a page of another place.
+#[inline(always)]
+fn empty(index: usize) -> Entry {
+    Entry { page: (index as u64 ^ 1) << 12, host: std::ptr::null_mut() }
+}
+
+#[inline(always)]
+fn find(table: &[Entry; ENTRIES], address: u64, size: u64) -> Option<*mut u8> {
+    let entry = &table[index(address)];
+    let offset = address.wrapping_sub(entry.page);
+    (offset <= PAGE_SIZE - size).then(|| entry.host.wrapping_add(offset as usize))
+}
+
+impl Bank {
+    /// A bank without entries. It is 32 KiB, so it is made on the heap.
+    pub fn new() -> Box<Bank> {
+        let table: [Entry; ENTRIES] = std::array::from_fn(empty);
+        Box::new(Bank { read: table, write: table })
+    }
+
+    /// Where `size` bytes (1 to 4096) can be read at once.
+    #[inline(always)]
+    pub fn find_read(&self, address: u64, size: u64) -> Option<*mut u8> {
+        find(&self.read, address, size)
+    }
+
+    /// Where `size` bytes (1 to 4096) can be written at once.
+    #[inline(always)]
+    pub fn find_write(&self, address: u64, size: u64) -> Option<*mut u8> {
+        find(&self.write, address, size)
+    }
+
+    pub fn fill_read(&mut self, address: u64, host: *mut u8) {
+        self.read[index(address)] = Entry { page: address & !(PAGE_SIZE - 1), host };
+    }
+
+    pub fn fill_write(&mut self, address: u64, host: *mut u8) {
+        self.write[index(address)] = Entry { page: address & !(PAGE_SIZE - 1), host };
+    }
+
+    /// Forgets one linear page.
+    pub fn forget(&mut self, address: u64) {
+        let place = index(address);
+        let page = address & !(PAGE_SIZE - 1);
+        if self.read[place].page == page {
+            self.read[place] = empty(place);
+        }
+        if self.write[place].page == page {
+            self.write[place] = empty(place);
+        }
+    }
+
+    /// Forgets every write entry that leads to this host page.
+    pub fn forget_writes_to(&mut self, host: *mut u8) {
+        for (place, entry) in self.write.iter_mut().enumerate() {
+            if entry.host == host {
+                *entry = empty(place);
+            }
+        }
+    }
+
+    pub fn clear(&mut self) {
+        for place in 0..ENTRIES {
+            self.read[place] = empty(place);
+            self.write[place] = empty(place);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
