@@ -27,6 +27,9 @@ pub struct PowerPorts {
     pub pm1_event: u16,
     pub pm1_control: u16,
     pub pm_timer: u16,
+    /// General-purpose events.
+    pub events: u16,
+    pub events_length: u8,
     /// The sleep type that means "off".
     pub off_type: u8,
     pub reset: u16,

@@ -63,6 +63,8 @@ pub enum BootError {
     CommandLine { length: u64, limit: u64 },
     #[error("the kernel command line has a NUL character in it")]
     CommandLineNul,
+    #[error(transparent)]
+    Entry(#[from] entry::EntryError),
 }
 
 /// The largest kernel file that is read. Debian's kernels with all symbols are not

@@ -22,6 +22,8 @@ pub enum Ending {
     TripleFault { vcpu: u32 },
     /// A test program asked to leave with this code.
     Exit(u32),
+    /// Whoever runs the machine has seen enough.
+    Left,
     Engine(EngineError),
 }
 

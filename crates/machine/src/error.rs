@@ -28,6 +28,9 @@ pub enum MachineError {
         #[source]
         source: std::io::Error,
     },
+    /// The ACPI tables are longer than the room for them.
+    #[error("the ACPI tables do not fit into memory")]
+    AcpiTables,
     /// The board wants the same address for two devices.
     #[error("the board does not fit together: {0}")]
     Board(#[from] guise_devices::bus::BusError),

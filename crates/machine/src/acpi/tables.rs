@@ -72,6 +72,7 @@ pub fn fadt(hardware: &Hardware, facs: u32, dsdt: u32) -> Vec<u8> {
     const C1: u32 = 1 << 2;
     const NO_FIXED_SLEEP_BUTTON: u32 = 1 << 5;
     const NO_FIXED_RTC_WAKE: u32 = 1 << 6;
+    const TIMER_32_BIT: u32 = 1 << 8;
     const RESET_REGISTER: u32 = 1 << 10;
     const LEGACY_DEVICES: u16 = 1 << 0;
     const KEYBOARD_CONTROLLER: u16 = 1 << 1;
@@ -89,16 +90,23 @@ pub fn fadt(hardware: &Hardware, facs: u32, dsdt: u32) -> Vec<u8> {
     table.write_u32(56, u32::from(ports.pm1_event));
     table.write_u32(64, u32::from(ports.pm1_control));
     table.write_u32(76, u32::from(ports.pm_timer));
+    table.write_u32(80, u32::from(ports.events));
     table.write_u8(88, 4);
     table.write_u8(89, 2);
     table.write_u8(91, 4);
+    table.write_u8(92, ports.events_length);
     table.write_u16(96, NO_C2);
     table.write_u16(98, NO_C3);
     // The RTC's century is in this byte of CMOS memory.
     table.write_u8(108, 0x32);
     let keyboard = if hardware.keyboard { KEYBOARD_CONTROLLER } else { 0 };
     table.write_u16(109, LEGACY_DEVICES | keyboard | NO_VGA | NO_ASPM);
-    let flags = WBINVD | C1 | NO_FIXED_SLEEP_BUTTON | NO_FIXED_RTC_WAKE | RESET_REGISTER;
+    let flags = WBINVD
+        | C1
+        | NO_FIXED_SLEEP_BUTTON
+        | NO_FIXED_RTC_WAKE
+        | TIMER_32_BIT
+        | RESET_REGISTER;
     table.write_u32(112, flags);
     table.write_bytes(116, &port_register(ports.reset, 8));
     table.write_u8(128, ports.reset_value);
@@ -107,6 +115,7 @@ pub fn fadt(hardware: &Hardware, facs: u32, dsdt: u32) -> Vec<u8> {
     table.write_bytes(148, &port_register(ports.pm1_event, 32));
     table.write_bytes(172, &port_register(ports.pm1_control, 16));
     table.write_bytes(208, &port_register(ports.pm_timer, 32));
+    table.write_bytes(220, &port_register(ports.events, ports.events_length * 8));
     table.as_slice().to_vec()
 }
 

@@ -6,6 +6,8 @@ const HARDWARE: Hardware = Hardware {
         pm1_event: 0x600,
         pm1_control: 0x604,
         pm_timer: 0x608,
+        events: 0x610,
+        events_length: 8,
         off_type: 5,
         reset: 0xcf9,
         reset_value: 6,

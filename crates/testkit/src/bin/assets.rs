@@ -1,5 +1,5 @@
-//! Fetches and builds everything that tests boot, so that they run offline.
-//! Prints where the pieces for a first boot are, for `make run`.
+//! Fetches and builds everything that tests boot, so that they run offline, or with
+//! `first-boot` only what a first look needs.
 
 use std::process::ExitCode;
 
@@ -17,6 +17,11 @@ fn main() -> ExitCode {
 }
 
 fn prepare() -> Result<(), TestkitError> {
+    if std::env::args().nth(1).as_deref() == Some("first-boot") {
+        Kernel::Debian12Cloud.image()?;
+        initramfs::shell()?;
+        return Ok(());
+    }
     for kernel in Kernel::ALL {
         let image = kernel.image()?;
         println!("{:<16} {}", kernel.name(), image.display());
