@@ -19,6 +19,11 @@
 
 pub mod bus;
 pub mod clock;
+pub mod ioapic;
 pub mod irq;
 pub mod pci;
+pub mod pic;
+pub mod pit;
 pub mod power;
+pub mod rtc;
+pub mod uart;
