@@ -40,8 +40,8 @@ pub struct Fanout {
 }
 
 impl Fanout {
-    pub fn new(lines: Vec<Arc<dyn IrqLine>>) -> Arc<dyn IrqLine> {
-        Arc::new(Self { lines })
+    pub fn new(lines: Vec<Arc<dyn IrqLine>>) -> Self {
+        Self { lines }
     }
 }
 

@@ -17,8 +17,19 @@
 //! Each device has a serialisable state type, which `state()` returns and
 //! `set_state()` takes. A board saves them while the machine is paused.
 
+pub mod acpi;
 pub mod bus;
 pub mod clock;
+pub mod fw_cfg;
+pub mod hpet;
+pub mod i8042;
+pub mod ioapic;
 pub mod irq;
+pub mod panic;
 pub mod pci;
+pub mod pic;
+pub mod pit;
 pub mod power;
+pub mod rtc;
+pub mod testdev;
+pub mod uart;
