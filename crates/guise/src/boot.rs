@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use guise_engine::{CpuModel, Engine, MAX_VCPUS};
+use guise_engine::{CpuModel, MAX_VCPUS};
 use guise_machine::console::Console;
 use guise_machine::{
     BoardKind, BootSource, Ending, Machine, MachineConfig, MachineError, Stopper,
@@ -17,6 +17,7 @@ use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::Failure;
+use crate::engine::EngineChoice;
 
 /// A machine straight from files, without the daemon. Its serial port is this
 /// terminal; Ctrl-A X leaves.
@@ -41,9 +42,9 @@ pub struct Arguments {
     cpus: u32,
     #[arg(long, value_enum, default_value_t = BoardName::Microvm)]
     board: BoardName,
-    /// What executes the guest's instructions; auto takes the best that works here
-    #[arg(long, value_enum, default_value_t = EngineName::Auto)]
-    engine: EngineName,
+    /// What executes the guest's instructions
+    #[arg(long, value_enum, default_value_t = EngineChoice::Auto)]
+    engine: EngineChoice,
     /// CPU model: baseline, x86-64-v2, x86-64-v3, host
     #[arg(long, value_name = "MODEL", default_value_t = CpuModel::Host)]
     cpu: CpuModel,
@@ -67,14 +68,6 @@ enum BoardName {
     Pc,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum EngineName {
-    Auto,
-    Kvm,
-    Soft,
-    Interp,
-}
-
 pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let started = Instant::now();
     let deadline = arguments.timeout.and_then(|limit| started.checked_add(limit));
@@ -82,7 +75,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         let (wanted, most) = (arguments.cpus, MAX_VCPUS);
         return Err(Failure::usage(format!("--cpus {wanted}: a machine has 1 to {most} vCPUs")));
     }
-    let engine = engine(arguments.engine)?;
+    let engine = crate::engine::choose(arguments.engine)?;
     let config = MachineConfig {
         memory: arguments.memory,
         vcpus: arguments.cpus,
@@ -157,8 +150,7 @@ fn conclude(ending: Option<Ending>, signal: i32) -> (u8, &'static str, Option<St
             (12, "triple-fault", Some(format!("vCPU {vcpu} ended in a triple fault")))
         }
         Some(Ending::Engine(error)) => (13, "engine-error", Some(error.to_string())),
-        // The port's convention: the low bit is set, so that 0 stays power-off.
-        Some(Ending::Exit(value)) => ((value << 1 | 1) as u8, "test-exit", None),
+        Some(Ending::Exit(code)) => (code as u8, "test-exit", None),
         Some(Ending::Left) if signal != 0 => (128 + signal as u8, "signal", None),
         Some(Ending::Left) => (0, "left", None),
         None => (124, "timeout", Some("the time given with --timeout ran out".to_owned())),
@@ -169,16 +161,6 @@ fn machine_failure(error: MachineError) -> Failure {
     match error {
         MachineError::MemorySize { .. } => Failure::usage(format!("--memory: {error}")),
         other => Failure::failed(other),
-    }
-}
-
-fn engine(name: EngineName) -> Result<Box<dyn Engine>, Failure> {
-    match name {
-        EngineName::Auto | EngineName::Soft => soft_engine(guise_engine_soft::Tier::Translator),
-        EngineName::Interp => soft_engine(guise_engine_soft::Tier::Interpreter),
-        EngineName::Kvm => Err(Failure::failed(
-            "the kvm engine is not in this version; use --engine soft, which needs no /dev/kvm",
-        )),
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod boot;
 mod doctor;
+mod engine;
 
 use std::process::ExitCode;
 

@@ -8,7 +8,7 @@
 mod dsdt;
 mod tables;
 
-use crate::layout::{self, ACPI_TABLES, ACPI_TABLES_ROOM};
+use crate::layout::{self, ACPI_TABLES_ROOM};
 
 /// What the tables describe.
 #[derive(Clone, Copy, Debug)]

@@ -68,7 +68,6 @@ pub(crate) struct Wiring<'a> {
     pub power: Arc<dyn PowerSink>,
     pub ports: &'a Arc<Bus>,
     pub memory: &'a Arc<Bus>,
-    pub output: Box<dyn Write + Send>,
 }
 
 pub struct Board {
@@ -119,12 +118,16 @@ struct Interrupts {
 impl Interrupts {
     fn isa(&self, number: u8) -> Arc<dyn IrqLine> {
         let pin = if number == TIMER_IRQ { TIMER_PIN } else { usize::from(number) };
-        Fanout::new(vec![self.pic.line(number), self.io_apic.line(pin)])
+        Arc::new(Fanout::new(vec![self.pic.line(number), self.io_apic.line(pin)]))
     }
 }
 
 impl Board {
-    pub(crate) fn new(wiring: Wiring) -> Result<Self, MachineError> {
+    /// Makes the devices; `output` takes what the guest writes to its serial port.
+    pub(crate) fn new(
+        wiring: Wiring,
+        output: Box<dyn Write + Send>,
+    ) -> Result<Self, MachineError> {
         let Wiring { config, clock, power, ports, memory, .. } = &wiring;
         let external = wiring.vm.clone();
         let pic = Pic::new(Arc::new(move |level: bool| {
@@ -179,7 +182,7 @@ impl Board {
             let lines = lines.chain((16..ioapic::PINS).map(|pin| io_apic.line(pin))).collect();
             TestDevice::new(lines).attach(ports, memory)?;
         }
-        let uart = Uart::new(interrupts.isa(COM1_IRQ), wiring.output);
+        let uart = Uart::new(interrupts.isa(COM1_IRQ), output);
         ports.insert(COM1, uart::PORT_COUNT, 0, uart.clone())?;
         Ok(Board { vcpus: config.vcpus, pic, io_apic, pit, rtc, uart, acpi, pci, pc })
     }

@@ -80,7 +80,7 @@ impl Machine {
         clock.pause();
         let control = Arc::new(Control::new(config.vcpus as usize));
         let (ports, memory) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
-        let board = Board::new(Wiring {
+        let wiring = Wiring {
             config,
             ram: ram.layout,
             vm: &vm,
@@ -88,8 +88,8 @@ impl Machine {
             power: control.clone(),
             ports: &ports,
             memory: &memory,
-            output,
-        })?;
+        };
+        let board = Board::new(wiring, output)?;
         let platform = Arc::new(Buses::new(ports, memory, board.interrupt_controllers()));
         let mut machine = Machine {
             config: config.clone(),
@@ -227,3 +227,8 @@ impl Drop for Machine {
         self.clock.pause();
     }
 }
+
+#[cfg(test)]
+mod scripted;
+#[cfg(test)]
+mod tests;

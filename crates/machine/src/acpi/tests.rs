@@ -1,4 +1,5 @@
 use super::*;
+use crate::layout::ACPI_TABLES;
 
 const HARDWARE: Hardware = Hardware {
     vcpus: 4,
