@@ -48,6 +48,9 @@ fn machines_that_nobody_can_have() {
     refused(&kernel, &["--board", "toaster"], 2, "toaster");
     refused(&kernel, &["--timeout", "-1"], 2, "");
     refused(&kernel, &["--no-such-option"], 2, "--no-such-option");
+    refused(&kernel, &["--disk", "some.img"], 2, "--disk is not in this version");
+    refused(&kernel, &["--share", ".,tag=t"], 2, "--share is not in this version");
+    refused(&kernel, &["--net", "user"], 2, "--net none");
 }
 
 #[test]

@@ -17,9 +17,23 @@ fn the_table_fits_80_columns_and_names_everything() {
     let table = doctor(&[]);
     assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
     for name in [
-        "VT-x / AMD-V", "nested paging", "/dev/kvm", "IOMMU", "AMD SEV", "Intel TDX", "Intel SGX",
-        "user", "time", "version", "KSM", "huge pages", "TUN", "overlayfs", "io_uring",
-        "userfaultfd", "open files",
+        "VT-x / AMD-V",
+        "nested paging",
+        "/dev/kvm",
+        "IOMMU",
+        "AMD SEV",
+        "Intel TDX",
+        "Intel SGX",
+        "user",
+        "time",
+        "version",
+        "KSM",
+        "huge pages",
+        "TUN",
+        "overlayfs",
+        "io_uring",
+        "userfaultfd",
+        "open files",
     ] {
         assert!(table.contains(&format!(" {name} ")), "{name} is missing:\n{table}");
     }

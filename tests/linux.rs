@@ -137,7 +137,8 @@ fn uptime(guest: &mut Running) -> (f64, Instant) {
 fn cpu_seconds(process: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("it runs");
     let fields: Vec<&str> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>().expect("utime") + fields[12].parse::<u64>().expect("stime");
+    let ticks: u64 =
+        fields[11].parse::<u64>().expect("utime") + fields[12].parse::<u64>().expect("stime");
     ticks as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
@@ -157,10 +158,8 @@ fn torture_ends_with_the_hosts_checksums() {
     for (kernel, cpus) in [(Kernel::Debian12, "1"), (Kernel::Debian12Cloud, "2")] {
         let ended = command(kernel, cpus, "/bin/torture && /bin/torture32", &[]);
         ended.expect_code(0);
-        let of_guest: Vec<&str> = lines(&ended.output)
-            .into_iter()
-            .filter(|line| line.starts_with("torture"))
-            .collect();
+        let of_guest: Vec<&str> =
+            lines(&ended.output).into_iter().filter(|line| line.starts_with("torture")).collect();
         assert_eq!(of_guest, expected, "{}", ended.output);
         let log = Ended { code: None, output: kernel_log(&ended.output), errors: String::new() };
         log.expect_clean_log();

@@ -161,8 +161,17 @@ impl Ended {
     #[track_caller]
     pub fn expect_clean_log(&self) -> &Self {
         const BAD: [&str; 12] = [
-            "WARNING:", "BUG:", "Oops", "Call Trace", "Kernel panic", "general protection",
-            "soft lockup", "rcu_sched self-detected", "rcu: INFO", "unhandled", "segfault",
+            "WARNING:",
+            "BUG:",
+            "Oops",
+            "Call Trace",
+            "Kernel panic",
+            "general protection",
+            "soft lockup",
+            "rcu_sched self-detected",
+            "rcu: INFO",
+            "unhandled",
+            "segfault",
             "clocksource: timekeeping watchdog",
         ];
         for line in self.output.lines() {

@@ -13,9 +13,13 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 #[derive(Debug)]
 pub enum Probe {
-    Usable { million_per_second: u64 },
+    Usable {
+        million_per_second: u64,
+    },
     /// It opens, and this is what it cannot do.
-    Unusable { failed: String },
+    Unusable {
+        failed: String,
+    },
     Closed(io::Error),
 }
 
@@ -105,9 +109,8 @@ impl Memory {
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
         // SAFETY: a new anonymous mapping at an address of the kernel's choice
         // overlaps nothing that exists.
-        let address = unsafe {
-            rustix::mm::mmap_anonymous(std::ptr::null_mut(), MEMORY, protection, flags)
-        }?;
+        let address =
+            unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), MEMORY, protection, flags) }?;
         Ok(Memory { address: address.cast() })
     }
 

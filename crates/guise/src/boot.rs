@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use guise_engine::{CpuModel, MAX_VCPUS};
 use guise_machine::console::Console;
-use guise_machine::{
-    BoardKind, BootSource, Ending, Machine, MachineConfig, MachineError, Stopper,
-};
+use guise_machine::{BoardKind, BootSource, Ending, Machine, MachineConfig, MachineError, Stopper};
 use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -57,6 +55,15 @@ pub struct Arguments {
     /// Write JSON on exit: host CPU seconds, wall seconds, exits, engine counters
     #[arg(long, value_name = "FILE")]
     stats: Option<PathBuf>,
+    /// Networks: none
+    #[arg(long, value_name = "NETWORK", default_value = "none")]
+    net: String,
+    /// Of a later version
+    #[arg(long, hide = true)]
+    disk: Vec<String>,
+    /// Of a later version
+    #[arg(long, hide = true)]
+    share: Vec<String>,
     /// Add the devices that test programs end through (kvm-unit-tests, for instance)
     #[arg(long)]
     testdev: bool,
@@ -75,6 +82,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         let (wanted, most) = (arguments.cpus, MAX_VCPUS);
         return Err(Failure::usage(format!("--cpus {wanted}: a machine has 1 to {most} vCPUs")));
     }
+    refuse_what_is_not_there(&arguments)?;
     let engine = crate::engine::choose(arguments.engine)?;
     let config = MachineConfig {
         memory: arguments.memory,
@@ -136,6 +144,22 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         eprintln!("guise: {message}");
     }
     Ok(ExitCode::from(code))
+}
+
+fn refuse_what_is_not_there(arguments: &Arguments) -> Result<(), Failure> {
+    let refuse = |option, way| {
+        Err(Failure::usage(format!("{option} is not in this version of Guise; {way}")))
+    };
+    if !arguments.disk.is_empty() {
+        return refuse("--disk", "put files into the initial RAM disk");
+    }
+    if !arguments.share.is_empty() {
+        return refuse("--share", "put files into the initial RAM disk");
+    }
+    if arguments.net != "none" {
+        return refuse("a network", "use --net none, and the serial console");
+    }
+    Ok(())
 }
 
 /// Exit code, name in the statistics, and what to tell the user.

@@ -29,9 +29,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let report = guise_doctor::examine();
     let text = match arguments.output {
         Output::Table => report.table(width(), std::io::stdout().is_terminal()),
-        Output::Json => {
-            serde_json::to_string_pretty(&report).map_err(Failure::failed)? + "\n"
-        }
+        Output::Json => serde_json::to_string_pretty(&report).map_err(Failure::failed)? + "\n",
     };
     std::io::stdout().write_all(text.as_bytes()).map_err(Failure::failed)?;
     Ok(ExitCode::SUCCESS)

@@ -72,8 +72,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
     let text = error.to_string();
     // clap puts names of missing arguments on lines of their own.
-    let said: Vec<_> =
-        text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    let said: Vec<_> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
     let said = said.join(" ");
     let said = said.strip_prefix("error: ").unwrap_or(&said);
     eprintln!("guise: {said} (see --help)");

@@ -124,10 +124,7 @@ impl Interrupts {
 
 impl Board {
     /// Makes the devices; `output` takes what the guest writes to its serial port.
-    pub(crate) fn new(
-        wiring: Wiring,
-        output: Box<dyn Write + Send>,
-    ) -> Result<Self, MachineError> {
+    pub(crate) fn new(wiring: Wiring, output: Box<dyn Write + Send>) -> Result<Self, MachineError> {
         let Wiring { config, clock, power, ports, memory, .. } = &wiring;
         let external = wiring.vm.clone();
         let pic = Pic::new(Arc::new(move |level: bool| {
@@ -272,11 +269,8 @@ impl PcDevices {
         shared: &[Arc<SharedLine>],
     ) -> Result<Self, BusError> {
         let Wiring { config, ram, clock, power, ports, memory, .. } = wiring;
-        let keyboard = I8042::new(
-            interrupts.isa(KEYBOARD_IRQ),
-            interrupts.isa(MOUSE_IRQ),
-            power.clone(),
-        );
+        let keyboard =
+            I8042::new(interrupts.isa(KEYBOARD_IRQ), interrupts.isa(MOUSE_IRQ), power.clone());
         let ranges = [(i8042::DATA, 1), (i8042::COMMAND, 1), (i8042::SYSTEM_CONTROL, 1)];
         attach_at(ports, &ranges, &keyboard)?;
         let pins = shared.iter().map(SharedLine::source);

@@ -2,7 +2,7 @@
 //! Ctrl-A X as the way out, and Ctrl-A Ctrl-A for a Ctrl-A.
 
 use std::fs::File;
-use std::io::{IsTerminal as _, Read as _};
+use std::io::IsTerminal as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -46,10 +46,7 @@ impl Console {
     /// Begins to read. `on_leave` is called when the user types Ctrl-A X.
     pub fn open(on_leave: impl Fn() + Send + Sync + 'static) -> Result<Self, MachineError> {
         let failed = |doing| move |source: std::io::Error| MachineError::Host { doing, source };
-        let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            on_leave: Box::new(on_leave),
-        });
+        let shared = Arc::new(Shared { state: Mutex::default(), on_leave: Box::new(on_leave) });
         let (stopped, wake) = rustix::pipe::pipe()
             .map_err(|error| failed("making a pipe for the console")(error.into()))?;
         let terminal = std::io::stdin().is_terminal();
@@ -103,10 +100,8 @@ fn read_input(shared: &Shared, stopped: BorrowedFd, terminal: bool) {
     let mut buffer = [0; 512];
     let stdin = std::io::stdin();
     loop {
-        let mut fds = [
-            PollFd::new(&stdin, PollFlags::IN),
-            PollFd::from_borrowed_fd(stopped, PollFlags::IN),
-        ];
+        let mut fds =
+            [PollFd::new(&stdin, PollFlags::IN), PollFd::from_borrowed_fd(stopped, PollFlags::IN)];
         match rustix::event::poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return tracing::warn!(%error, "the console is not read any more"),
@@ -117,10 +112,11 @@ fn read_input(shared: &Shared, stopped: BorrowedFd, terminal: bool) {
         if fds[0].revents().is_empty() {
             continue;
         }
-        let length = match stdin.lock().read(&mut buffer) {
+        // Past the standard library's buffer: what waits in there would not be polled.
+        let length = match rustix::io::read(&stdin, &mut buffer) {
             Ok(0) => return,
             Ok(length) => length,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => continue,
             Err(error) => return tracing::warn!(%error, "the console is not read any more"),
         };
         let (typed, leave) = match &mut escape {

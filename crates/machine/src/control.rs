@@ -19,7 +19,9 @@ pub enum Ending {
     Reset,
     /// The guest's kernel said that it panicked.
     Panicked,
-    TripleFault { vcpu: u32 },
+    TripleFault {
+        vcpu: u32,
+    },
     /// A test program asked to leave with this code.
     Exit(u32),
     /// Whoever runs the machine has seen enough.
@@ -68,11 +70,7 @@ impl Control {
             ending: None,
             tasks: (0..vcpus).map(|_| VecDeque::new()).collect(),
         };
-        Control {
-            shared: Mutex::new(shared),
-            changed: Condvar::new(),
-            handles: OnceLock::new(),
-        }
+        Control { shared: Mutex::new(shared), changed: Condvar::new(), handles: OnceLock::new() }
     }
 
     /// Names the vCPUs that are kicked when something changes.

@@ -11,6 +11,7 @@ use guise_engine::memory::vm_memory::{Bytes as _, GuestAddress};
 use guise_engine::{CpuModel, Engine, EngineError, MAX_VCPUS, Platform, Vm, VmConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::MachineError;
 use crate::acpi;
 use crate::board::{Board, BoardKind, Wiring};
 use crate::boot::{self, BootSource, Target};
@@ -20,7 +21,6 @@ use crate::memory::Ram;
 use crate::platform::Buses;
 use crate::state::MachineState;
 use crate::vcpu::VcpuThread;
-use crate::MachineError;
 
 /// What a machine is, before it is anything else.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -31,9 +31,8 @@ impl Ram {
             regions.push(Arc::new(region(HIGH_RAM_START, layout.high)?));
         }
         let slots = slots(layout, &regions);
-        let memory = GuestMemory::from_arc_regions(regions).map_err(|error| {
-            MachineError::Ram { size, source: std::io::Error::other(error) }
-        })?;
+        let memory = GuestMemory::from_arc_regions(regions)
+            .map_err(|error| MachineError::Ram { size, source: std::io::Error::other(error) })?;
         Ok(Ram { memory, layout, slots })
     }
 
@@ -90,10 +89,10 @@ fn region(address: u64, size: u64) -> Result<GuestRegion, MachineError> {
         .ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))
 }
 
-const PROT_READ_WRITE: i32 = (rustix::mm::ProtFlags::READ.bits()
-    | rustix::mm::ProtFlags::WRITE.bits()) as i32;
-const MAP_SHARED_NORESERVE: i32 = (rustix::mm::MapFlags::SHARED.bits()
-    | rustix::mm::MapFlags::NORESERVE.bits()) as i32;
+const PROT_READ_WRITE: i32 =
+    (rustix::mm::ProtFlags::READ.bits() | rustix::mm::ProtFlags::WRITE.bits()) as i32;
+const MAP_SHARED_NORESERVE: i32 =
+    (rustix::mm::MapFlags::SHARED.bits() | rustix::mm::MapFlags::NORESERVE.bits()) as i32;
 
 /// Low RAM is in two pieces, so that accesses to display memory reach devices.
 fn slots(layout: RamLayout, regions: &[Arc<GuestRegion>]) -> Vec<MemorySlot> {
@@ -105,10 +104,8 @@ fn slots(layout: RamLayout, regions: &[Arc<GuestRegion>]) -> Vec<MemorySlot> {
         read_only: false,
     };
     let display = layout::DISPLAY_MEMORY;
-    let mut slots = vec![
-        slot(0, display.start, &regions[0], 0),
-        slot(display.end, layout.low, &regions[0], 0),
-    ];
+    let mut slots =
+        vec![slot(0, display.start, &regions[0], 0), slot(display.end, layout.low, &regions[0], 0)];
     if let Some(high) = regions.get(1) {
         slots.push(slot(HIGH_RAM_START, HIGH_RAM_START + layout.high, high, HIGH_RAM_START));
     }

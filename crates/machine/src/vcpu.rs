@@ -93,8 +93,7 @@ struct EndOnPanic<'a> {
 impl Drop for EndOnPanic<'_> {
     fn drop(&mut self) {
         let reason = "the engine failed".to_owned();
-        self.control
-            .end(Ending::Engine(EngineError::Stuck { vcpu: self.vcpu, rip: 0, reason }));
+        self.control.end(Ending::Engine(EngineError::Stuck { vcpu: self.vcpu, rip: 0, reason }));
         self.control.stop();
     }
 }

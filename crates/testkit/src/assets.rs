@@ -73,10 +73,8 @@ pub fn busybox() -> Result<PathBuf, TestkitError> {
 
 /// Where assets are kept: `$GUISE_ASSETS`, or `assets` at the root of the sources.
 pub fn directory() -> PathBuf {
-    std::env::var_os("GUISE_ASSETS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets"),
-        PathBuf::from,
-    )
+    std::env::var_os("GUISE_ASSETS")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets"), PathBuf::from)
 }
 
 /// A package to unpack.

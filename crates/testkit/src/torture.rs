@@ -31,7 +31,8 @@ fn compile(source: &str, name: &str, flags: &[&str]) -> Result<PathBuf, TestkitE
         .arg(output.path())
         .arg(&source);
     run(&mut gcc)?;
-    let bytes = std::fs::read(output.path()).map_err(TestkitError::file("reading", output.path()))?;
+    let bytes =
+        std::fs::read(output.path()).map_err(TestkitError::file("reading", output.path()))?;
     let path = store(name, &bytes)?;
     make_executable(&path)?;
     Ok(path)

@@ -67,9 +67,8 @@ fn controllers(mounts: &str) -> Finding {
     names.sort();
     names.dedup();
     // Version 1's name for the same thing.
-    let has = |wanted: &str| {
-        names.iter().any(|name| name == wanted || wanted == "io" && name == "blkio")
-    };
+    let has =
+        |wanted: &str| names.iter().any(|name| name == wanted || wanted == "io" && name == "blkio");
     let absent: Vec<_> = WANTED.into_iter().filter(|wanted| !has(wanted)).collect();
     if absent.is_empty() {
         return Finding::found("controllers", names.join(", "), "Every limit can be set");
@@ -84,8 +83,18 @@ fn controllers(mounts: &str) -> Finding {
 
 pub(super) fn version_1_controllers(options: &str) -> Vec<String> {
     const KNOWN: [&str; 12] = [
-        "cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "net_cls",
-        "net_prio", "perf_event", "hugetlb",
+        "cpu",
+        "cpuacct",
+        "cpuset",
+        "memory",
+        "devices",
+        "freezer",
+        "blkio",
+        "pids",
+        "net_cls",
+        "net_prio",
+        "perf_event",
+        "hugetlb",
     ];
     options.split(',').filter(|option| KNOWN.contains(option)).map(str::to_owned).collect()
 }

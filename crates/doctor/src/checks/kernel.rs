@@ -58,7 +58,9 @@ fn overlayfs() -> Finding {
 
 fn fuse() -> Finding {
     match open_device("/dev/fuse") {
-        Ok(_) => Finding::found("FUSE", "/dev/fuse opens", "File systems in user space can be mounted"),
+        Ok(_) => {
+            Finding::found("FUSE", "/dev/fuse opens", "File systems in user space can be mounted")
+        }
         Err(error) => Finding::missing(
             "FUSE",
             format!("/dev/fuse: {error}"),
@@ -70,7 +72,11 @@ fn fuse() -> Finding {
 
 fn io_uring() -> Finding {
     match io_uring::IoUring::new(2) {
-        Ok(_) => Finding::found("io_uring", "A ring can be made", "Disks are read and written in batches"),
+        Ok(_) => Finding::found(
+            "io_uring",
+            "A ring can be made",
+            "Disks are read and written in batches",
+        ),
         Err(error) => Finding::missing(
             "io_uring",
             format!("The kernel refuses: {error}"),

@@ -5,8 +5,7 @@ use crate::{Finding, Group};
 
 /// What each level of the psABI asks for, by the kernel's names.
 const V2: [&str; 7] = ["cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3", "pni"];
-const V3: [&str; 9] =
-    ["avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"];
+const V3: [&str; 9] = ["avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"];
 
 pub fn examine() -> Group {
     let cpuinfo = read("/proc/cpuinfo").unwrap_or_default();
@@ -24,8 +23,7 @@ fn model(cpuinfo: &str, count: usize) -> Finding {
 pub(super) fn level(cpuinfo: &str) -> Finding {
     let flags = cpu_flags(cpuinfo);
     let missing = |wanted: &[&str]| {
-        let missing: Vec<_> =
-            wanted.iter().copied().filter(|flag| !flags.contains(flag)).collect();
+        let missing: Vec<_> = wanted.iter().copied().filter(|flag| !flags.contains(flag)).collect();
         missing.join(", ")
     };
     let remedy = "newer hardware, or a hypervisor that passes its processor's features on";

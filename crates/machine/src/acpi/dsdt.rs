@@ -79,11 +79,7 @@ fn pci_root(aml: &mut Vec<u8>) {
     let ecam = resources(&[&Memory32Fixed::new(true, PCI_ECAM as u32, PCI_ECAM_SIZE as u32)]);
     system_device(
         "MEM0",
-        &[
-            &name("_HID", &EISAName::new("PNP0C02")),
-            &name("_UID", &ZERO),
-            &name("_CRS", &ecam),
-        ],
+        &[&name("_HID", &EISAName::new("PNP0C02")), &name("_UID", &ZERO), &name("_CRS", &ecam)],
         aml,
     );
 }
@@ -108,11 +104,8 @@ fn legacy(hardware: &Hardware, aml: &mut Vec<u8>) {
     let clock = resources(&[&IO::new(0x70, 0x70, 1, 2), &isa_interrupt(8)]);
     legacy_device("RTC_", &EISAName::new("PNP0B00"), &clock, aml);
     if hardware.keyboard {
-        let keyboard = resources(&[
-            &IO::new(0x60, 0x60, 1, 1),
-            &IO::new(0x64, 0x64, 1, 1),
-            &isa_interrupt(1),
-        ]);
+        let keyboard =
+            resources(&[&IO::new(0x60, 0x60, 1, 1), &IO::new(0x64, 0x64, 1, 1), &isa_interrupt(1)]);
         legacy_device("KBD_", &EISAName::new("PNP0303"), &keyboard, aml);
     }
     // The name under which guests know the panic device, whoever made the machine.

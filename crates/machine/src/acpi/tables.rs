@@ -101,12 +101,8 @@ pub fn fadt(hardware: &Hardware, facs: u32, dsdt: u32) -> Vec<u8> {
     table.write_u8(108, 0x32);
     let keyboard = if hardware.keyboard { KEYBOARD_CONTROLLER } else { 0 };
     table.write_u16(109, LEGACY_DEVICES | keyboard | NO_VGA | NO_ASPM);
-    let flags = WBINVD
-        | C1
-        | NO_FIXED_SLEEP_BUTTON
-        | NO_FIXED_RTC_WAKE
-        | TIMER_32_BIT
-        | RESET_REGISTER;
+    let flags =
+        WBINVD | C1 | NO_FIXED_SLEEP_BUTTON | NO_FIXED_RTC_WAKE | TIMER_32_BIT | RESET_REGISTER;
     table.write_u32(112, flags);
     table.write_bytes(116, &port_register(ports.reset, 8));
     table.write_u8(128, ports.reset_value);

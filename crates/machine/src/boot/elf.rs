@@ -43,8 +43,7 @@ pub fn load(job: Job) -> Result<Entry, BootError> {
 fn start_linux(mut job: Job, kernel: &Kernel) -> Result<Entry, BootError> {
     let target = job.target;
     let initrd = job.initrd.take();
-    let initrd =
-        initrd.map(|initrd| initrd.load(target, kernel.end, INITRD_LIMIT)).transpose()?;
+    let initrd = initrd.map(|initrd| initrd.load(target, kernel.end, INITRD_LIMIT)).transpose()?;
     let command_line = job.write_command_line(job.command_line, COMMAND_LINE_LIMIT)?;
     let parameters = Parameters { header: &[], command_line, initrd };
     Ok(Entry::Long { rip: kernel.entry, rsi: parameters.write(target)? })
@@ -98,7 +97,8 @@ fn load_parsed<H: FileHeader<Endian = Endianness>>(
                     continue;
                 };
                 while let Some(note) = notes.next().map_err(bad)? {
-                    if let Some(entry) = pvh::entry_in(note.name(), note.n_type(endian).0, note.desc())
+                    if let Some(entry) =
+                        pvh::entry_in(note.name(), note.n_type(endian).0, note.desc())
                     {
                         kernel.pvh_entry = Some(entry);
                     }

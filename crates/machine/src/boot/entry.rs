@@ -53,8 +53,7 @@ impl Entry {
         system.cs = segment(CODE_SELECTOR, if long { 0xa09b } else { 0xc09b });
         (system.ds, system.es, system.ss) = (data, data, data);
         (system.fs, system.gs) = (data, data);
-        system.tr =
-            SegmentState { selector: TASK_SELECTOR, base: 0, limit: 0x67, access: 0x008b };
+        system.tr = SegmentState { selector: TASK_SELECTOR, base: 0, limit: 0x67, access: 0x008b };
         system.gdtr = TableState { base: BOOT_GDT, limit: 5 * 8 - 1 };
         system.idtr = TableState { base: 0, limit: 0 };
         let registers = &mut state.registers;

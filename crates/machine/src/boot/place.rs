@@ -78,11 +78,7 @@ impl Initrd {
 
     #[cfg(test)]
     pub fn from_bytes(bytes: &'static [u8]) -> Self {
-        Initrd {
-            path: "initrd".into(),
-            content: Box::new(bytes),
-            size: bytes.len() as u64,
-        }
+        Initrd { path: "initrd".into(), content: Box::new(bytes), size: bytes.len() as u64 }
     }
 
     /// Reads it to the highest place below `limit` that keeps clear of the kernel,
@@ -108,9 +104,9 @@ impl Initrd {
         let mut done = 0;
         while done < self.size {
             let step = (self.size - done).min(buffer.len() as u64) as usize;
-            self.content.read_exact(&mut buffer[..step]).map_err(|source| {
-                BootError::Unreadable { path: self.path.clone(), source }
-            })?;
+            self.content
+                .read_exact(&mut buffer[..step])
+                .map_err(|source| BootError::Unreadable { path: self.path.clone(), source })?;
             write(target, "the initrd", address + done, &buffer[..step])?;
             done += step as u64;
         }

@@ -27,8 +27,7 @@ pub fn entry_in(name: &[u8], kind: u32, description: &[u8]) -> Option<u32> {
 pub fn start(mut job: Job, entry: u32, kernel_end: u64) -> Result<Entry, BootError> {
     let target = job.target;
     let initrd = job.initrd.take();
-    let initrd =
-        initrd.map(|initrd| initrd.load(target, kernel_end, INITRD_LIMIT)).transpose()?;
+    let initrd = initrd.map(|initrd| initrd.load(target, kernel_end, INITRD_LIMIT)).transpose()?;
     let command_line = job.write_command_line(job.command_line, COMMAND_LINE_LIMIT)?;
     let map = target.ram.map();
     let modules = BOOT_INFO + START_INFO_SIZE;

@@ -136,10 +136,7 @@ fn command_lines_have_limits() {
     let error = bench.load(&bzimage(), None, &"x".repeat(2048)).unwrap_err();
     assert!(matches!(error, BootError::CommandLine { length: 2048, limit: 2047 }));
     bench.load(&bzimage(), None, &"x".repeat(2047)).unwrap();
-    assert!(matches!(
-        bench.load(&bzimage(), None, "a\0b"),
-        Err(BootError::CommandLineNul)
-    ));
+    assert!(matches!(bench.load(&bzimage(), None, "a\0b"), Err(BootError::CommandLineNul)));
 }
 
 #[test]
@@ -160,8 +157,7 @@ fn elf(entry: u64, pvh: bool) -> Vec<u8> {
     put(&mut image, 52, &[64, 0, 56, 0, if pvh { 2 } else { 1 }, 0]);
     // PT_LOAD: 16 bytes of the file, 64 bytes of memory.
     put(&mut image, 64, &[1, 0, 0, 0, 7, 0, 0, 0]);
-    for (index, field) in
-        [0x800, 0xffff_ffff_8020_0000, 2 * MIB, 16, 64, 0].into_iter().enumerate()
+    for (index, field) in [0x800, 0xffff_ffff_8020_0000, 2 * MIB, 16, 64, 0].into_iter().enumerate()
     {
         put(&mut image, 72 + index * 8, &u64::to_le_bytes(field));
     }

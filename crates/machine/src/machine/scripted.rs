@@ -29,10 +29,7 @@ pub struct ScriptedVm {
 
 impl ScriptedEngine {
     pub fn new(
-        script: impl Fn(u32, &dyn Platform) -> Option<Result<Exit, EngineError>>
-        + Send
-        + Sync
-        + 'static,
+        script: impl Fn(u32, &dyn Platform) -> Option<Result<Exit, EngineError>> + Send + Sync + 'static,
     ) -> Self {
         ScriptedEngine { script: Arc::new(script), vm: Arc::default() }
     }
@@ -62,7 +59,12 @@ impl Vm for ScriptedVm {
 
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, EngineError> {
         let script = self.script.lock().unwrap().clone().expect("made by the engine");
-        Ok(Box::new(ScriptedVcpu { index, script, state: reset_state(index), kicked: Arc::default() }))
+        Ok(Box::new(ScriptedVcpu {
+            index,
+            script,
+            state: reset_state(index),
+            kicked: Arc::default(),
+        }))
     }
 
     fn signal_msi(&self, _: Msi) -> Result<(), EngineError> {

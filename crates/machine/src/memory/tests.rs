@@ -20,8 +20,7 @@ fn sizes_that_no_machine_can_have_are_refused_with_a_reason() {
 #[test]
 fn slots_leave_display_memory_to_devices() {
     let ram = Ram::new(16 * MIB).unwrap();
-    let bounds: Vec<_> =
-        ram.slots().iter().map(|slot| (slot.guest_address, slot.size)).collect();
+    let bounds: Vec<_> = ram.slots().iter().map(|slot| (slot.guest_address, slot.size)).collect();
     assert_eq!(bounds, [(0, 0xa_0000), (0xc_0000, 16 * MIB - 0xc_0000)]);
 }
 

@@ -21,11 +21,8 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 pub fn download(work: &Path, package: Package) -> Result<PathBuf, TestkitError> {
     let apt = Private::new(work, package.suite)?;
     apt.update()?;
-    let name = if package.depends_on {
-        apt.image_behind(package)?
-    } else {
-        package.name.to_owned()
-    };
+    let name =
+        if package.depends_on { apt.image_behind(package)? } else { package.name.to_owned() };
     let downloads = apt.root.join("downloads");
     // A package that an interrupted run left behind is not the one we look for.
     let _ = fs::remove_dir_all(&downloads);
@@ -46,8 +43,8 @@ struct Private {
 
 impl Private {
     fn new(work: &Path, suite: &'static str) -> Result<Self, TestkitError> {
-        let root = std::path::absolute(work.join(suite))
-            .map_err(TestkitError::file("finding", work))?;
+        let root =
+            std::path::absolute(work.join(suite)).map_err(TestkitError::file("finding", work))?;
         for directory in ["state/lists/partial", "cache/archives/partial"] {
             let path = root.join(directory);
             fs::create_dir_all(&path).map_err(TestkitError::file("making", &path))?;

@@ -8,12 +8,15 @@ fn an_archive_has_aligned_entries_and_a_trailer() {
     archive.character_device("d/console", 5, 1);
     let bytes = archive.finish();
     assert_eq!(bytes.len() % 512, 0);
-    assert_eq!(entries(&bytes), [
-        ("d".to_owned(), 0o040_755, 0),
-        ("d/five".to_owned(), 0o100_644, 5),
-        ("d/console".to_owned(), 0o020_600, 0),
-        ("TRAILER!!!".to_owned(), 0, 0),
-    ]);
+    assert_eq!(
+        entries(&bytes),
+        [
+            ("d".to_owned(), 0o040_755, 0),
+            ("d/five".to_owned(), 0o100_644, 5),
+            ("d/console".to_owned(), 0o020_600, 0),
+            ("TRAILER!!!".to_owned(), 0, 0),
+        ]
+    );
 }
 
 /// Name, mode and size of each entry, read as the kernel reads them.
