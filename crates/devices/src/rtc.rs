@@ -101,7 +101,11 @@ impl RtcState {
     }
 
     fn encode(&self, value: u8) -> u8 {
-        if self.memory[REGISTER_B] & BINARY != 0 { value } else { value / 10 << 4 | value % 10 }
+        if self.memory[REGISTER_B] & BINARY != 0 {
+            value
+        } else {
+            ((value / 10) << 4) | (value % 10)
+        }
     }
 
     fn decode(&self, value: u8) -> u8 {
