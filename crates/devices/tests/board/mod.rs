@@ -175,7 +175,7 @@ impl Board {
         memory.insert(hpet::ADDRESS, hpet::LENGTH, 0, hpet.clone()).unwrap();
         // Interrupts go somewhere from the start: odd pins are level-triggered.
         for pin in 0..ioapic::PINS as u32 {
-            let entry = 0x30 + pin | (pin & 1) << 15;
+            let entry = (0x30 + pin) | ((pin & 1) << 15);
             memory.write(ioapic::ADDRESS, &(0x10 + 2 * pin).to_le_bytes());
             memory.write(ioapic::ADDRESS + 0x10, &entry.to_le_bytes());
         }
