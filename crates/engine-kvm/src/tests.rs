@@ -115,3 +115,17 @@ fn state_survives_a_round_trip() {
         assert_eq!(before, again);
     }
 }
+
+#[test]
+fn the_probe_comes_to_a_verdict() {
+    let engine = match KvmEngine::new() {
+        Ok(engine) => engine,
+        Err(error) => return eprintln!("not run: {error}"),
+    };
+    let verdict = probe::run(&engine).unwrap();
+    // Every KVM that opens reaches long mode; what follows depends on the host.
+    assert!(verdict.passed >= 4, "{verdict:?}");
+    assert!(verdict.speed.is_some_and(|speed| speed > 0.01), "{verdict:?}");
+    assert_eq!(verdict.usable(), verdict.reason().is_none(), "{verdict:?}");
+    eprintln!("KVM here: {verdict:?}");
+}
