@@ -3,6 +3,7 @@
 //! into one library call and the result into text and an exit code.
 
 mod disk;
+mod image;
 
 use std::process::ExitCode;
 
@@ -21,6 +22,8 @@ enum Command {
     /// Disk images: make, inspect, convert, change
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Disk(disk::DiskArgs),
+    /// Fetch, list, inspect and remove images
+    Image(image::ImageArgs),
 }
 
 fn main() -> ExitCode {
@@ -30,5 +33,6 @@ fn main() -> ExitCode {
     }
     match Cli::parse().command {
         Command::Disk(args) => disk::run(args),
+        Command::Image(args) => image::run(args),
     }
 }
