@@ -3,8 +3,10 @@
 //! into one library call and the result into text and an exit code.
 
 mod boot;
+mod disk;
 mod doctor;
 mod engine;
+mod image;
 
 use std::process::ExitCode;
 
@@ -22,7 +24,12 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Boot(boot::Arguments),
+    /// Disk images: make, inspect, convert, change
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Disk(disk::DiskArgs),
     Doctor(doctor::Arguments),
+    /// Fetch, list, inspect and remove images
+    Image(image::ImageArgs),
 }
 
 /// Something went wrong in the way that the exit code says.
@@ -44,14 +51,23 @@ impl Failure {
 }
 
 fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if disk::called_as(&arguments).as_deref() == Some("qemu-img") {
+        return disk::run_as_qemu_img(arguments);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
-    let result = match cli.command {
-        Command::Boot(arguments) => boot::run(arguments),
-        Command::Doctor(arguments) => doctor::run(&arguments),
-    };
+    match cli.command {
+        Command::Boot(arguments) => report(boot::run(arguments)),
+        Command::Disk(arguments) => disk::run(arguments),
+        Command::Doctor(arguments) => report(doctor::run(&arguments)),
+        Command::Image(arguments) => image::run(arguments),
+    }
+}
+
+fn report(result: Result<ExitCode, Failure>) -> ExitCode {
     result.unwrap_or_else(|failure| {
         eprintln!("guise: {}", failure.message);
         ExitCode::from(failure.code)
