@@ -2,3 +2,4 @@
 //! traps that happen in it, and single guest instructions run on the host.
 
 pub mod arena;
+pub mod traps;
