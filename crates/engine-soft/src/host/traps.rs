@@ -170,8 +170,7 @@ pub fn register(
 ) -> io::Result<Registration> {
     install()?;
     for (place, slot) in REGISTRY.iter().enumerate() {
-        let claim =
-            slot.start.compare_exchange(0, CLAIMED, Ordering::Acquire, Ordering::Relaxed);
+        let claim = slot.start.compare_exchange(0, CLAIMED, Ordering::Acquire, Ordering::Relaxed);
         if claim.is_err() {
             continue;
         }
@@ -300,25 +299,23 @@ impl Line {
 
 /// Does what would have happened without this module.
 fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    let previous = PREVIOUS.get().and_then(|all| {
-        SIGNALS.iter().position(|&other| other == signal).map(|index| &all[index])
-    });
+    let previous = PREVIOUS
+        .get()
+        .and_then(|all| SIGNALS.iter().position(|&other| other == signal).map(|index| &all[index]));
     match previous {
         Some(old) if old.sa_sigaction != libc::SIG_DFL && old.sa_sigaction != libc::SIG_IGN => {
             if old.sa_flags & libc::SA_SIGINFO != 0 {
                 // SAFETY: the flag says that the handler has this type.
                 let handler = unsafe {
-                    std::mem::transmute::<
-                        usize,
-                        extern "C" fn(c_int, *mut siginfo_t, *mut c_void),
-                    >(old.sa_sigaction)
+                    std::mem::transmute::<usize, extern "C" fn(c_int, *mut siginfo_t, *mut c_void)>(
+                        old.sa_sigaction,
+                    )
                 };
                 handler(signal, info, context);
             } else {
                 // SAFETY: without the flag the handler has this type.
-                let handler = unsafe {
-                    std::mem::transmute::<usize, extern "C" fn(c_int)>(old.sa_sigaction)
-                };
+                let handler =
+                    unsafe { std::mem::transmute::<usize, extern "C" fn(c_int)>(old.sa_sigaction) };
                 handler(signal);
             }
         }

@@ -44,8 +44,7 @@ fn a_guest_stack_pointer_does_not_disturb_the_handler() {
     prepare_thread().unwrap();
     let mut arena = Arena::new(4096).unwrap();
     let back = arena.place(&[0x48, 0x89, 0xcc, 0xc3]).unwrap();
-    let code =
-        arena.place(&[0x48, 0x89, 0xe1, 0xbc, 0x08, 0x00, 0x00, 0x00, 0x0f, 0x0b]).unwrap();
+    let code = arena.place(&[0x48, 0x89, 0xe1, 0xbc, 0x08, 0x00, 0x00, 0x00, 0x0f, 0x0b]).unwrap();
     let _registration = register(arena.range(), redirect, back as usize).unwrap();
     // SAFETY: the code traps and is sent to the end of a function that keeps RSP.
     let function: extern "C" fn() -> u64 = unsafe { std::mem::transmute(code) };
