@@ -10,9 +10,13 @@
 //! | [`state`] | the registers of a vCPU, laid out for generated code |
 //! | [`tlb`] | the software TLB that both tiers read |
 //! | [`exception`] | exceptions on their way to the guest |
+//! | [`access`] | what instructions with large operands need of a vCPU |
+//! | [`fpu`] | floating-point and vector state in memory, and when it may be used |
 //! | [`host`] | executable memory, host traps in it, single instructions run on the host |
 
+pub mod access;
 pub mod exception;
+pub mod fpu;
 pub mod host;
 pub mod state;
 pub mod tlb;
