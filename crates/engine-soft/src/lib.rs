@@ -7,6 +7,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`apic`] | local APICs and delivery between them |
 //! | [`state`] | the registers of a vCPU, laid out for generated code |
 //! | [`tlb`] | the software TLB that both tiers read |
 //! | [`exception`] | exceptions on their way to the guest |
@@ -15,6 +16,7 @@
 //! | [`host`] | executable memory, host traps in it, single instructions run on the host |
 
 pub mod access;
+pub mod apic;
 pub mod exception;
 pub mod fpu;
 pub mod host;
