@@ -14,6 +14,7 @@
 //! | [`control`](self::control) | control and debug registers |
 //! | [`msr`](self::msr) | model-specific registers |
 
+pub mod apic;
 pub mod control;
 pub mod deliver;
 pub mod mode;
@@ -31,6 +32,7 @@ use guise_engine::Platform;
 use guise_engine::state::RunState;
 
 use crate::exception::Exception;
+use crate::host::stub::Stubs;
 use crate::interpret::cache::CodeCache;
 use crate::interpret::int::Int;
 use crate::interpret::op::{Run, Slot, Trap};
@@ -38,6 +40,7 @@ use crate::memory::fetch::FetchCache;
 use crate::memory::spaces::Spaces;
 use crate::state::CpuState;
 use crate::vm::map::MemoryMap;
+use crate::vcpu::debug::Debug;
 use crate::vm::shared::{VcpuShared, VmShared, attention};
 
 pub use mode::Mode;
@@ -105,6 +108,8 @@ pub struct Cpu {
     pub run: RunState,
     pub msr: Msrs,
     pub counters: Counters,
+    pub stubs: Stubs,
+    pub debug: Debug,
     platform: Option<NonNull<dyn Platform>>,
 }
 

@@ -15,7 +15,6 @@ pub mod branch;
 pub mod cache;
 pub mod decode;
 pub mod int;
-pub mod legacy;
 pub mod moves;
 pub mod multiply;
 pub mod op;

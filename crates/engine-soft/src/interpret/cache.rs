@@ -195,8 +195,12 @@ impl CodeCache {
         self.pages.drain().map(|(page, _)| page).collect()
     }
 
-    pub fn forget_jumps(&mut self) {
-        self.jumps.fill(NOWHERE);
+    /// Forgets the stubs that operations hold, of dead blocks too: one may be running.
+    pub fn forget_stubs(&mut self) {
+        let blocks = self.blocks.values().chain(&self.dead).chain(&self.single);
+        for extra in blocks.flat_map(|block| &block.ops).filter_map(|op| op.extra.as_ref()) {
+            extra.stub.set(None);
+        }
     }
 }
 

@@ -67,24 +67,17 @@ pub fn lea<T: Int>(cpu: &mut Cpu, op: &Op) -> Run<Step> {
     Ok(Step::Next)
 }
 
-fn swap_bytes<T: Int>(value: T) -> T {
-    T::new(value.get().swap_bytes() >> (64 - T::BITS))
-}
-
-pub fn movbe_load<T: Int>(cpu: &mut Cpu, op: &Op) -> Run<Step> {
-    let value = cpu.load::<T>(op)?;
-    cpu.set_reg(op.a, swap_bytes(value));
-    Ok(Step::Next)
-}
-
-pub fn movbe_store<T: Int>(cpu: &mut Cpu, op: &Op) -> Run<Step> {
-    let value = swap_bytes(cpu.reg::<T>(op.b));
-    cpu.store(op, value)?;
-    Ok(Step::Next)
-}
-
+/// XLAT: the index is AL, whatever the address size.
 pub fn xlat(cpu: &mut Cpu, op: &Op) -> Run<Step> {
-    let value = cpu.load::<u8>(op)?;
+    let index = cpu.state.gpr[RAX] & 0xff;
+    let base = cpu.reg::<u64>(op.address.base);
+    let offset = base.wrapping_add(index) & op.address.mask;
+    let linear = if op.address.checked {
+        cpu.checked_linear(op.address.segment as usize, offset, 1, false)?
+    } else {
+        offset.wrapping_add(cpu.reg::<u64>(op.address.segment_base))
+    };
+    let value = cpu.read::<u8>(linear)?;
     cpu.set_reg(Slot::gpr(RAX), value);
     Ok(Step::Next)
 }

@@ -122,8 +122,8 @@ impl Address {
 /// What a rare instruction needs besides.
 pub struct Extra {
     pub instruction: Instruction,
-    /// The instruction as it runs on the host.
-    pub stub: Option<Stub>,
+    /// The instruction as it runs on the host, once it did.
+    pub stub: Cell<Option<Stub>>,
 }
 
 pub struct Op {

@@ -203,7 +203,7 @@ impl Cpu {
         let mut bytes = [0u8; 0x1000];
         // SAFETY: the rest of a page of guest memory.
         unsafe { copy_code(host, &mut bytes[..left]) };
-        if let Decoded::Ops { ops, length } = decode::block(&bytes[..left], &self.mode) {
+        if let Decoded::Ops { ops, length } = decode::block(&bytes[..left], self.decoding()) {
             self.counters.blocks_decoded += 1;
             self.counters.instructions_decoded += ops.len() as u64;
             let block = new_block(host, length, None, ops);
@@ -217,7 +217,7 @@ impl Cpu {
         let total = left + LONGEST;
         // SAFETY: the beginning of a page of guest memory.
         unsafe { copy_code(second, &mut bytes[left..total]) };
-        let Decoded::Ops { ops, length } = decode::single(&bytes[..total], &self.mode) else {
+        let Decoded::Ops { ops, length } = decode::single(&bytes[..total], self.decoding()) else {
             return Ok(None);
         };
         self.counters.blocks_decoded += 1;
@@ -254,7 +254,7 @@ impl Cpu {
                 Err(trap) => {
                     if have > 0
                         && let Decoded::Ops { ops, length } =
-                            decode::single(&bytes[..have], &self.mode)
+                            decode::single(&bytes[..have], self.decoding())
                     {
                         return Ok(self.keep_single(ops, length));
                     }
@@ -272,11 +272,15 @@ impl Cpu {
             }
             have += count;
         }
-        match decode::single(&bytes[..have], &self.mode) {
+        match decode::single(&bytes[..have], self.decoding()) {
             Decoded::Ops { ops, length } => Ok(self.keep_single(ops, length)),
             // Cut off by the segment's limit or the end of the canonical addresses.
             Decoded::TooShort => self.general_protection(0),
         }
+    }
+
+    fn decoding(&self) -> decode::Context<'_> {
+        decode::Context { mode: &self.mode, features: self.stubs.features() }
     }
 
     fn keep_single(&mut self, ops: Vec<super::op::Op>, length: u32) -> *const Block {

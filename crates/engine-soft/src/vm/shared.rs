@@ -10,9 +10,13 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
-use guise_engine::{Doorbell, MAX_VCPUS, VmConfig};
+use guise_engine::{Doorbell, EngineError, MAX_VCPUS, VmConfig};
 
 use super::map::MemoryMap;
+use super::time::{Time, Timer};
+use crate::apic::ApicBus;
+use crate::model::Model;
+use crate::paravirt::Clock;
 
 /// Bits of the attention word.
 pub mod attention {
@@ -30,6 +34,10 @@ pub mod attention {
     /// The next instruction runs alone: after STI or a load of SS, with TF set, or
     /// under a debugger.
     pub const ALONE: u32 = 1 << 6;
+    /// HLT was executed.
+    pub const HALT: u32 = 1 << 7;
+    /// A paravirtual kick: HLT ends, whatever IF says.
+    pub const UNHALT: u32 = 1 << 8;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,13 +168,19 @@ pub struct VmShared {
     pub code_lock: Mutex<()>,
     /// The vCPU that has, or waits for, the exclusive section; 0xff for none.
     exclusive: AtomicU8,
-    /// Level of the 8259 pair's INTR line.
-    pub external_interrupt: AtomicBool,
+    pub apics: ApicBus,
+    pub model: Model,
+    pub clock: Clock,
+    pub time: Time,
+    pub timer: Timer,
 }
 
 impl VmShared {
-    pub fn new(config: VmConfig) -> VmShared {
-        VmShared {
+    pub fn new(config: VmConfig, apics: ApicBus) -> Result<VmShared, EngineError> {
+        let time = Time::new(config.tsc_khz);
+        let model = Model::new(config.model, config.vcpus, time.khz)?;
+        let clock = Clock::new(time.khz, time.tsc());
+        Ok(VmShared {
             config,
             map: RwLock::default(),
             vcpus: Default::default(),
@@ -174,8 +188,12 @@ impl VmShared {
             has_doorbells: AtomicBool::new(false),
             code_lock: Mutex::new(()),
             exclusive: AtomicU8::new(0xff),
-            external_interrupt: AtomicBool::new(false),
-        }
+            apics,
+            model,
+            clock,
+            time,
+            timer: Timer::default(),
+        })
     }
 
     pub fn memory_map(&self) -> Arc<MemoryMap> {
