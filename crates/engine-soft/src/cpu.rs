@@ -66,6 +66,8 @@ pub struct Events {
     pub mov_ss_shadow: bool,
     /// Debug exceptions of the last instruction, in the format of DR6.
     pub pending_debug: u64,
+    /// The instruction is one after which TF does not trap.
+    pub step_suppressed: bool,
     /// The exception being delivered came from outside of the program (its error
     /// code gets the EXT bit).
     pub external: bool,
@@ -101,6 +103,8 @@ pub struct Cpu {
     /// PDPTE registers of PAE paging.
     pub pdpte: [u64; 4],
     pub map: Arc<MemoryMap>,
+    /// Maps of before, until no instruction in flight can point into their memory.
+    pub retired: Vec<Arc<MemoryMap>>,
     pub shared: Arc<VmShared>,
     pub me: Arc<VcpuShared>,
     pub index: u32,
@@ -110,7 +114,7 @@ pub struct Cpu {
     pub counters: Counters,
     pub stubs: Stubs,
     pub debug: Debug,
-    platform: Option<NonNull<dyn Platform>>,
+    pub platform: Option<NonNull<dyn Platform>>,
 }
 
 // SAFETY: the pointers in it (banks, blocks, host memory) belong to it or are shared
