@@ -5,7 +5,7 @@
 //! after which it sends the next if the wire is still high. Edges that come while a
 //! pin is masked are lost, as on the real part.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use guise_engine::Msi;
 use serde::{Deserialize, Serialize};
@@ -46,9 +46,13 @@ impl Default for IoApicState {
     }
 }
 
+/// Told what a pin sends from now on; nothing while it is masked.
+type RouteWatcher = Box<dyn Fn(u32, Option<Msi>) + Send + Sync>;
+
 /// An I/O APIC.
 pub struct IoApic {
     sink: Arc<dyn MsiSink>,
+    routes: OnceLock<RouteWatcher>,
     state: Mutex<IoApicState>,
 }
 
@@ -75,7 +79,23 @@ fn message(entry: u64) -> Msi {
 
 impl IoApic {
     pub fn new(sink: Arc<dyn MsiSink>) -> Arc<Self> {
-        Arc::new(Self { sink, state: Mutex::default() })
+        Arc::new(Self { sink, routes: OnceLock::new(), state: Mutex::default() })
+    }
+
+    /// Has `watcher` told of each change to a route. The first one stays.
+    pub fn watch_routes(&self, watcher: impl Fn(u32, Option<Msi>) + Send + Sync + 'static) {
+        if self.routes.set(Box::new(watcher)).is_ok() {
+            self.tell_routes(&self.lock(), 0..PINS);
+        }
+    }
+
+    fn tell_routes(&self, state: &IoApicState, pins: std::ops::Range<usize>) {
+        if let Some(watcher) = self.routes.get() {
+            for pin in pins {
+                let entry = state.entries[pin];
+                watcher(pin as u32, (entry & MASKED == 0).then(|| message(entry)));
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, IoApicState> {
@@ -157,12 +177,14 @@ impl IoApic {
             entry &= !REMOTE_IRR;
         }
         state.entries[pin] = entry;
+        self.tell_routes(state, pin..pin + 1);
         self.service_level(state, pin);
     }
 
     pub fn reset(&self) {
         let mut state = self.lock();
         *state = IoApicState { levels: state.levels, ..IoApicState::default() };
+        self.tell_routes(&state, 0..PINS);
     }
 
     pub fn state(&self) -> IoApicState {
@@ -170,7 +192,9 @@ impl IoApic {
     }
 
     pub fn set_state(&self, state: &IoApicState) {
-        self.lock().clone_from(state);
+        let mut current = self.lock();
+        current.clone_from(state);
+        self.tell_routes(&current, 0..PINS);
     }
 }
 

@@ -165,7 +165,7 @@ impl Vm for SoftVm {
                     region: Arc::downgrade(&region),
                 };
                 // A second VM on the same memory would not be told; there is none.
-                let _ = region.tracker().set_watcher(Box::new(watcher));
+                region.tracker().set_watcher(Box::new(watcher));
                 region
             });
             map.insert(slot, &memory, region)

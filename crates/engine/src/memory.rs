@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
 use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
@@ -51,7 +51,7 @@ struct Marks {
     code: Box<[AtomicU8]>,
     dirty: Box<[AtomicU64]>,
     log_dirty: AtomicBool,
-    watcher: OnceLock<Box<dyn CodeWatcher>>,
+    watcher: RwLock<Option<Box<dyn CodeWatcher>>>,
 }
 
 /// The marks of one region's pages; clones and slices share them.
@@ -62,9 +62,14 @@ pub struct WriteTracker {
 }
 
 impl WriteTracker {
-    /// Who is told of writes to code. The first call decides.
-    pub fn set_watcher(&self, watcher: Box<dyn CodeWatcher>) -> Result<(), Box<dyn CodeWatcher>> {
-        self.marks.watcher.set(watcher)
+    /// Says who is told of writes to code from now on. It has read nothing yet, so no
+    /// page is marked.
+    pub fn set_watcher(&self, watcher: Box<dyn CodeWatcher>) {
+        let mut current = self.marks.watcher.write().unwrap_or_else(PoisonError::into_inner);
+        for mark in &self.marks.code {
+            mark.store(0, Ordering::SeqCst);
+        }
+        *current = Some(watcher);
     }
 
     /// Marks the page as holding code, or not. Whoever marks a page reads its bytes
@@ -123,8 +128,11 @@ impl Bitmap for WriteTracker {
                 self.note_dirty(page);
             }
         }
-        if code && let Some(watcher) = self.marks.watcher.get() {
-            watcher.code_written(start, len);
+        if code {
+            let watcher = self.marks.watcher.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(watcher) = &*watcher {
+                watcher.code_written(start, len);
+            }
         }
     }
 
@@ -160,7 +168,7 @@ impl NewBitmap for WriteTracker {
             code: (0..pages).map(|_| AtomicU8::new(0)).collect(),
             dirty: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             log_dirty: AtomicBool::new(false),
-            watcher: OnceLock::new(),
+            watcher: RwLock::new(None),
         };
         WriteTracker { marks: Arc::new(marks), base: 0 }
     }

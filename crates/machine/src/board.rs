@@ -133,6 +133,12 @@ impl Board {
             }
         }));
         let io_apic = IoApic::new(msi_sink(wiring.vm));
+        let routed = wiring.vm.clone();
+        io_apic.watch_routes(move |pin, msi| {
+            if let Err(error) = routed.route_ioapic_pin(pin, msi) {
+                tracing::error!(%error, pin, "the engine was not told of an interrupt's route");
+            }
+        });
         let interrupts = Interrupts { pic: pic.clone(), io_apic: io_apic.clone() };
 
         let shared: Vec<_> =

@@ -6,11 +6,11 @@
 //! counts: a kernel that panics and then resets has panicked.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use guise_devices::power::{PowerRequest, PowerSink};
-use guise_engine::{EngineError, Vcpu, VcpuHandle};
+use guise_engine::{DebugStop, EngineError, Vcpu, VcpuHandle};
 
 /// Why a machine will not go on.
 #[derive(Debug)]
@@ -26,6 +26,13 @@ pub enum Ending {
     Exit(u32),
     /// Whoever runs the machine has seen enough.
     Left,
+    /// It came to as many accesses of devices as it was to stop at; it can go on.
+    Reached,
+    /// A vCPU came to something that a debugger wanted to see; it can go on.
+    Stopped {
+        vcpu: u32,
+        stop: DebugStop,
+    },
     Engine(EngineError),
 }
 
@@ -38,7 +45,7 @@ enum Wanted {
 }
 
 /// Work on a vCPU that its own thread does while the machine is paused.
-pub(crate) type Task = Box<dyn FnOnce(&mut dyn Vcpu) + Send>;
+pub(crate) type Task = Box<dyn FnOnce(&mut Box<dyn Vcpu>) + Send>;
 
 struct Shared {
     wanted: Wanted,
@@ -52,7 +59,7 @@ pub(crate) struct Control {
     shared: Mutex<Shared>,
     changed: Condvar,
     /// Known once all vCPUs are made; before that nobody runs.
-    handles: OnceLock<Vec<Arc<dyn VcpuHandle>>>,
+    handles: RwLock<Vec<Arc<dyn VcpuHandle>>>,
 }
 
 /// What a thread finds when it asks what to do.
@@ -70,13 +77,12 @@ impl Control {
             ending: None,
             tasks: (0..vcpus).map(|_| VecDeque::new()).collect(),
         };
-        Control { shared: Mutex::new(shared), changed: Condvar::new(), handles: OnceLock::new() }
+        Control { shared: Mutex::new(shared), changed: Condvar::new(), handles: RwLock::default() }
     }
 
     /// Names the vCPUs that are kicked when something changes.
     pub fn set_handles(&self, handles: Vec<Arc<dyn VcpuHandle>>) {
-        // Only the machine calls this, once; a second call would change nothing.
-        let _ = self.handles.set(handles);
+        *self.handles.write().unwrap_or_else(PoisonError::into_inner) = handles;
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
@@ -94,7 +100,7 @@ impl Control {
     }
 
     fn kick(&self) {
-        for handle in self.handles.get().into_iter().flatten() {
+        for handle in &*self.handles.read().unwrap_or_else(PoisonError::into_inner) {
             handle.kick();
         }
     }

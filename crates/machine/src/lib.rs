@@ -6,7 +6,8 @@
 //! - `board`: which devices there are and how they are wired; `acpi` tells the guest;
 //! - `control` and `vcpu`: the vCPUs' threads, and who tells them to run or to pause;
 //! - [`console`]: a terminal as the serial console;
-//! - [`state`]: a saved machine.
+//! - [`state`]: a saved machine; `handover`: a running one changes its engine;
+//! - [`debug`]: gdb at a machine.
 //!
 //! An engine executes the guest and calls back through `platform`.
 
@@ -15,7 +16,9 @@ pub mod board;
 pub mod boot;
 pub mod console;
 mod control;
+pub mod debug;
 mod error;
+mod handover;
 pub mod layout;
 pub mod machine;
 mod memory;

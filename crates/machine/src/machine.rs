@@ -16,6 +16,7 @@ use crate::acpi;
 use crate::board::{Board, BoardKind, Wiring};
 use crate::boot::{self, BootSource, Target};
 use crate::control::{Control, Ending};
+use crate::handover::MovableVm;
 use crate::layout::ACPI_TABLES;
 use crate::memory::Ram;
 use crate::platform::Buses;
@@ -36,14 +37,14 @@ pub struct MachineConfig {
 
 /// Made paused; [`Machine::resume`] starts it.
 pub struct Machine {
-    config: MachineConfig,
+    pub(crate) config: MachineConfig,
     ram: Ram,
-    vm: Arc<dyn Vm>,
+    pub(crate) vm: Arc<MovableVm>,
     clock: Arc<Clock>,
     platform: Arc<Buses>,
     board: Board,
-    control: Arc<Control>,
-    vcpus: Vec<VcpuThread>,
+    pub(crate) control: Arc<Control>,
+    pub(crate) vcpus: Vec<VcpuThread>,
 }
 
 /// Ends a machine from outside, from any thread, as long as it lives.
@@ -74,7 +75,9 @@ impl Machine {
             model: config.model,
             tsc_khz: None,
         })?;
+        let vm = Arc::new(MovableVm::new(vm));
         ram.map_into(&*vm)?;
+        let devices_vm: Arc<dyn Vm> = vm.clone();
         let clock = Clock::start()
             .map_err(|source| MachineError::Host { doing: "starting the clock", source })?;
         clock.pause();
@@ -83,7 +86,7 @@ impl Machine {
         let wiring = Wiring {
             config,
             ram: ram.layout,
-            vm: &vm,
+            vm: &devices_vm,
             clock: &clock,
             power: control.clone(),
             ports: &ports,

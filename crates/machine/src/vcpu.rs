@@ -34,7 +34,7 @@ impl VcpuThread {
     /// machine is paused.
     pub fn with<R: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut dyn Vcpu) -> R + Send + 'static,
+        work: impl FnOnce(&mut Box<dyn Vcpu>) -> R + Send + 'static,
     ) -> Result<R, MachineError> {
         let (sender, receiver) = mpsc::channel();
         self.control.give(
@@ -67,14 +67,20 @@ fn serve(index: usize, mut vcpu: Box<dyn Vcpu>, platform: &dyn Platform, control
     loop {
         match control.next(index, can_run) {
             Order::Stop => break,
-            Order::Task(task) => task(&mut *vcpu),
+            Order::Task(task) => {
+                // What it does may be to put another vCPU in this one's place.
+                task(&mut vcpu);
+                can_run = true;
+            }
             Order::Run => match vcpu.run(platform) {
                 Ok(Exit::Interrupted) => {}
                 Ok(Exit::Shutdown) => {
                     can_run = false;
                     control.end(Ending::TripleFault { vcpu: index as u32 });
                 }
-                Ok(Exit::Debug(stop)) => tracing::debug!(vcpu = index, ?stop, "debug stop"),
+                Ok(Exit::Debug(stop)) => {
+                    control.end(Ending::Stopped { vcpu: index as u32, stop });
+                }
                 Err(error) => {
                     can_run = false;
                     control.end(Ending::Engine(error));

@@ -104,3 +104,19 @@ fn state_goes_through_a_format_and_back() {
     assert_eq!(get(&other, 0x24), 0x1_0000);
     apic.line(PINS).set(true);
 }
+
+#[test]
+fn an_engine_is_told_of_routes() {
+    let (ioapic, _) = rig();
+    let told: Arc<Mutex<Vec<(u32, Option<Msi>)>>> = Arc::default();
+    let theirs = told.clone();
+    ioapic.watch_routes(move |pin, msi| theirs.lock().unwrap().push((pin, msi)));
+    assert_eq!(told.lock().unwrap().len(), PINS, "all are masked, and said to be");
+    assert!(told.lock().unwrap().drain(..).all(|(_, msi)| msi.is_none()));
+    set(&ioapic, 0x10 + 2 * 4, 0x31 | LEVEL_TRIGGERED as u32);
+    let (pin, msi) = told.lock().unwrap().pop().unwrap();
+    assert_eq!(pin, 4);
+    assert_eq!(msi.unwrap().data & 0x80ff, 0x8031);
+    set(&ioapic, 0x10 + 2 * 4, MASKED as u32);
+    assert_eq!(told.lock().unwrap().pop(), Some((4, None)));
+}

@@ -40,10 +40,13 @@ fn a_write_to_marked_code_is_told() {
     let memory = memory();
     let tracker = tracker(&memory);
     let seen = Seen::default();
-    assert!(tracker.set_watcher(Box::new(seen.clone())).is_ok());
+    tracker.set_watcher(Box::new(seen.clone()));
     memory.write_slice(&[1; 8], GuestAddress(0x5000)).unwrap();
     assert!(seen.0.lock().unwrap().is_empty());
     tracker.set_code(5, true);
     memory.write_slice(&[1; 8], GuestAddress(0x4ffc)).unwrap();
     assert_eq!(*seen.0.lock().unwrap(), [(0x4ffc, 8)]);
+    // Another engine takes over, and has read nothing.
+    tracker.set_watcher(Box::new(Seen::default()));
+    assert!(!tracker.holds_code(5));
 }
