@@ -4,7 +4,9 @@
 
 mod disk;
 mod image;
+mod oci;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -24,9 +26,20 @@ enum Command {
     Disk(disk::DiskArgs),
     /// Fetch, list, inspect and remove images
     Image(image::ImageArgs),
+    /// The command line of an OCI runtime, for podman, Docker and containerd
+    #[command(disable_help_flag = true)]
+    Oci {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
+    // A container's start is measured in milliseconds: its command line comes first, and
+    // does without the tree of all others.
+    if let Some(args) = oci::arguments() {
+        return oci::main(args);
+    }
     let arguments: Vec<_> = std::env::args_os().collect();
     if disk::called_as(&arguments).as_deref() == Some("qemu-img") {
         return disk::run_as_qemu_img(arguments);
@@ -34,5 +47,6 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Disk(args) => disk::run(args),
         Command::Image(args) => image::run(args),
+        Command::Oci { args } => oci::main(args),
     }
 }
