@@ -7,11 +7,13 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`apic`] | local APICs and delivery between them |
 //! | [`state`] | the registers of a vCPU, laid out for generated code |
 //! | [`tlb`] | the software TLB that both tiers read |
 //! | [`exception`] | exceptions on their way to the guest |
 //! | [`host`] | executable memory, host traps in it, single instructions run on the host |
 
+pub mod apic;
 pub mod exception;
 pub mod host;
 pub mod state;
