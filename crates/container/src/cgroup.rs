@@ -21,6 +21,7 @@ pub use hierarchy::{Hierarchy, Saved, detect};
 
 use crate::error::{Context, Error, Result};
 use crate::spec::Resources;
+use crate::sys::files::read_text;
 
 /// The cgroups of one container.
 #[derive(Debug)]
@@ -122,28 +123,27 @@ impl Cgroup {
         fs::File::open(directory).ok().map(OwnedFd::from)
     }
 
-    /// Moves a process in, except where `clone3` put it already.
-    pub fn attach(&self, pid: i32, cloned_into_unified: bool) -> Result<()> {
+    /// Opens the ways in, for a process that is going to be made: into the
+    /// container's own directories or those `below`, except where `clone3` puts
+    /// the process by itself.
+    pub fn entrances(&self, cloned_into_unified: bool, below: &str) -> Result<Entrances> {
+        let below: Vec<&str> = crate::rootfs::path::components(below).collect();
+        let below = below.join("/");
+        let mut files = Vec::new();
         for hierarchy in &self.hierarchies {
+            let Some(directory) = hierarchy.directory() else { continue };
             if hierarchy.is_unified() && cloned_into_unified {
                 continue;
             }
-            if let Some(directory) = hierarchy.directory() {
-                write(directory, "cgroup.procs", &pid.to_string())?;
-            }
+            let name = if hierarchy.is_unified() { "cgroup.procs" } else { "tasks" };
+            let path = directory.join(&below).join(name);
+            let file = fs::OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .during(|| format!("open {}", path.display()))?;
+            files.push((path, file));
         }
-        Ok(())
-    }
-
-    /// Moves a process into a directory below the container's own.
-    pub fn attach_below(&self, pid: i32, below: &str) -> Result<()> {
-        for hierarchy in &self.hierarchies {
-            let Some(directory) = hierarchy.directory() else { continue };
-            let relative: Vec<&str> = crate::rootfs::path::components(below).collect();
-            let directory = directory.join(relative.join("/"));
-            write(&directory, "cgroup.procs", &pid.to_string())?;
-        }
-        Ok(())
+        Ok(Entrances(files))
     }
 
     /// All processes, those in cgroups below included.
@@ -297,6 +297,26 @@ impl Cgroup {
     }
 }
 
+/// Open files through which a process moves itself into cgroups.
+///
+/// That it moves itself, and as a single thread, spares the kernel a lock over
+/// all processes of the machine: moving another process waits for an RCU grace
+/// period, which on a busy machine is ten milliseconds.
+#[derive(Debug, Default)]
+pub struct Entrances(Vec<(PathBuf, fs::File)>);
+
+impl Entrances {
+    /// Moves the calling process, which has to have one thread.
+    pub fn enter(&self) -> Result<()> {
+        use std::io::Write;
+        for (path, file) in &self.0 {
+            let mut file: &fs::File = file;
+            file.write_all(b"0").during(|| format!("enter {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
 /// Where below each hierarchy's root the container's directory is.
 fn relative_path(path: Option<&str>, id: &str) -> Result<PathBuf> {
     let path = match path.filter(|p| !p.is_empty()) {
@@ -339,11 +359,11 @@ fn write_raw(directory: &Path, file: &str, value: &str) -> io::Result<()> {
 
 fn read(directory: &Path, file: &str) -> Result<String> {
     let path = directory.join(file);
-    fs::read_to_string(&path).during(|| format!("read {}", path.display()))
+    read_text(&path).during(|| format!("read {}", path.display()))
 }
 
 fn collect_processes(directory: &Path, pids: &mut Vec<i32>) -> Result<()> {
-    match fs::read_to_string(directory.join("cgroup.procs")) {
+    match read_text(&directory.join("cgroup.procs")) {
         Ok(text) => pids.extend(text.lines().filter_map(|l| l.parse::<i32>().ok())),
         // Taken away meanwhile, or a threaded cgroup that lists none.
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)) => {}

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::net::{SocketFlags, accept_with};
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Entrances};
 use crate::error::{Context, Error, Result};
 use crate::hooks;
 use crate::namespaces::{self, Plan};
@@ -73,6 +73,8 @@ pub struct Job<'a> {
     pub state: &'a State,
     pub plan: &'a Plan,
     pub cgroup: &'a Cgroup,
+    /// The ways into its cgroups, opened by the runtime.
+    pub entrances: Entrances,
     pub sources: Vec<Option<OwnedFd>>,
     pub console: Console,
     pub start: Start,
@@ -163,6 +165,7 @@ fn set_up<'a>(mut job: Job<'a>, runtime: &Runtime<'_>) -> Result<Ready<'a>> {
     let spec = job.spec;
     // Dies with the runtime until the container is complete.
     cred::set_parent_death_signal(libc::SIGKILL).during(|| "watch the runtime")?;
+    std::mem::take(&mut job.entrances).enter()?;
     if !job.joined {
         job.plan.join_others()?;
     }
@@ -193,8 +196,6 @@ fn set_up<'a>(mut job: Job<'a>, runtime: &Runtime<'_>) -> Result<Ready<'a>> {
     } else {
         None
     };
-    // From here on the runtime has moved this process into its cgroups.
-    runtime.wait()?;
     if job.plan.cgroup {
         unshare(libc::CLONE_NEWCGROUP).during(|| "make a cgroup namespace")?;
     }

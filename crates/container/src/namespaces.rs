@@ -154,7 +154,7 @@ pub fn enter_new_time(offsets: &BTreeMap<String, TimeOffset>) -> Result<()> {
 pub fn in_user_namespace() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     *ANSWER.get_or_init(|| {
-        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        let map = crate::sys::files::read_text(std::path::Path::new("/proc/self/uid_map")).unwrap_or_default();
         let mut words = map.split_whitespace();
         (words.next(), words.next(), words.next()) != (Some("0"), Some("0"), Some("4294967295"))
     })

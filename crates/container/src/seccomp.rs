@@ -44,7 +44,7 @@ impl Filter {
         }
         let mut flags = compiled.flags;
         if listener.is_some() {
-            flags |= libc::SECCOMP_FILTER_FLAG_NEW_LISTENER as u64;
+            flags |= libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
         }
         Ok(Filter { program: compiled.program, flags, listener })
     }

@@ -24,6 +24,7 @@ use crate::cgroup::{Cgroup, Saved};
 use crate::error::{Context, Error, Result};
 use crate::spec::{OCI_VERSION, Spec};
 use crate::sys::clone::open_pidfd;
+use crate::sys::files::read_text;
 
 /// The state file's content.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -123,7 +124,7 @@ impl State {
 
 /// The start time of a process that has not ended.
 pub fn process_start_time(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = read_text(Path::new(&format!("/proc/{pid}/stat"))).ok()?;
     // The second field is the name, which may hold spaces and parentheses.
     let rest = &stat[stat.rfind(')')? + 2..];
     let fields: Vec<&str> = rest.split(' ').collect();

@@ -1,10 +1,11 @@
 //! Which devices a container may use: the configuration's rules and those
 //! every container needs.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 
-use super::write;
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::spec::DeviceRule;
 
 /// One rule; `None` stands for any number.
@@ -101,13 +102,20 @@ pub fn write_v1(directory: &Path, rules: &[Rule]) -> Result<()> {
         return Ok(());
     }
     let allows_everything = rules.first().is_some_and(|r| r.allow && r.is_everything());
+    let open = |name: &str| {
+        let path = directory.join(name);
+        File::options().write(true).open(&path).during(|| format!("open {}", path.display()))
+    };
+    let (mut allow, mut deny) = (open("devices.allow")?, open("devices.deny")?);
     for rule in rules {
         if allows_everything && rule.allow && !rule.is_everything() {
             continue;
         }
-        let file = if rule.allow { "devices.allow" } else { "devices.deny" };
+        let file = if rule.allow { &mut allow } else { &mut deny };
         let line = if rule.is_everything() { "a".to_owned() } else { rule.line() };
-        write(directory, file, &line)?;
+        // The kernel takes one rule with each write.
+        file.write_all(line.as_bytes())
+            .during(|| format!("restrict devices with {line:?} in {}", directory.display()))?;
     }
     Ok(())
 }

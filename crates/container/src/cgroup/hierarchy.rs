@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Result};
+use crate::sys::files::read_text;
 
 /// A v1 hierarchy, or the unified one.
 #[derive(Debug, Clone)]
@@ -36,8 +37,8 @@ pub struct Saved {
 
 /// All hierarchies of this mount namespace.
 pub fn detect() -> Result<Vec<Hierarchy>> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").during(|| "read the mount table")?;
-    let own = fs::read_to_string("/proc/self/cgroup").during(|| "read /proc/self/cgroup")?;
+    let mounts = read_text(Path::new("/proc/self/mountinfo")).during(|| "read the mount table")?;
+    let own = read_text(Path::new("/proc/self/cgroup")).during(|| "read /proc/self/cgroup")?;
     Ok(parse(&mounts, &own))
 }
 
@@ -73,7 +74,7 @@ fn parse(mounts: &str, own: &str) -> Vec<Hierarchy> {
         };
         let mount_point = PathBuf::from(unescape(mount_point));
         let (controllers, label) = if unified {
-            let list = fs::read_to_string(mount_point.join("cgroup.controllers"));
+            let list = read_text(&mount_point.join("cgroup.controllers"));
             (list.unwrap_or_default().split_whitespace().map(str::to_owned).collect(), None)
         } else {
             v1_controllers(right.get(2).copied().unwrap_or_default())
@@ -198,8 +199,8 @@ impl Hierarchy {
     /// Lets the children of a v2 cgroup use its controllers. One that cannot be
     /// handed on is missing below, which is noticed when a limit needs it.
     fn enable_controllers(&self, at: &Path) {
-        let available = fs::read_to_string(at.join("cgroup.controllers")).unwrap_or_default();
-        let enabled = fs::read_to_string(at.join("cgroup.subtree_control")).unwrap_or_default();
+        let available = read_text(&at.join("cgroup.controllers")).unwrap_or_default();
+        let enabled = read_text(&at.join("cgroup.subtree_control")).unwrap_or_default();
         let enabled: Vec<&str> = enabled.split_whitespace().collect();
         for controller in available.split_whitespace().filter(|c| !enabled.contains(c)) {
             if let Err(e) =
@@ -218,7 +219,7 @@ impl Hierarchy {
         }
         let Some(parent) = at.parent() else { return Ok(()) };
         for file in ["cpuset.cpus", "cpuset.mems"] {
-            let value = fs::read_to_string(parent.join(file))?;
+            let value = read_text(&parent.join(file))?;
             super::write_raw(at, file, value.trim())?;
         }
         Ok(())

@@ -7,10 +7,11 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{Cgroup, Hierarchy};
+use crate::sys::files::read_text;
 
 /// A file with one number.
 pub fn number(directory: &Path, file: &str) -> Option<u64> {
-    let text = fs::read_to_string(directory.join(file)).ok()?;
+    let text = read_text(&directory.join(file)).ok()?;
     match text.trim() {
         "max" => Some(u64::MAX),
         number => number.parse().ok(),
@@ -23,7 +24,7 @@ pub fn keyed(directory: &Path, file: &str, key: &str) -> u64 {
 }
 
 fn all_keyed(directory: &Path, file: &str) -> Map<String, Value> {
-    let text = fs::read_to_string(directory.join(file)).unwrap_or_default();
+    let text = read_text(&directory.join(file)).unwrap_or_default();
     text.lines()
         .filter_map(|line| {
             let (key, value) = line.split_once(' ')?;

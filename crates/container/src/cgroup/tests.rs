@@ -16,4 +16,5 @@ fn shares_become_weights_with_the_defaults_and_ends_in_place() {
     assert_eq!(v2::weight_of_shares(1024), 100);
     assert_eq!(v2::weight_of_shares(2), 1);
     assert_eq!(v2::weight_of_shares(262_144), 10_000);
+    assert!((2..=262_144).is_sorted_by_key(v2::weight_of_shares));
 }

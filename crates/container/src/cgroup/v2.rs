@@ -107,12 +107,16 @@ fn memory(directory: &Path, memory: &Memory) -> Result<()> {
 }
 
 /// v1 shares (2 to 262144, 1024 the default) as a v2 weight (1 to 10000, 100
-/// the default), so that the ends, the middle and the order agree.
+/// the default): the ends and the middle agree, and between them the weight
+/// grows as a curve, given here at the powers of two and straight in between.
 pub fn weight_of_shares(shares: u64) -> u64 {
+    const AT_POWERS: [u64; 18] =
+        [1, 2, 3, 5, 8, 12, 21, 35, 59, 100, 174, 303, 532, 942, 1681, 3023, 5478, 10_000];
     let shares = shares.clamp(2, 262_144);
-    let log = (shares as f64).log2();
-    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
-    (10f64.powf(exponent).ceil() as u64).clamp(1, 10_000)
+    let power = shares.ilog2() as usize;
+    let low = AT_POWERS[power - 1];
+    let Some(high) = AT_POWERS.get(power) else { return low };
+    low + (high - low) * (shares - (1 << power)) / (1 << power)
 }
 
 fn cpu(directory: &Path, cpu: &Cpu) -> Result<()> {

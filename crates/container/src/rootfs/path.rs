@@ -69,30 +69,13 @@ impl RootDir {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e).during(|| format!("open {path} in the root file system")),
         }
-        let mut at = self.place("/").during(|| "open the root file system")?;
-        let mut so_far = String::new();
-        for component in components(path) {
-            so_far.push('/');
-            so_far.push_str(component);
-            at = match self.place(&so_far) {
-                Ok(fd) => fd,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    match rustix::fs::mkdirat(&at, component, Mode::from_raw_mode(0o755)) {
-                        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-                        Err(e) => {
-                            return Err(e)
-                                .during(|| format!("make {so_far} in the root file system"));
-                        }
-                    }
-                    self.place(&so_far)
-                        .during(|| format!("open {so_far} in the root file system"))?
-                }
-                Err(e) => {
-                    return Err(e).during(|| format!("open {so_far} in the root file system"));
-                }
-            };
+        let (parent, name) = self.make_parent(path)?;
+        match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(e) => return Err(e).during(|| format!("make {path} in the root file system")),
         }
-        Ok(at)
+        // Opened by the whole path again: a link that leads nowhere stays one.
+        self.place(&clean(path)).during(|| format!("open {path} in the root file system"))
     }
 
     /// The directory of a path, made where missing, and the last component.

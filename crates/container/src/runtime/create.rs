@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 use super::conversation::{Conversation, End};
 use super::launch::{Launched, launch};
 use super::{delete, relay};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Entrances};
 use crate::error::{Context, Error, Result};
 use crate::hooks;
 use crate::init::{Console, Job, Start};
@@ -144,14 +144,14 @@ fn make(store: &Store, options: &CreateOptions, runs: bool, foreground: bool) ->
 fn check(spec: &Spec, process: &Process) -> Result<()> {
     check_sysctls(spec)?;
     limits::check(&process.rlimits)?;
-    if !spec.linux.net_devices.is_empty() && !spec.has(NamespaceKind::Network) {
-        return Err(Error::config("linux.netDevices", "needs a network namespace"));
-    }
-    if spec.linux.intel_rdt.is_some() && !Path::new("/sys/fs/resctrl/schemata").exists() {
+    if !spec.linux.net_devices.is_empty() {
         return Err(Error::unsupported(
-            "linux.intelRdt",
-            "this host has no resctrl mounted: leave it out",
+            "linux.netDevices",
+            "move the device with `ip link set DEVICE netns PID` in a createRuntime hook",
         ));
+    }
+    if spec.linux.intel_rdt.is_some() {
+        return Err(Error::unsupported("linux.intelRdt", "leave it out of the configuration"));
     }
     Ok(())
 }
@@ -245,6 +245,7 @@ impl Request<'_> {
             state,
             plan: self.plan,
             cgroup,
+            entrances: Entrances::default(),
             sources,
             console,
             start,

@@ -52,9 +52,9 @@ fn end(state: &State) {
 /// Takes away cgroups and the state, then runs the hooks that come after.
 pub fn clean_up(entry: &Entry, state: &State, spec: &Spec) -> Result<()> {
     let cgroup = state.cgroup();
-    if !state.own_pid_namespace {
-        // With one, the kernel has ended everything together with the first
-        // process.
+    if !state.own_pid_namespace || state.pid == 0 {
+        // Else the kernel has ended everything together with the first process,
+        // which is known unless the runtime was killed while it made it.
         end_all(&cgroup);
     }
     let removed = cgroup.remove();

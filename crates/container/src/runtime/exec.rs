@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use super::conversation::Conversation;
 use super::create::write_pid_file;
 use super::relay;
+use crate::cgroup::Entrances;
 use crate::error::{Context, Error, Result};
 use crate::init::{self, Console, Runtime, hand_out, message};
 use crate::process::enter::Entry;
@@ -41,6 +42,7 @@ struct Job<'a> {
     options: &'a ExecOptions,
     spec: &'a Spec,
     target: OwnedFd,
+    entrances: Entrances,
     namespaces: i32,
     filter: Option<&'a Filter>,
     console: Console,
@@ -71,12 +73,15 @@ pub fn exec(store: &Store, options: &ExecOptions) -> Result<i32> {
         options,
         spec: &spec,
         target,
+        entrances: state
+            .cgroup()
+            .entrances(false, options.cgroup.as_deref().unwrap_or_default())?,
         namespaces: namespaces_of(&spec, &state),
         filter: filter.as_ref(),
         console,
         may_set_groups: setgroups.map_or(true, |t| t.trim() != "deny"),
     };
-    let (child, channel) = launch(job, &state)?;
+    let (child, channel) = launch(job)?;
     let mut inside = state.clone();
     inside.pid = child.pid;
     let mut talk = Conversation {
@@ -142,10 +147,9 @@ fn namespaces_of(spec: &Spec, state: &State) -> i32 {
 
 /// Makes the process: an intermediate one enters cgroups and namespaces, which
 /// hold for its children, and makes the real one as its sibling.
-fn launch(job: Job<'_>, state: &State) -> Result<(Child, Channel)> {
+fn launch(job: Job<'_>) -> Result<(Child, Channel)> {
     let (ours, theirs) = Channel::pair().during(|| "make a socket pair")?;
     let options = job.options;
-    let affinity = options.process.exec_cpu_affinity.clone().unwrap_or_default();
     // SAFETY: the runtime has one thread.
     match unsafe { fork(0, None) }.during(|| "clone3 an intermediate process")? {
         Side::Child => {
@@ -154,22 +158,7 @@ fn launch(job: Job<'_>, state: &State) -> Result<(Child, Channel)> {
         }
         Side::Parent(stage) => {
             drop(theirs);
-            let prepared = (|| {
-                if let Some(cpus) = &affinity.initial {
-                    schedule::apply_affinity(stage.pid, cpus)?;
-                }
-                let cgroup = state.cgroup();
-                match options.cgroup.as_deref().filter(|c| !c.is_empty()) {
-                    Some(below) => cgroup.attach_below(stage.pid, below)?,
-                    None => cgroup.attach(stage.pid, false)?,
-                }
-                if let Some(cpus) = &affinity.last {
-                    schedule::apply_affinity(stage.pid, cpus)?;
-                }
-                ours.send(&[message::GO], None).during(|| "talk to an intermediate process")?;
-                receive_pid(&ours)
-            })();
-            match prepared {
+            match receive_pid(&ours) {
                 Ok(pid) => {
                     let _ = stage.wait();
                     let child = Child::adopt(pid).during(|| "hold the new process")?;
@@ -212,7 +201,7 @@ fn intermediate(job: Job<'_>, channel: Channel) -> ! {
         exit_now(1)
     };
     let runtime = Runtime { channel: &channel };
-    let entered = runtime.wait().and_then(|()| {
+    let entered = enter_cgroups(&job).and_then(|()| {
         // Before anything of this process can be seen from inside.
         cred::set_undumpable().during(|| "keep others from tracing this process")?;
         setns(job.target.as_fd(), job.namespaces).during(|| "join the container's namespaces")?;
@@ -240,6 +229,20 @@ fn intermediate(job: Job<'_>, channel: Channel) -> ! {
         Err(source) => {
             fail(&Error::System { what: "clone3 the new process".into(), source })
         }
+    }
+}
+
+/// Binds to CPUs before and after entering the container's cgroups.
+fn enter_cgroups(job: &Job<'_>) -> Result<()> {
+    const THIS_PROCESS: i32 = 0;
+    let affinity = job.options.process.exec_cpu_affinity.clone().unwrap_or_default();
+    if let Some(cpus) = &affinity.initial {
+        schedule::apply_affinity(THIS_PROCESS, cpus)?;
+    }
+    job.entrances.enter()?;
+    match &affinity.last {
+        Some(cpus) => schedule::apply_affinity(THIS_PROCESS, cpus),
+        None => Ok(()),
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::os::fd::AsFd;
 
-use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
 use crate::init::{self, Job, message};
 use crate::namespaces::{self, Plan};
@@ -30,20 +29,21 @@ pub fn launch(mut job: Job<'_>) -> Result<Launched> {
     let spec = job.spec;
     let cgroup = job.cgroup;
     let directory = cgroup.open_for_clone();
+    job.entrances = cgroup.entrances(directory.is_some(), "")?;
     let into = directory.as_ref().map(AsFd::as_fd);
     // SAFETY: the runtime has one thread.
     let made = match unsafe { fork(plan.at_clone, into) } {
-        Ok(side) => Ok((side, into.is_some())),
+        Ok(side) => Ok(side),
         // A v2 cgroup that takes no processes by clone (or a kernel before 5.7):
         // the process is moved afterwards.
         Err(e) if into.is_some() && e.raw_os_error() != Some(libc::ENOSPC) => {
+            job.entrances = cgroup.entrances(false, "")?;
             // SAFETY: as above.
-            unsafe { fork(plan.at_clone, None) }.map(|side| (side, false))
+            unsafe { fork(plan.at_clone, None) }
         }
         Err(e) => Err(e),
     };
-    let (side, in_cgroup) = made.map_err(explain_clone)?;
-    match side {
+    match made.map_err(explain_clone)? {
         Side::Child => {
             drop(ours);
             init::run(job, theirs)
@@ -51,7 +51,7 @@ pub fn launch(mut job: Job<'_>) -> Result<Launched> {
         Side::Parent(child) => {
             drop(theirs);
             let launched = Launched { child, channel: ours };
-            launched.finish(spec, cgroup, in_cgroup).inspect_err(|_| launched.child.kill())?;
+            launched.finish(spec).inspect_err(|_| launched.child.kill())?;
             Ok(launched)
         }
     }
@@ -74,18 +74,14 @@ fn explain_clone(source: std::io::Error) -> Error {
 
 impl Launched {
     /// What the runtime does for a process that it made directly.
-    fn finish(&self, spec: &Spec, cgroup: &Cgroup, in_cgroup: bool) -> Result<()> {
-        let go = || {
-            self.channel
-                .send(&[message::GO], None)
-                .during(|| "talk to the container's first process")
-        };
+    fn finish(&self, spec: &Spec) -> Result<()> {
         if spec.makes(NamespaceKind::User) {
             map_ids(self.child.pid, spec)?;
-            go()?;
+            self.channel
+                .send(&[message::GO], None)
+                .during(|| "talk to the container's first process")?;
         }
-        enter_cgroup(spec, cgroup, self.child.pid, in_cgroup)?;
-        go()
+        adjust_oom_score(spec, self.child.pid)
     }
 }
 
@@ -93,8 +89,7 @@ fn map_ids(pid: i32, spec: &Spec) -> Result<()> {
     namespaces::write_mappings(pid, &spec.linux.uid_mappings, &spec.linux.gid_mappings, true)
 }
 
-fn enter_cgroup(spec: &Spec, cgroup: &Cgroup, pid: i32, in_cgroup: bool) -> Result<()> {
-    cgroup.attach(pid, in_cgroup)?;
+fn adjust_oom_score(spec: &Spec, pid: i32) -> Result<()> {
     let Some(adjust) = spec.process.as_ref().and_then(|p| p.oom_score_adj) else {
         return Ok(());
     };
@@ -112,8 +107,9 @@ fn is_host_root() -> bool {
     rustix::process::geteuid().is_root() && !namespaces::in_user_namespace()
 }
 
-fn launch_in_stages(job: Job<'_>, ours: Channel, theirs: Channel) -> Result<Launched> {
-    let (spec, plan, cgroup) = (job.spec, job.plan, job.cgroup);
+fn launch_in_stages(mut job: Job<'_>, ours: Channel, theirs: Channel) -> Result<Launched> {
+    let (spec, plan) = (job.spec, job.plan);
+    job.entrances = job.cgroup.entrances(false, "")?;
     // SAFETY: the runtime has one thread.
     match unsafe { fork(0, None) }.during(|| "clone3 an intermediate process")? {
         Side::Child => {
@@ -122,8 +118,7 @@ fn launch_in_stages(job: Job<'_>, ours: Channel, theirs: Channel) -> Result<Laun
         }
         Side::Parent(stage) => {
             drop(theirs);
-            let result = attend(&stage, &ours, spec, cgroup);
-            match result {
+            match attend(&stage, &ours, spec) {
                 Ok(child) => {
                     let _ = stage.wait();
                     Ok(Launched { child, channel: ours })
@@ -138,7 +133,7 @@ fn launch_in_stages(job: Job<'_>, ours: Channel, theirs: Channel) -> Result<Laun
 }
 
 /// Answers an intermediate process until it has made the first one.
-fn attend(stage: &Child, channel: &Channel, spec: &Spec, cgroup: &Cgroup) -> Result<Child> {
+fn attend(stage: &Child, channel: &Channel, spec: &Spec) -> Result<Child> {
     loop {
         let (text, _) = channel.receive().during(|| "listen to an intermediate process")?;
         match text.first() {
@@ -155,12 +150,7 @@ fn attend(stage: &Child, channel: &Channel, spec: &Spec, cgroup: &Cgroup) -> Res
                     .map(i32::from_ne_bytes)
                     .unwrap_or(0);
                 let child = Child::adopt(pid).during(|| "hold the first process")?;
-                let entered = enter_cgroup(spec, cgroup, pid, false).and_then(|()| {
-                    channel
-                        .send(&[message::GO], None)
-                        .during(|| "talk to the container's first process")
-                });
-                return match entered {
+                return match adjust_oom_score(spec, pid) {
                     Ok(()) => Ok(child),
                     Err(e) => {
                         child.kill();

@@ -37,8 +37,11 @@ pub fn wait(child: &Child, master: Option<&OwnedFd>, pass_signals: bool) -> io::
     let mut input_open = master.is_some();
     let mut output_open = master.is_some();
     let mut pending = Vec::new();
+    let mut ended = None;
     let status = loop {
-        let ended = child.try_wait()?;
+        if ended.is_none() {
+            ended = child.try_wait()?;
+        }
         if let Some(status) = ended
             && !output_open
         {
@@ -47,9 +50,8 @@ pub fn wait(child: &Child, master: Option<&OwnedFd>, pass_signals: bool) -> io::
         let mut fds = Vec::with_capacity(4);
         fds.push(PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN));
         // A process that has ended stays readable; only its output still counts.
-        let child_events = if ended.is_some() { PollFlags::empty() } else { PollFlags::IN };
         if ended.is_none() {
-            fds.push(PollFd::from_borrowed_fd(child.pidfd.as_fd(), child_events));
+            fds.push(PollFd::from_borrowed_fd(child.pidfd.as_fd(), PollFlags::IN));
         }
         let terminal_at = fds.len();
         if let Some(master) = master.filter(|_| output_open) {

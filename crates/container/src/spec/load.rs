@@ -53,7 +53,8 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>> {
 }
 
 fn read_all(input: impl Read, path: &Path) -> Result<Vec<u8>> {
-    let mut text = Vec::new();
+    const USUAL: usize = 32 << 10;
+    let mut text = Vec::with_capacity(USUAL);
     input
         .take(MAX_CONFIG_BYTES + 1)
         .read_to_end(&mut text)

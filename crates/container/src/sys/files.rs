@@ -1,9 +1,23 @@
-//! Descriptors: which survive an exec, and standard streams.
+//! Descriptors: which survive an exec, standard streams, signals read from
+//! one, and the kernel's text files.
 
 use std::io;
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
 
 use super::check;
+
+/// Reads a text file of procfs or a cgroup, at most a mebibyte. Such files tell
+/// no size, for which the standard library would start with tiny reads.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    const USUAL: usize = 8 << 10;
+    const MOST: u64 = 1 << 20;
+    let mut text = Vec::with_capacity(USUAL);
+    File::open(path)?.take(MOST).read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
 
 /// Marks every descriptor from `first` on to be closed by the next exec.
 pub fn close_on_exec_from(first: u32) -> io::Result<()> {

@@ -23,7 +23,7 @@ pub fn load(program: &[Instruction], flags: u64) -> io::Result<Option<OwnedFd>> 
             &raw const fprog,
         )
     })?;
-    if flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER as u64 == 0 {
+    if flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER == 0 {
         return Ok(None);
     }
     // SAFETY: with this flag the call returns a fresh descriptor.

@@ -16,7 +16,7 @@ fn run(program: &[Instruction], call: Call) -> u32 {
         4 => call.arch,
         _ => {
             let arg = call.args[(offset as usize - 16) / 8];
-            if offset % 8 == 0 { arg as u32 } else { (arg >> 32) as u32 }
+            if offset.is_multiple_of(8) { arg as u32 } else { (arg >> 32) as u32 }
         }
     };
     let (mut at, mut accumulator) = (0usize, 0u32);
@@ -98,7 +98,8 @@ fn every_operator_compares_all_64_bits() {
     let value = 0x1_0000_0005u64;
     let samples =
         [0, 5, 6, 0xffff_ffff, 0x1_0000_0000, 0x1_0000_0004, value, value + 1, 0x2_0000_0005, u64::MAX];
-    let holds: [(&str, fn(u64, u64) -> bool); 6] = [
+    type Holds = fn(u64, u64) -> bool;
+    let holds: [(&str, Holds); 6] = [
         ("SCMP_CMP_EQ", |a, b| a == b),
         ("SCMP_CMP_NE", |a, b| a != b),
         ("SCMP_CMP_LT", |a, b| a < b),
