@@ -21,3 +21,22 @@ pub mod state;
 mod sys;
 
 pub use error::{Error, Result};
+
+/// Reads a configuration and compiles what can be compiled of it without making
+/// anything: whether a container could be described so. The fuzz target and the
+/// regression test over its corpus enter here.
+pub fn probe_config(text: &[u8]) -> Result<()> {
+    let spec = spec::parse_spec(text)?;
+    namespaces::check_sysctls(&spec)?;
+    for mount in &spec.mounts {
+        rootfs::options::Options::parse(&mount.options, &mount.destination)?;
+        rootfs::path::clean(&mount.destination);
+    }
+    if let Some(process) = &spec.process {
+        process::limits::check(&process.rlimits)?;
+    }
+    if let Some(profile) = &spec.linux.seccomp {
+        seccomp::Filter::of(profile)?;
+    }
+    Ok(())
+}

@@ -89,10 +89,17 @@ pub fn compile(profile: &Seccomp) -> Result<Compiled> {
     }
     let mut per_architecture: Vec<(Architecture, BTreeMap<u32, Answer>)> =
         architectures.iter().map(|a| (*a, BTreeMap::new())).collect();
+    let mut comparisons = 0usize;
     for rule in &profile.syscalls {
         let value = action(&rule.action, rule.errno_ret)?;
         notifies |= is_notify(value);
         let alternatives = alternatives(&rule.args)?;
+        // Each becomes at least one instruction, so that more cannot fit; seen
+        // here, before a list times a list fills the memory.
+        comparisons += rule.names.len().saturating_mul(alternatives.len());
+        if comparisons > MAX_INSTRUCTIONS {
+            return Err(too_long(comparisons));
+        }
         for (architecture, answers) in &mut per_architecture {
             for name in &rule.names {
                 // A name this kernel interface lacks cannot be called.
@@ -112,12 +119,14 @@ pub fn compile(profile: &Seccomp) -> Result<Compiled> {
     }
     let program = Assembler::program(&per_architecture, default);
     if program.len() > MAX_INSTRUCTIONS {
-        return Err(Error::config(
-            "linux.seccomp",
-            format!("needs {} instructions, the kernel takes {MAX_INSTRUCTIONS}", program.len()),
-        ));
+        return Err(too_long(program.len()));
     }
     Ok(Compiled { program, flags, notifies })
+}
+
+fn too_long(instructions: usize) -> Error {
+    let why = format!("needs {instructions} instructions, the kernel takes {MAX_INSTRUCTIONS}");
+    Error::config("linux.seccomp", why)
 }
 
 fn is_notify(value: u32) -> bool {

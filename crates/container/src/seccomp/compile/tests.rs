@@ -161,6 +161,9 @@ fn what_makes_no_sense_is_refused() {
     assert!(compile(&profile("SCMP_ACT_ALLOW", &[(&["dup"], "SCMP_ACT_ERRNO", &bad)])).is_err());
     let bad = [arg(0, 0, "SCMP_CMP_LIKE", 0)];
     assert!(compile(&profile("SCMP_ACT_ALLOW", &[(&["dup"], "SCMP_ACT_ERRNO", &bad)])).is_err());
+    let names = vec!["dup"; 50_000];
+    let args = vec![arg(0, 0, "SCMP_CMP_EQ", 0); 50_000];
+    assert!(compile(&profile("SCMP_ACT_ALLOW", &[(&names, "SCMP_ACT_ERRNO", &args)])).is_err());
     let mut p = profile("SCMP_ACT_ALLOW", &[]);
     p.default_errno_ret = Some(1);
     assert!(compile(&p).is_err());
