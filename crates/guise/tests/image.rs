@@ -50,7 +50,8 @@ fn an_image_comes_in_is_shown_and_goes() {
     assert_eq!(shown["config"]["config"]["Cmd"][0], "/bin/sh");
     let erofs = good(guise(&store).args(["unpack", "-q", "mine"]).output().unwrap());
     assert!(Path::new(erofs.trim()).is_file());
-    let dirs = good(guise(&store).args(["unpack", "-q", "mine", "--as", "layers"]).output().unwrap());
+    let dirs =
+        good(guise(&store).args(["unpack", "-q", "mine", "--as", "layers"]).output().unwrap());
     assert_eq!(fs::read(Path::new(dirs.trim()).join("etc/motd")).unwrap(), b"hello\n");
     good(guise(&store).args(["tag", "mine", "yours:2"]).output().unwrap());
     let table = good(guise(&store).arg("ls").output().unwrap());
