@@ -73,7 +73,7 @@ fn finish(result: io::Result<()>) -> Result<(), Failure> {
 fn place(disk: &Disk, sector: u64, length: u64) -> Result<u64, Failure> {
     let offset = sector.checked_mul(SECTOR).ok_or(Failure::Io)?;
     let end = offset.checked_add(length).ok_or(Failure::Io)?;
-    if end > disk.backend.size() || length % SECTOR != 0 {
+    if end > disk.backend.size() || !length.is_multiple_of(SECTOR) {
         return Err(Failure::Io);
     }
     Ok(offset)
@@ -132,7 +132,7 @@ fn ranges(disk: &Disk, kind: u32, reader: &mut Reader<'_>) -> Result<(), Failure
         return Err(Failure::Io);
     }
     let count = reader.remaining() / 16;
-    if reader.remaining() % 16 != 0 || count > u64::from(MOST_RANGES) {
+    if !reader.remaining().is_multiple_of(16) || count > u64::from(MOST_RANGES) {
         return Err(Failure::Unsupported);
     }
     for _ in 0..count {

@@ -103,7 +103,7 @@ impl Chain {
         if table.flags & NEXT != 0 && !packed {
             return Err(QueueError::Indirect("is not the last of its chain"));
         }
-        if table.length == 0 || table.length % 16 != 0 {
+        if table.length == 0 || !table.length.is_multiple_of(16) {
             return Err(QueueError::Indirect("is not a whole number of descriptors"));
         }
         let count = table.length / 16;
