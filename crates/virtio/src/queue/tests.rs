@@ -243,7 +243,7 @@ fn random_rings_end_in_errors_not_in_panics() {
             let mut queue = driver.queue();
             for _ in 0..100 {
                 let area = [driver.config.descriptors, driver.config.driver, BUFFERS];
-                let at = area[(next() % 3) as usize] + (next() % 128 & !1);
+                let at = area[(next() % 3) as usize] + ((next() % 128) & !1);
                 // Small values point at something now and then.
                 let value = if next() & 1 == 0 { next() % 16 } else { next() & 0x10_80ff };
                 driver.put(at, &value.to_le_bytes());
