@@ -166,6 +166,9 @@ impl Hostile {
             hostile.step(operation.try_into().expect("eight bytes"));
         }
         hostile.finish();
+        // A step makes no more chains available than a queue holds.
+        let most = 2 * u64::from(SIZE) * (operations.len() as u64 / 8 + 2);
+        assert!(hostile.messages.load(Ordering::Relaxed) <= most);
     }
 
     /// Whatever was done to it, a device can be reset and works again.
