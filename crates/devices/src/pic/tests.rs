@@ -45,6 +45,7 @@ fn an_edge_is_served_once() {
     assert_eq!(rig.pic.acknowledge(), None);
     rig.pic.write(MASTER, &[0x20]);
     assert!(!rig.high(), "the level alone is no request");
+    line.set(false);
     line.pulse();
     assert!(rig.high(), "an edge is kept");
     assert_eq!(rig.pic.acknowledge(), Some(0x24));
