@@ -9,6 +9,7 @@ mod file;
 mod lock;
 mod memory;
 mod record;
+mod slice;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ pub use file::{Access, FileOptions, FileStorage};
 pub use lock::{FileLock, Share};
 pub use memory::MemoryStorage;
 pub use record::{Operation, RecordingStorage};
+pub use slice::SliceStorage;
 
 use crate::error::Result;
 

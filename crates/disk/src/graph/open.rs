@@ -11,8 +11,15 @@ use std::sync::Arc;
 use super::Image;
 use crate::error::{Error, Result};
 use crate::format::{BackingReference, Format, FormatKind, probe};
+use crate::formats::luks::LuksVolume;
+use crate::formats::ova::Ova;
+use crate::formats::parallels::Parallels;
 use crate::formats::qcow2::{self, Qcow2};
 use crate::formats::raw::Raw;
+use crate::formats::vdi::Vdi;
+use crate::formats::vhd::Vhd;
+use crate::formats::vhdx::Vhdx;
+use crate::formats::vmdk::Vmdk;
 use crate::storage::{Access, FileOptions, FileStorage, Share, SharedStorage};
 
 /// The longest chain of backing files.
@@ -191,7 +198,20 @@ impl Opener<'_> {
                 };
                 Box::new(Qcow2::open(storage, open)?)
             }
-            other => return Err(Error::NoSuchOperation { format: other.name(), what: "driver" }),
+            FormatKind::Vmdk => {
+                let sibling = |name: &str| self.sibling(path, name, write);
+                Box::new(Vmdk::open(storage, write, &sibling)?)
+            }
+            FormatKind::Vhd => Box::new(Vhd::open(storage, write)?),
+            FormatKind::Vhdx => Box::new(Vhdx::open(storage, write)?),
+            FormatKind::Vdi => Box::new(Vdi::open(storage, write)?),
+            FormatKind::Parallels => Box::new(Parallels::open(storage, write)?),
+            FormatKind::Luks => Box::new(LuksVolume::open(
+                storage,
+                self.options.passphrases.get(),
+                self.options.without_contents,
+            )?),
+            FormatKind::Ova => Box::new(Ova::open(storage, write)?),
         })
     }
 

@@ -1,5 +1,7 @@
 //! New images, from options by name.
 
+mod others;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -73,7 +75,7 @@ pub fn option_names(kind: FormatKind) -> &'static [(&'static str, &'static str)]
             ("refcount_bits", "width of a reference count, 1 to 64"),
             ("size", "size of the disk"),
         ],
-        _ => &[("size", "size of the disk")],
+        other => others::option_names(other),
     }
 }
 
@@ -158,7 +160,12 @@ pub fn create(request: &CreateRequest) -> Result<u64> {
             create_qcow2(request, &choices)?;
             Ok(size)
         }
-        other => Err(Error::NoSuchOperation { format: other.name(), what: "writer" }),
+        other => {
+            // These formats count in sectors.
+            let size = size.next_multiple_of(512);
+            others::create(request, other, size, backing.as_ref(), options)?;
+            Ok(size)
+        }
     }
 }
 
