@@ -85,7 +85,13 @@ pub trait Storage: Send + Sync {
     }
 
     /// Copies from another storage inside of the kernel. `Ok(0)`: cannot.
-    fn copy_from(&self, _from: &dyn Storage, _from_offset: u64, _to: u64, _len: u64) -> Result<u64> {
+    fn copy_from(
+        &self,
+        _from: &dyn Storage,
+        _from_offset: u64,
+        _to: u64,
+        _len: u64,
+    ) -> Result<u64> {
         Ok(0)
     }
 }

@@ -32,7 +32,11 @@ fn sector(value: u64) -> Vec<u8> {
 }
 
 /// Runs one sequence; gives the first image, the operations and the events.
-fn record(kind: Kind, random: &mut Random, below: Option<&Arc<Image>>) -> (MemoryStorage, Vec<Operation>, Vec<Event>) {
+fn record(
+    kind: Kind,
+    random: &mut Random,
+    below: Option<&Arc<Image>>,
+) -> (MemoryStorage, Vec<Operation>, Vec<Event>) {
     let start = MemoryStorage::new("memory");
     let shared: SharedStorage = Arc::new(start.duplicate());
     kind.create(&shared, SECTORS * SECTOR).expect("create");
@@ -42,7 +46,8 @@ fn record(kind: Kind, random: &mut Random, below: Option<&Arc<Image>>) -> (Memor
     start.set_len(image_bytes.len() as u64).expect("size");
     let recording = Arc::new(RecordingStorage::new(start.duplicate()));
     let storage: SharedStorage = recording.clone();
-    let image = Image::new(kind.open(&storage).expect("open"), below.cloned(), Path::new("memory"), true);
+    let image =
+        Image::new(kind.open(&storage).expect("open"), below.cloned(), Path::new("memory"), true);
     let mut events = Vec::new();
     let mut names = 0;
     for _ in 0..40 {
@@ -93,7 +98,12 @@ fn record(kind: Kind, random: &mut Random, below: Option<&Arc<Image>>) -> (Memor
 }
 
 /// What a disk may hold when the power fails before operation `cut`.
-fn after_crash(start: &MemoryStorage, operations: &[Operation], cut: usize, random: &mut Random) -> MemoryStorage {
+fn after_crash(
+    start: &MemoryStorage,
+    operations: &[Operation],
+    cut: usize,
+    random: &mut Random,
+) -> MemoryStorage {
     let disk = start.duplicate();
     let flushed = operations[..cut]
         .iter()

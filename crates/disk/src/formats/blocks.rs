@@ -275,7 +275,13 @@ impl<T: Table> Blocks<T> {
         Ok(content)
     }
 
-    pub(crate) fn zero(&self, mut offset: u64, len: u64, unmap: bool, below: &dyn Below) -> Result<()> {
+    pub(crate) fn zero(
+        &self,
+        mut offset: u64,
+        len: u64,
+        unmap: bool,
+        below: &dyn Below,
+    ) -> Result<()> {
         if !self.writable {
             return Err(self.blame.read_only());
         }
@@ -304,7 +310,11 @@ impl<T: Table> Blocks<T> {
 
     /// The host place of a stretch whose blocks are all there, side by side
     /// or not.
-    pub(crate) fn in_place(&self, mut offset: u64, mut len: u64) -> Result<Option<Vec<(Place, u64)>>> {
+    pub(crate) fn in_place(
+        &self,
+        mut offset: u64,
+        mut len: u64,
+    ) -> Result<Option<Vec<(Place, u64)>>> {
         let mut places: Vec<(Place, u64)> = Vec::new();
         let mut table = self.table.lock();
         while len > 0 {
@@ -376,9 +386,11 @@ impl WordTable {
         if let Some((from, to)) = self.dirty {
             let bytes: Vec<u8> = self.words[from..to]
                 .iter()
-                .flat_map(|word| {
-                    if self.big_endian { word.to_be_bytes() } else { word.to_le_bytes() }
-                })
+                .flat_map(
+                    |word| {
+                        if self.big_endian { word.to_be_bytes() } else { word.to_le_bytes() }
+                    },
+                )
                 .collect();
             file.write_at(self.offset + from as u64 * 4, &bytes)?;
             self.dirty = None;

@@ -21,7 +21,11 @@ pub struct LuksVolume {
 
 impl LuksVolume {
     /// Opens a volume; without a passphrase only for its facts.
-    pub fn open(storage: SharedStorage, passphrase: Option<&[u8]>, facts_only: bool) -> Result<Self> {
+    pub fn open(
+        storage: SharedStorage,
+        passphrase: Option<&[u8]>,
+        facts_only: bool,
+    ) -> Result<Self> {
         let blame = Blame::new("luks", storage.name());
         let file_len = storage.len()?;
         let bytes = read_vec(&*storage, 0, file_len.min(MAX_HEADER) as usize)?;

@@ -86,8 +86,8 @@ impl Ova {
             .filter(|entry| entry.name.to_ascii_lowercase().ends_with(".ovf"))
             .ok_or_else(|| blame.corrupt("an OVF description is not its first file"))?;
         let text = read_text(&*archive, ovf, &blame)?;
-        let name = disk_name(&text)
-            .ok_or_else(|| blame.corrupt("its description refers to no disk"))?;
+        let name =
+            disk_name(&text).ok_or_else(|| blame.corrupt("its description refers to no disk"))?;
         let entry = entries
             .iter()
             .find(|entry| entry.name == name)

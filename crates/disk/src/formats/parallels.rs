@@ -6,9 +6,7 @@ use super::blocks::{Blocks, NewBlock, Slot, Table, WordTable};
 use super::raw;
 use crate::bytes::{le32, le64, put};
 use crate::error::{Blame, Error, Result};
-use crate::format::{
-    Below, CheckReport, Extent, Format, FormatKind, Place, Preallocation, Repair,
-};
+use crate::format::{Below, CheckReport, Extent, Format, FormatKind, Place, Preallocation, Repair};
 use crate::storage::{SharedStorage, Storage, read_vec};
 
 const HEADER_LEN: usize = 64;

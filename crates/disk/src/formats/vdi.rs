@@ -129,8 +129,7 @@ impl Vdi {
         }
         let table = WordTable::read(&*storage, map_at, entries as usize, false)?;
         let allocated = le32(&header, 388);
-        if let Some(&word) =
-            table.words.iter().find(|&&word| word < DISCARDED && word >= allocated)
+        if let Some(&word) = table.words.iter().find(|&&word| word < DISCARDED && word >= allocated)
         {
             return Err(blame.corrupt(format!("block {word} of {allocated} is referred to")));
         }

@@ -16,8 +16,8 @@ use super::raw;
 use crate::bytes::{be16, be32, be64, put};
 use crate::error::{Blame, Error, Result};
 use crate::format::{
-    BackingReference, Below, CheckReport, Detail, Extent, Format, FormatKind, Place,
-    Preallocation, Repair, State,
+    BackingReference, Below, CheckReport, Detail, Extent, Format, FormatKind, Place, Preallocation,
+    Repair, State,
 };
 use crate::storage::{SharedStorage, Storage, read_vec};
 
@@ -144,7 +144,8 @@ impl Vhd {
     pub fn open(storage: SharedStorage, write: bool) -> Result<Self> {
         let blame = Blame::new("vhd", storage.name());
         let file_len = storage.len()?;
-        let tail_at = file_len.checked_sub(FOOTER_LEN as u64).ok_or_else(|| blame.other_format())?;
+        let tail_at =
+            file_len.checked_sub(FOOTER_LEN as u64).ok_or_else(|| blame.other_format())?;
         let head = read_vec(&*storage, 0, FOOTER_LEN)?;
         let tail = read_vec(&*storage, tail_at, FOOTER_LEN)?;
         let footer = if valid_footer(&head) {
@@ -229,8 +230,7 @@ impl Vhd {
 
 /// Most programs mean the size field; Virtual PC and QEMU mean the geometry.
 fn disk_size(footer: &[u8]) -> u64 {
-    let geometry =
-        u64::from(be16(footer, 56)) * u64::from(footer[58]) * u64::from(footer[59]);
+    let geometry = u64::from(be16(footer, 56)) * u64::from(footer[58]) * u64::from(footer[59]);
     let by_geometry = matches!(&footer[28..32], b"vpc " | b"qemu");
     if by_geometry && geometry != MAX_CHS_SECTORS && geometry != 0 {
         geometry * SECTOR

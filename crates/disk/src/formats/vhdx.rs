@@ -19,8 +19,8 @@ use super::raw;
 use crate::bytes::{le64, put};
 use crate::error::{Blame, Error, Result};
 use crate::format::{
-    BackingReference, Below, CheckReport, Detail, Extent, Format, FormatKind, Place,
-    Preallocation, Repair,
+    BackingReference, Below, CheckReport, Detail, Extent, Format, FormatKind, Place, Preallocation,
+    Repair,
 };
 use crate::storage::{SharedStorage, Storage};
 

@@ -132,8 +132,7 @@ impl Vmdk {
         let descriptor = descriptor.unwrap_or_else(|| lone_descriptor("monolithicSparse"));
         let size = header.capacity * SECTOR;
         let grain = header.grain * SECTOR;
-        let blocks =
-            Blocks::new(storage.clone(), 0, grain, grains, write, blame.clone());
+        let blocks = Blocks::new(storage.clone(), 0, grain, grains, write, blame.clone());
         Ok(Self {
             storages: vec![storage],
             parts: vec![Part { start: 0, len: size, body: Body::Sparse(Box::new(blocks)) }],
@@ -201,9 +200,10 @@ impl Vmdk {
         }
         let (text, _) = read_text(&*self.storages[0], self.text_at.0, self.text_at.1)?;
         let old = format!("CID={:08x}", self.descriptor.cid);
-        let found = text.match_indices(&old).map(|(at, _)| at).find(|&at| {
-            at == 0 || text.as_bytes()[at - 1] == b'\n'
-        });
+        let found = text
+            .match_indices(&old)
+            .map(|(at, _)| at)
+            .find(|&at| at == 0 || text.as_bytes()[at - 1] == b'\n');
         if let Some(at) = found {
             let new = uuid::Uuid::new_v4().as_u128() as u32 & 0xffff_fffe;
             let line = format!("CID={new:08x}");

@@ -141,7 +141,8 @@ impl Opener<'_> {
     fn image(&mut self, path: &Path, format: Option<FormatKind>, write: bool) -> Result<Image> {
         let storage: SharedStorage =
             Arc::new(FileStorage::open(path, self.options.file_options(write))?);
-        let real = path.canonicalize().map_err(|e| Error::io("open", path.display().to_string(), e))?;
+        let real =
+            path.canonicalize().map_err(|e| Error::io("open", path.display().to_string(), e))?;
         self.chain.push(real);
         let kind = match format {
             Some(kind) => kind,
@@ -221,13 +222,9 @@ impl Opener<'_> {
         Ok(Arc::new(FileStorage::open(&at, self.options.file_options(write))?))
     }
 
-    fn backing(
-        &mut self,
-        path: &Path,
-        reference: &BackingReference,
-        top: bool,
-    ) -> Result<Image> {
-        let refuse = |why: &str| Error::Backing { name: reference.name.clone(), why: why.to_owned() };
+    fn backing(&mut self, path: &Path, reference: &BackingReference, top: bool) -> Result<Image> {
+        let refuse =
+            |why: &str| Error::Backing { name: reference.name.clone(), why: why.to_owned() };
         if self.chain.len() >= MAX_DEPTH {
             return Err(refuse("the chain of backing files is too long"));
         }
@@ -238,9 +235,10 @@ impl Opener<'_> {
         }
         let format = match (&reference.format, self.options.backing_format.filter(|_| top)) {
             (_, Some(kind)) => Some(kind),
-            (Some(name), None) => Some(FormatKind::from_name(name).ok_or_else(|| {
-                refuse(&format!("its format '{name}' is not known"))
-            })?),
+            (Some(name), None) => Some(
+                FormatKind::from_name(name)
+                    .ok_or_else(|| refuse(&format!("its format '{name}' is not known")))?,
+            ),
             (None, None) => None,
         };
         self.image(&at, format, false)
@@ -256,9 +254,9 @@ impl Opener<'_> {
         if plain.starts_with("json:") || plain.contains("://") {
             return Err(refuse("only names of files are followed"));
         }
-        let own = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-        let own = own.unwrap_or(Path::new("."));
-        let at = own.join(plain);
+        let beside = path.parent().unwrap_or(Path::new(""));
+        let own = if beside.as_os_str().is_empty() { Path::new(".") } else { beside };
+        let at = beside.join(plain);
         let real = |path: &Path| {
             path.canonicalize().map_err(|e| Error::io("open", path.display().to_string(), e))
         };

@@ -54,10 +54,9 @@ impl CreateRequest {
 /// The options of a format, with what they mean.
 pub fn option_names(kind: FormatKind) -> &'static [(&'static str, &'static str)] {
     match kind {
-        FormatKind::Raw => &[
-            ("preallocation", "off, falloc or full"),
-            ("size", "size of the disk"),
-        ],
+        FormatKind::Raw => {
+            &[("preallocation", "off, falloc or full"), ("size", "size of the disk")]
+        }
         FormatKind::Qcow2 => &[
             ("backing_file", "image below this one"),
             ("backing_fmt", "format of the image below"),
@@ -201,10 +200,7 @@ fn create_qcow2(request: &CreateRequest, choices: &CreateOptions) -> Result<()> 
 
 /// Choices for a qcow2 image from options by name, for tools that only
 /// calculate with them.
-pub fn qcow2_options(
-    given: &BTreeMap<String, String>,
-    size: u64,
-) -> Result<CreateOptions> {
+pub fn qcow2_options(given: &BTreeMap<String, String>, size: u64) -> Result<CreateOptions> {
     let mut options = Options {
         kind: FormatKind::Qcow2,
         left: given.iter().map(|(k, v)| (&**k, &**v)).collect(),

@@ -14,7 +14,12 @@ pub struct SliceStorage {
 impl SliceStorage {
     /// With `len` the part is read only; without, it ends where the storage
     /// does and can grow.
-    pub fn new(inner: SharedStorage, name: impl Into<String>, start: u64, len: Option<u64>) -> Self {
+    pub fn new(
+        inner: SharedStorage,
+        name: impl Into<String>,
+        start: u64,
+        len: Option<u64>,
+    ) -> Self {
         Self { inner, name: name.into(), start, len }
     }
 
@@ -42,7 +47,11 @@ impl Storage for SliceStorage {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let inside = self.len()?.saturating_sub(offset).min(buf.len() as u64) as usize;
         buf[inside..].fill(0);
-        if inside == 0 { Ok(()) } else { self.inner.read_at(self.start + offset, &mut buf[..inside]) }
+        if inside == 0 {
+            Ok(())
+        } else {
+            self.inner.read_at(self.start + offset, &mut buf[..inside])
+        }
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {

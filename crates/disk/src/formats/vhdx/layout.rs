@@ -70,10 +70,7 @@ impl Header {
                 file_write: guid(&bytes, 16),
                 data_write: guid(&bytes, 32),
                 log: guid(&bytes, 48),
-                log_place: LogPlace {
-                    len: u64::from(le32(&bytes, 68)),
-                    offset: le64(&bytes, 72),
-                },
+                log_place: LogPlace { len: u64::from(le32(&bytes, 68)), offset: le64(&bytes, 72) },
                 slot,
             };
             if le16(&bytes, 64) != 0 && !header.log.is_nil() {
@@ -299,8 +296,7 @@ fn encode_locator(name: &str, linkage: Uuid) -> Vec<u8> {
     } else {
         ("relative_path", format!(".\\{windows}"))
     };
-    let pairs =
-        [("parent_linkage".to_owned(), format!("{{{linkage}}}")), (key.to_owned(), path)];
+    let pairs = [("parent_linkage".to_owned(), format!("{{{linkage}}}")), (key.to_owned(), path)];
     let mut locator = vec![0; 20 + pairs.len() * 12];
     put(&mut locator, 0, &VHDX_LOCATOR.to_bytes_le());
     put(&mut locator, 18, &(pairs.len() as u16).to_le_bytes());
@@ -329,10 +325,9 @@ fn read_locator(locator: &[u8], blame: &Blame) -> Result<BackingReference> {
             return Err(blame.corrupt("the parent locator has no end"));
         };
         let part = |at: u32, len: u16| locator.get(at as usize..at as usize + usize::from(len));
-        let (Some(key), Some(value)) = (
-            part(le32(entry, 0), le16(entry, 8)),
-            part(le32(entry, 4), le16(entry, 10)),
-        ) else {
+        let (Some(key), Some(value)) =
+            (part(le32(entry, 0), le16(entry, 8)), part(le32(entry, 4), le16(entry, 10)))
+        else {
             return Err(blame.corrupt("the parent locator has no end"));
         };
         let value = from_utf16(value).replace('\\', "/");

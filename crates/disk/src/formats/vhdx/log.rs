@@ -59,9 +59,8 @@ pub(super) fn pending(
     let size = log.len();
     // Entries wrap around the end: the log twice makes each of them whole.
     log.extend_from_within(..);
-    let mut entries: Vec<Found> = (0..size / PAGE)
-        .filter_map(|page| entry_at(&log, page * PAGE, size, guid))
-        .collect();
+    let mut entries: Vec<Found> =
+        (0..size / PAGE).filter_map(|page| entry_at(&log, page * PAGE, size, guid)).collect();
     entries.sort_by_key(|entry| std::cmp::Reverse(entry.sequence));
     let mut effort = 1_000_000_u32;
     for head in &entries {
@@ -151,8 +150,7 @@ fn read_changes(log: &[u8], entry: &Found, changes: &mut Vec<Change>, blame: &Bl
                     return Err(blame.corrupt("a log entry without its data"));
                 };
                 data_at += PAGE;
-                let sequence =
-                    u64::from(le32(sector, 4)) << 32 | u64::from(le32(sector, PAGE - 4));
+                let sequence = u64::from(le32(sector, 4)) << 32 | u64::from(le32(sector, PAGE - 4));
                 if &sector[..4] != b"data" || sequence != entry.sequence {
                     return Err(blame.corrupt("a log sector that does not belong to its entry"));
                 }

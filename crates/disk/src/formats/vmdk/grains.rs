@@ -140,11 +140,7 @@ pub(super) struct Grains {
 
 impl Grains {
     /// The map of a hosted sparse extent, streamOptimized included.
-    pub(super) fn hosted(
-        file: &dyn Storage,
-        header: &SparseHeader,
-        blame: &Blame,
-    ) -> Result<Self> {
+    pub(super) fn hosted(file: &dyn Storage, header: &SparseHeader, blame: &Blame) -> Result<Self> {
         let count = header.tables();
         let directory = read_directory(file, header.directory, count, blame)?;
         let redundant = match header.flags & FLAG_REDUNDANT {
@@ -204,7 +200,9 @@ impl Grains {
         let count = capacity.div_ceil(grain * gtes);
         let file_len = file.len()?;
         let at = directory_at.checked_mul(SECTOR).filter(|at| *at < file_len);
-        let Some(at) = at.filter(|at| count * 8 <= file_len - at && count * 8 <= directory_len.saturating_mul(SECTOR)) else {
+        let Some(at) = at.filter(|at| {
+            count * 8 <= file_len - at && count * 8 <= directory_len.saturating_mul(SECTOR)
+        }) else {
             return Err(blame.corrupt("the grain directory lies outside the file"));
         };
         let bytes = read_vec(file, at, count as usize * 8)?;

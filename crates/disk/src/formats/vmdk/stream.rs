@@ -34,13 +34,13 @@ fn marker(sectors: u64, kind: u32) -> Vec<u8> {
 
 impl Stream {
     /// Takes over what is in the stream so far.
-    pub(super) fn new(file: &dyn Storage, header: SparseHeader, grains: &mut Grains) -> Result<Self> {
-        let mut stream = Self {
-            end: header.overhead * SECTOR,
-            header,
-            tables: BTreeMap::new(),
-            dirty: false,
-        };
+    pub(super) fn new(
+        file: &dyn Storage,
+        header: SparseHeader,
+        grains: &mut Grains,
+    ) -> Result<Self> {
+        let mut stream =
+            Self { end: header.overhead * SECTOR, header, tables: BTreeMap::new(), dirty: false };
         for grain in 0..stream.header.capacity.div_ceil(stream.header.grain) {
             let entry = grains.entry(file, grain)?;
             if entry != 0 {

@@ -113,7 +113,9 @@ pub(super) fn create(
                 preallocation: options.preallocation()?,
                 parent: backing.cloned(),
                 linkage: match backing {
-                    Some(backing) => Some(Vhdx::open(beside(request, &backing.name)?, false)?.data_identity()),
+                    Some(backing) => {
+                        Some(Vhdx::open(beside(request, &backing.name)?, false)?.data_identity())
+                    }
                     None => None,
                 },
             };
@@ -179,16 +181,20 @@ fn vmdk_image(
     }
     let hardware = match options.take("hwversion") {
         None | Some("undefined") => None,
-        Some(number) => Some(number.parse().map_err(|_| {
-            Error::option("hwversion", format!("'{number}' is not a number"))
-        })?),
+        Some(number) => Some(
+            number
+                .parse()
+                .map_err(|_| Error::option("hwversion", format!("'{number}' is not a number")))?,
+        ),
     };
     let parent_id = match backing {
         Some(backing) => {
-            let unread = |name: &str| Err(Error::Backing {
-                name: name.to_owned(),
-                why: "only the parent's own file is looked at".to_owned(),
-            });
+            let unread = |name: &str| {
+                Err(Error::Backing {
+                    name: name.to_owned(),
+                    why: "only the parent's own file is looked at".to_owned(),
+                })
+            };
             let parent = Vmdk::open(beside(request, &backing.name)?, false, &unread)?;
             parent.content_id()
         }
