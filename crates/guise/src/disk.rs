@@ -10,6 +10,7 @@ mod create;
 mod inspect;
 mod output;
 mod run;
+mod serve;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -74,6 +75,8 @@ enum Command {
     Dd(convert::DdArgs),
     /// Measure how fast requests are served
     Bench(run::BenchArgs),
+    /// Serve a disk to other programs (NBD)
+    Serve(serve::ServeArgs),
 }
 
 /// Runs `guise disk`.
@@ -115,6 +118,7 @@ fn dispatch(command: Command, persona: Persona) -> common::Outcome {
         Command::Bitmap(args) => change::bitmap(args, persona),
         Command::Dd(args) => convert::dd(args, persona),
         Command::Bench(args) => run::bench(args, persona),
+        Command::Serve(args) => serve::serve(args, persona),
     }
 }
 

@@ -71,7 +71,8 @@ pub fn copy(
     progress: &dyn Progress,
 ) -> Result<()> {
     let size = source.size().min(target.size());
-    let copy = Copy { source, target, options, progress, size, name: target.path().display().to_string() };
+    let copy =
+        Copy { source, target, options, progress, size, name: target.path().display().to_string() };
     if options.compress {
         let Some(codec) = target.format().codec() else {
             return Err(Error::NoSuchOperation {
@@ -200,7 +201,16 @@ impl Copy<'_> {
                 scope.spawn(|| pack(&work, results, codec.encoder()));
             }
             drop(results);
-            let mut line = Line { copy: self, jobs, done, threads, waiting: BTreeMap::new(), sent: 0, written: 0, spare: Vec::new() };
+            let mut line = Line {
+                copy: self,
+                jobs,
+                done,
+                threads,
+                waiting: BTreeMap::new(),
+                sent: 0,
+                written: 0,
+                spare: Vec::new(),
+            };
             self.feed(&mut line, cluster)?;
             while line.written < line.sent {
                 line.take()?;
@@ -217,11 +227,8 @@ impl Copy<'_> {
             step(self.progress, offset, self.size, &self.name)?;
             let (piece, len) = self.piece(offset, self.size - offset)?;
             // Clusters that are data in part are packed as a whole.
-            let end = if offset + len == self.size {
-                self.size
-            } else {
-                (offset + len) & !(cluster - 1)
-            };
+            let end =
+                if offset + len == self.size { self.size } else { (offset + len) & !(cluster - 1) };
             if piece != Piece::Data && end > offset {
                 if piece == Piece::Zero {
                     self.target.write_zeroes(offset, end - offset, true)?;
@@ -268,7 +275,11 @@ enum Packed {
     Plain(Vec<u8>),
 }
 
-fn pack(work: &Mutex<Receiver<Job>>, results: Sender<(u64, u64, u64, Packed)>, mut encoder: Encoder) {
+fn pack(
+    work: &Mutex<Receiver<Job>>,
+    results: Sender<(u64, u64, u64, Packed)>,
+    mut encoder: Encoder,
+) {
     loop {
         // The lock is held while waiting: the next idle thread is next.
         let Ok(Job { sequence, offset, len, data }) = work.lock().recv() else { return };
