@@ -7,7 +7,9 @@ mod disk;
 mod doctor;
 mod engine;
 mod image;
+mod oci;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -30,6 +32,12 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Fetch, list, inspect and remove images
     Image(image::ImageArgs),
+    /// The command line of an OCI runtime, for podman, Docker and containerd
+    #[command(disable_help_flag = true)]
+    Oci {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
 }
 
 /// Something went wrong in the way that the exit code says.
@@ -51,6 +59,11 @@ impl Failure {
 }
 
 fn main() -> ExitCode {
+    // A container's start is measured in milliseconds: its command line comes first, and
+    // does without the tree of all others.
+    if let Some(args) = oci::arguments() {
+        return oci::main(args);
+    }
     let arguments: Vec<_> = std::env::args_os().collect();
     if disk::called_as(&arguments).as_deref() == Some("qemu-img") {
         return disk::run_as_qemu_img(arguments);
@@ -64,6 +77,7 @@ fn main() -> ExitCode {
         Command::Disk(arguments) => disk::run(arguments),
         Command::Doctor(arguments) => report(doctor::run(&arguments)),
         Command::Image(arguments) => image::run(arguments),
+        Command::Oci { args } => oci::main(args),
     }
 }
 
