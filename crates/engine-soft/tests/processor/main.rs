@@ -1,0 +1,157 @@
+//! The engine against the processor: random instructions of every form that the
+//! decoder knows and the host has, with random operands, flags and memory, run on the
+//! host as they are and in the engine. Results, flags, memory and faults are equal.
+//!
+//! `GUISE_PROCESSOR_CASES` is the number of cases (2,200,000 where not given) and
+//! `GUISE_PROCESSOR_SEED` the seed, which a failure prints.
+
+mod form;
+mod machine;
+mod native;
+mod random;
+mod stub;
+
+use std::collections::BTreeMap;
+
+use guise_engine_soft::host::classify::{Class, of_code};
+use guise_engine_soft::host::features::Features;
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, RflagsBits};
+
+use machine::{Memory, State};
+use native::Native;
+use random::Random;
+
+/// How an instruction ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    /// With the exception of this vector.
+    Fault(u8),
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")),
+        Err(_) => default,
+    }
+}
+
+/// States that each instruction is run with.
+const STATES: u64 = 8;
+
+#[test]
+fn every_form_gives_what_the_processor_gives() {
+    let cases = number("GUISE_PROCESSOR_CASES", 2_200_000);
+    let seed = number("GUISE_PROCESSOR_SEED", std::process::id() as u64 * 0x9e37_79b9);
+    println!("seed {seed}, {cases} cases");
+    let features = Features::host();
+    let forms: Vec<Code> = Code::values()
+        .filter(|&code| matches!(of_code(code, &features), Class::Stub | Class::Masked))
+        .filter(|&code| form::is_testable(code))
+        .collect();
+    let mut random = Random::new(seed);
+    let mut native = Native::new();
+    let mut engine = stub::Engine::new(features);
+    let mut theirs = Memory::new();
+    let mut ours = Memory::new();
+    let mut done = 0;
+    let mut made: BTreeMap<String, u64> = BTreeMap::new();
+    let mut failures = Vec::new();
+    while done < cases {
+        random.refill();
+        for &code in &forms {
+            let attempt = |_| {
+                let bytes = form::make(code, &mut random, native.slot())?;
+                let instruction = decode(&bytes, native.slot());
+                (instruction.code() == code).then_some((bytes, instruction))
+            };
+            let Some((bytes, instruction)) = (0..50).find_map(attempt) else { continue };
+            *made.entry(format!("{code:?}")).or_default() += 1;
+            native.set_instruction(&bytes);
+            for _ in 0..STATES {
+                let mut before = State::random(&mut random);
+                native.trim(&mut before);
+                if !form::aim(&instruction, &mut before, &mut random, &theirs) {
+                    continue;
+                }
+                theirs.randomize(&mut random);
+                ours.copy_from(&theirs);
+                let (expected, wanted) = native.run(&before);
+                let (mut found, outcome) = engine.run(&instruction, &before, &theirs, &mut ours);
+                done += 1;
+                settle(&instruction, wanted, &expected, &mut found);
+                let equal = wanted == outcome && expected.same(&found) && theirs.same(&ours);
+                if !equal && failures.len() < 40 {
+                    failures.push(report(
+                        &instruction,
+                        &bytes,
+                        &before,
+                        wanted,
+                        &expected,
+                        outcome,
+                        &found,
+                        theirs.same(&ours),
+                    ));
+                    break;
+                }
+            }
+        }
+        if failures.len() >= 40 {
+            break;
+        }
+    }
+    let never: Vec<String> = forms
+        .iter()
+        .map(|code| format!("{code:?}"))
+        .filter(|name| !made.contains_key(name))
+        .collect();
+    println!("{done} cases of {} forms; never made: {}", made.len(), never.join(" "));
+    assert!(failures.is_empty(), "seed {seed}\n{}", failures.join("\n"));
+    assert!(never.is_empty(), "forms that could not be made: {}", never.join(" "));
+}
+
+pub fn decode(bytes: &[u8], ip: u64) -> Instruction {
+    Decoder::with_ip(64, bytes, ip, DecoderOptions::NONE).decode()
+}
+
+/// Takes over from the processor what its manual leaves undefined.
+fn settle(instruction: &Instruction, outcome: Outcome, expected: &State, found: &mut State) {
+    let undefined = instruction.rflags_undefined();
+    let mut mask = 0;
+    for (flag, bit) in [
+        (RflagsBits::CF, 0x1),
+        (RflagsBits::PF, 0x4),
+        (RflagsBits::AF, 0x10),
+        (RflagsBits::ZF, 0x40),
+        (RflagsBits::SF, 0x80),
+        (RflagsBits::OF, 0x800),
+    ] {
+        if undefined & flag != 0 {
+            mask |= bit;
+        }
+    }
+    if outcome != Outcome::Done {
+        // Some faults come after the flags have changed.
+        mask |= 0x8d5;
+    }
+    found.rflags = found.rflags & !mask | expected.rflags & mask;
+}
+
+#[allow(clippy::too_many_arguments)]
+fn report(
+    instruction: &Instruction,
+    bytes: &[u8],
+    before: &State,
+    wanted: Outcome,
+    expected: &State,
+    outcome: Outcome,
+    found: &State,
+    same_memory: bool,
+) -> String {
+    format!(
+        "{:?} {bytes:02x?} ({instruction})\n  host {wanted:?}, engine {outcome:?}{}\n{}",
+        instruction.code(),
+        if same_memory { "" } else { ", memory differs" },
+        expected.differences(found, before),
+    )
+}
