@@ -300,7 +300,16 @@ impl Stub {
             // registers are the stub's to leave as it likes.
             unsafe { asm!("fxsave64 [{image}]", "fninit", image = in(reg) image) };
         }
-        exception_of(&state.trap)
+        /// OSXMMEXCPT of CR4: whether SIMD exceptions have a vector of their own.
+        const SIMD_EXCEPTIONS: u64 = 1 << 10;
+        match state.trap.vector as u8 {
+            exception::GENERAL_PROTECTION => Exception::general_protection(0),
+            exception::ALIGNMENT_CHECK => Exception::with_code(exception::ALIGNMENT_CHECK, 0),
+            exception::SIMD_FLOATING_POINT if state.cr4 & SIMD_EXCEPTIONS == 0 => {
+                Exception::invalid_opcode()
+            }
+            vector => Exception::plain(vector),
+        }
     }
 
     /// Whether [`Stub::set_x87_pointers`] is wanted after a run.
@@ -320,14 +329,6 @@ impl Stub {
                 field.copy_from_slice(&guest.to_le_bytes());
             }
         }
-    }
-}
-
-fn exception_of(trap: &HostTrap) -> Exception {
-    match trap.vector as u8 {
-        exception::GENERAL_PROTECTION => Exception::general_protection(0),
-        exception::ALIGNMENT_CHECK => Exception::with_code(exception::ALIGNMENT_CHECK, 0),
-        vector => Exception::plain(vector),
     }
 }
 

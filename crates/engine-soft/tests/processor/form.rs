@@ -2,8 +2,12 @@
 //! memory.
 
 use iced_x86::{
-    Code, Encoder, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register, RoundingControl,
+    Code, CpuidFeature, Encoder, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register,
+    RoundingControl,
 };
+
+use guise_engine_soft::host::classify::{Class, of_code};
+use guise_engine_soft::host::features::Features;
 
 use crate::machine::{MEMORY_SIZE, MIDDLE, Memory, State};
 use crate::random::Random;
@@ -12,13 +16,64 @@ use crate::random::Random;
 /// does not have.
 pub fn is_testable(code: Code) -> bool {
     let info = code.op_code();
+    if of_code(code, &Features::host()) == Class::Core {
+        return is_testable_core(code);
+    }
     info.is_available_in_mode(64)
         // WAIT and another instruction.
         && !info.fwait()
         && info.long_mode()
         // Their operands address memory by themselves, far from the test's.
         && !matches!(code.mnemonic(), Mnemonic::Xlatb | Mnemonic::Umonitor)
+        // Of bound registers, which guests do not have.
+        && !code.cpuid_features().contains(&CpuidFeature::MPX)
         && !info.op_kinds().contains(&OpCodeOperandKind::mem_offs)
+}
+
+/// What the engine executes itself and the host's user mode has: strings, the stack,
+/// addresses, the direction flag.
+fn is_testable_core(code: Code) -> bool {
+    use Mnemonic::*;
+    code.op_code().is_available_in_mode(64)
+        && matches!(
+            code.mnemonic(),
+            Movsb
+                | Movsw
+                | Movsd
+                | Movsq
+                | Cmpsb
+                | Cmpsw
+                | Cmpsd
+                | Cmpsq
+                | Scasb
+                | Scasw
+                | Scasd
+                | Scasq
+                | Lodsb
+                | Lodsw
+                | Lodsd
+                | Lodsq
+                | Stosb
+                | Stosw
+                | Stosd
+                | Stosq
+                | Push
+                | Pop
+                | Leave
+                | Lea
+                | Cld
+                | Std
+                | Pause
+                | Bound
+        )
+        && !code.op_code().op_kinds().iter().any(|&kind| {
+            use OpCodeOperandKind as K;
+            matches!(kind, K::seg_reg | K::es | K::cs | K::ss | K::ds | K::fs | K::gs)
+        })
+}
+
+fn is_string(code: Code) -> bool {
+    code.is_string_instruction()
 }
 
 /// Encodes an instruction of this form for address `ip`; none where the random operands
@@ -117,6 +172,12 @@ pub fn make(code: Code, random: &mut Random, ip: u64) -> Option<Vec<u8>> {
             K::eax => instruction.set_op_register(i, Register::EAX),
             K::rax => instruction.set_op_register(i, Register::RAX),
             K::st0 => instruction.set_op_register(i, Register::ST0),
+            K::seg_rSI => instruction.set_op_kind(i, OpKind::MemorySegRSI),
+            K::es_rDI => instruction.set_op_kind(i, OpKind::MemoryESRDI),
+            K::imm16 if code.mnemonic() == Mnemonic::Push => {
+                instruction.set_op_kind(i, OpKind::Immediate16);
+                instruction.set_immediate16(random.integer() as u16);
+            }
             K::seg_rDI => instruction.set_op_kind(i, OpKind::MemorySegRDI),
             K::imm8_const_1 => {
                 instruction.set_op_kind(i, OpKind::Immediate8);
@@ -186,6 +247,13 @@ pub fn make(code: Code, random: &mut Random, ip: u64) -> Option<Vec<u8>> {
         ]));
     } else if info.can_suppress_all_exceptions() && random.one_in(3) {
         instruction.set_suppress_all_exceptions(true);
+    }
+    if is_string(code) && random.one_in(2) {
+        if info.can_use_rep_prefix() && random.one_in(2) {
+            instruction.set_has_rep_prefix(true);
+        } else if info.can_use_repne_prefix() {
+            instruction.set_has_repne_prefix(true);
+        }
     }
     if info.requires_unique_reg_nums() && !has_unique_registers(&instruction) {
         return None;
@@ -259,6 +327,24 @@ pub fn aim(
     ) {
         state.gpr[7] = memory.address() + (MIDDLE as u64) + random.below(32);
         return true;
+    }
+    if is_string(instruction.code()) {
+        let place = |random: &mut Random| memory.address() + MIDDLE as u64 + random.below(64);
+        state.gpr[6] = place(random);
+        state.gpr[7] = place(random);
+        state.gpr[1] = random.below(12);
+        state.rflags |= random.next() & 0x400;
+        return true;
+    }
+    if instruction.is_stack_instruction() {
+        let place = memory.address() + MIDDLE as u64 + random.below(64);
+        // LEAVE takes its stack pointer from RBP.
+        let register = if instruction.mnemonic() == Mnemonic::Leave { 5 } else { 4 };
+        state.gpr[register] = place;
+        let uses_rsp = |register: Register| register.full_register() == Register::RSP;
+        if uses_rsp(instruction.memory_base()) || uses_rsp(instruction.memory_index()) {
+            return false;
+        }
     }
     if !(0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory) {
         return true;

@@ -11,11 +11,11 @@ use guise_engine_soft::host::traps;
 use guise_engine_soft::state::{CpuState, Vector};
 use iced_x86::{Instruction, OpKind};
 
-use crate::Outcome;
 use crate::form;
 use crate::machine::{MEMORY_SIZE, Memory, State};
+use crate::{Engine, Outcome};
 
-pub struct Engine {
+pub struct StubEngine {
     stubs: Stubs,
     state: Box<CpuState>,
 }
@@ -62,13 +62,15 @@ impl Access for Cpu<'_> {
     }
 }
 
-impl Engine {
-    pub fn new(features: Features) -> Engine {
+impl StubEngine {
+    pub fn new(features: Features) -> StubEngine {
         traps::prepare_thread().unwrap();
         // SAFETY: zeros are values for all fields; the one pointer is not followed.
         let mut state: Box<CpuState> = unsafe { Box::new_zeroed().assume_init() };
         fpu::reset(&mut state);
-        Engine { stubs: Stubs::new(features, 4 << 20).unwrap(), state }
+        // SIMD exceptions are reported as such.
+        state.cr4 = 1 << 10;
+        StubEngine { stubs: Stubs::new(features, 4 << 20).unwrap(), state }
     }
 
     fn compile(&mut self, instruction: &Instruction) -> Stub {
@@ -81,9 +83,12 @@ impl Engine {
             Err(error) => panic!("{instruction}: {error}"),
         }
     }
+}
 
-    /// `theirs` is where the instruction's addresses lead on the host's side.
-    pub fn run(
+impl Engine for StubEngine {
+    fn set_instruction(&mut self, _: &[u8]) {}
+
+    fn run(
         &mut self,
         instruction: &Instruction,
         before: &State,
