@@ -39,8 +39,8 @@ use crate::interpret::op::{Run, Slot, Trap};
 use crate::memory::fetch::FetchCache;
 use crate::memory::spaces::Spaces;
 use crate::state::CpuState;
-use crate::vm::map::MemoryMap;
 use crate::vcpu::debug::Debug;
+use crate::vm::map::MemoryMap;
 use crate::vm::shared::{VcpuShared, VmShared, attention};
 
 pub use mode::Mode;

@@ -19,9 +19,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use guise_engine::state::RunState;
-use guise_engine::{
-    DebugControl, EngineError, Exit, Platform, Vcpu, VcpuHandle, VcpuState,
-};
+use guise_engine::{DebugControl, EngineError, Exit, Platform, Vcpu, VcpuHandle, VcpuState};
 
 use crate::cpu::deliver::Event;
 use crate::cpu::{Cpu, Raised};
@@ -152,9 +150,9 @@ impl Cpu {
         let raised = std::mem::replace(&mut self.raised, Raised::Nothing);
         let delivered = match raised {
             Raised::Exception(exception) => self.deliver(Event::Exception(exception)),
-            Raised::NonCanonical => self.deliver(Event::Exception(
-                crate::exception::Exception::general_protection(0),
-            )),
+            Raised::NonCanonical => {
+                self.deliver(Event::Exception(crate::exception::Exception::general_protection(0)))
+            }
             Raised::Nothing => Ok(()),
             Raised::Shutdown => Err(crate::interpret::op::Trap),
         };

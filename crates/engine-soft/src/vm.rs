@@ -115,9 +115,11 @@ impl SoftVm {
 
     fn region(&self, slot: u32) -> Result<(Arc<Region>, std::ops::Range<usize>), EngineError> {
         let map = self.shared.memory_map();
-        let slot = map.slots().iter().find(|s| s.number == slot).ok_or_else(|| {
-            EngineError::State(format!("memory slot {slot} is not mapped"))
-        })?;
+        let slot = map
+            .slots()
+            .iter()
+            .find(|s| s.number == slot)
+            .ok_or_else(|| EngineError::State(format!("memory slot {slot} is not mapped")))?;
         let first = slot.region.page_of(slot.host);
         let pages = (slot.size / guise_engine::memory::PAGE_SIZE as u64) as usize;
         Ok((slot.region.clone(), first..first + pages))
@@ -247,16 +249,14 @@ impl Vm for SoftVm {
     }
 
     fn register_doorbell(&self, doorbell: Doorbell) -> Result<(), EngineError> {
-        let mut doorbells =
-            self.shared.doorbells.write().unwrap_or_else(PoisonError::into_inner);
+        let mut doorbells = self.shared.doorbells.write().unwrap_or_else(PoisonError::into_inner);
         doorbells.push(doorbell);
         self.shared.has_doorbells.store(true, Ordering::SeqCst);
         Ok(())
     }
 
     fn unregister_doorbell(&self, doorbell: &Doorbell) -> Result<(), EngineError> {
-        let mut doorbells =
-            self.shared.doorbells.write().unwrap_or_else(PoisonError::into_inner);
+        let mut doorbells = self.shared.doorbells.write().unwrap_or_else(PoisonError::into_inner);
         doorbells.retain(|other| {
             other.address != doorbell.address
                 || other.length != doorbell.length

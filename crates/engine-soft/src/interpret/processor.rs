@@ -49,7 +49,12 @@ pub fn rdtsc(cpu: &mut Cpu, _op: &Op) -> Run<Step> {
     Ok(Step::Next)
 }
 
-fn require_rdtscp(cpu: &mut Cpu, leaf: u32, register: crate::host::features::Register, bit: u32) -> Run {
+fn require_rdtscp(
+    cpu: &mut Cpu,
+    leaf: u32,
+    register: crate::host::features::Register,
+    bit: u32,
+) -> Run {
     if cpu.shared.model.tells(leaf, register, bit) { Ok(()) } else { cpu.invalid_opcode() }
 }
 
@@ -130,4 +135,3 @@ pub fn hypercall(cpu: &mut Cpu, op: &Op) -> Run<Step> {
     cpu.state.rip = cpu.next_rip(op);
     Ok(Step::Jump)
 }
-

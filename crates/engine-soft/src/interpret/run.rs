@@ -7,9 +7,9 @@
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
+use super::cache::key;
 use super::decode::{self, Decoded};
 use super::op::{Block, Run, Step, Trap};
-use super::cache::key;
 use crate::cpu::{Cpu, Raised};
 use crate::exception::{self, Exception};
 use crate::memory::access::is_canonical;
@@ -129,7 +129,10 @@ impl Cpu {
         // SAFETY: both live: nothing was freed since `from` ran.
         let (from, to) = unsafe { (&*from, &*to) };
         let same_page = from.host as usize >> 12 == to.host as usize >> 12;
-        if same_page && !from.host.is_null() && from.second_page.is_none() && to.second_page.is_none()
+        if same_page
+            && !from.host.is_null()
+            && from.second_page.is_none()
+            && to.second_page.is_none()
         {
             from.links[number].set(to);
         }
@@ -245,8 +248,7 @@ impl Cpu {
                 break;
             }
             let to_page_end = 0x1000 - (linear & 0xfff) as usize;
-            let to_limit =
-                if self.mode.is_64() { LONGEST as u64 } else { limit - offset + 1 };
+            let to_limit = if self.mode.is_64() { LONGEST as u64 } else { limit - offset + 1 };
             let count = (LONGEST - have).min(to_page_end).min(to_limit as usize);
             // A fault of the second page counts only if the instruction reaches it.
             let source = match self.fetch_source(linear) {

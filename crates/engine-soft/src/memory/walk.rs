@@ -97,8 +97,7 @@ impl Cpu {
 
     /// Translates without side effects, for a debugger.
     pub fn look_up(&self, linear: u64) -> Option<u64> {
-        let leaf =
-            self.try_walk(linear, Access::Read, View::SupervisorOnUser, false).ok()?;
+        let leaf = self.try_walk(linear, Access::Read, View::SupervisorOnUser, false).ok()?;
         Some(leaf.frame | linear & 0xfff)
     }
 
@@ -381,4 +380,3 @@ impl Walk<'_> {
         })
     }
 }
-

@@ -113,12 +113,8 @@ impl Cpu {
         let data = access::PRESENT | access::S | access::RW | access::ACCESSED;
         let segment = Segment { selector: 0, base: 0, limit: 0xffff, access: data };
         state.seg = [segment; 6];
-        state.seg[CS] = Segment {
-            selector: 0xf000,
-            base: 0xffff_0000,
-            access: data | access::CODE,
-            ..segment
-        };
+        state.seg[CS] =
+            Segment { selector: 0xf000, base: 0xffff_0000, access: data | access::CODE, ..segment };
         state.gdtr = Table { base: 0, limit: 0xffff };
         state.idtr = Table { base: 0, limit: 0xffff };
         state.ldtr = Segment { access: access::PRESENT | 2, ..segment };

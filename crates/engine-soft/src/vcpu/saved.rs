@@ -1,8 +1,6 @@
 //! A vCPU to and from the neutral state.
 
-use guise_engine::state::{
-    EventState, RegisterState, SegmentState, SystemState, TableState,
-};
+use guise_engine::state::{EventState, RegisterState, SegmentState, SystemState, TableState};
 use guise_engine::{EngineError, VcpuState};
 
 use crate::apic::SavedApic;
@@ -158,9 +156,7 @@ impl Cpu {
 
     fn load_pae(&mut self, from: &VcpuState) -> Result<(), EngineError> {
         use crate::cpu::mode::bits::{CR0_PG, CR4_PAE};
-        let pae = self.state.cr0 & CR0_PG != 0
-            && self.state.cr4 & CR4_PAE != 0
-            && !self.mode.long;
+        let pae = self.state.cr0 & CR0_PG != 0 && self.state.cr4 & CR4_PAE != 0 && !self.mode.long;
         if pae && self.load_pdptes(from.system.cr3).is_err() {
             return Err(EngineError::State("CR3 points to invalid PDPTEs".to_owned()));
         }
