@@ -30,6 +30,7 @@ impl Builder<'_> {
             }
             Rdpmc => goes_on(processor::rdpmc),
             Rdrand | Rdseed => {
+                self.op.a = self.slot(0);
                 self.keep_instruction();
                 goes_on(processor::random)
             }
