@@ -73,7 +73,11 @@ impl Cpu {
                         // SAFETY: as above: nothing was freed since it ran.
                         unsafe { (*from).links[number].set(std::ptr::null()) };
                     }
-                    block = self.find_block()?;
+                    if self.state.attention.load(Ordering::Relaxed) != 0 {
+                        return Ok(());
+                    }
+                    // Not by the short way, which may still lead to the stale block.
+                    block = self.look_for_block(self.linear_rip())?;
                 }
             }
         }
