@@ -76,7 +76,7 @@ impl Cpu {
                     if self.state.attention.load(Ordering::Relaxed) != 0 {
                         return Ok(());
                     }
-                    // Not `find_block`: its first look would give the stale one again.
+                    // Not by the short way, which may still lead to the stale block.
                     block = self.look_for_block(self.linear_rip())?;
                 }
             }
