@@ -61,8 +61,7 @@ impl Cgroup {
     /// the runtime's cgroup of that hierarchy, and limits that would have needed
     /// it are reported.
     pub fn create(&mut self, resources: &Resources) -> Result<()> {
-        let needs_unified =
-            !resources.unified.is_empty() || !resources.hugepage_limits.is_empty();
+        let needs_unified = !resources.unified.is_empty() || !resources.hugepage_limits.is_empty();
         let several = self.hierarchies.len() > 1;
         let may_do_without =
             !rustix::process::geteuid().is_root() || crate::namespaces::in_user_namespace();
@@ -366,7 +365,9 @@ fn collect_processes(directory: &Path, pids: &mut Vec<i32>) -> Result<()> {
     match read_text(&directory.join("cgroup.procs")) {
         Ok(text) => pids.extend(text.lines().filter_map(|l| l.parse::<i32>().ok())),
         // Taken away meanwhile, or a threaded cgroup that lists none.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)) => {}
+        Err(e)
+            if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)) => {
+        }
         Err(e) => return Err(e).during(|| format!("read {}", directory.display())),
     }
     for child in children(directory) {

@@ -154,7 +154,8 @@ pub fn enter_new_time(offsets: &BTreeMap<String, TimeOffset>) -> Result<()> {
 pub fn in_user_namespace() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     *ANSWER.get_or_init(|| {
-        let map = crate::sys::files::read_text(std::path::Path::new("/proc/self/uid_map")).unwrap_or_default();
+        let map = crate::sys::files::read_text(std::path::Path::new("/proc/self/uid_map"))
+            .unwrap_or_default();
         let mut words = map.split_whitespace();
         (words.next(), words.next(), words.next()) != (Some("0"), Some("0"), Some("4294967295"))
     })
@@ -183,9 +184,7 @@ pub fn write_mappings(
     may_ask_helpers: bool,
 ) -> Result<()> {
     let text = |maps: &[IdMap]| {
-        maps.iter()
-            .map(|m| format!("{} {} {}\n", m.container, m.host, m.size))
-            .collect::<String>()
+        maps.iter().map(|m| format!("{} {} {}\n", m.container, m.host, m.size)).collect::<String>()
     };
     let write = |file: &str, text: &str| -> io::Result<()> {
         let path = format!("/proc/{pid}/{file}");
@@ -267,9 +266,18 @@ fn sysctl_namespace(key: &str) -> Option<NamespaceKind> {
 /// whichever comes first says which of the two it is.
 fn sysctl_file(key: &str) -> String {
     match key.find(['.', '/']) {
-        Some(at) if key.as_bytes()[at] == b'.' => {
-            key.chars().map(|c| if c == '.' { '/' } else if c == '/' { '.' } else { c }).collect()
-        }
+        Some(at) if key.as_bytes()[at] == b'.' => key
+            .chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect(),
         _ => key.to_owned(),
     }
 }

@@ -40,8 +40,7 @@ pub fn prepare(spec: &Spec, rootfs: &str) -> Result<RootDir> {
     if propagation == libc::MS_SHARED || propagation == libc::MS_UNBINDABLE {
         // What is mounted below the root must not appear where the root came
         // from; the wanted propagation is set once the root is "/".
-        let change =
-            Change { propagation: libc::MS_PRIVATE, recursive: true, ..Change::default() };
+        let change = Change { propagation: libc::MS_PRIVATE, recursive: true, ..Change::default() };
         mount::set_attributes(tree.as_fd(), change).during(|| "make the root private")?;
         make_parent_private(rootfs)?;
     }
@@ -62,9 +61,9 @@ pub fn change_root(root: &RootDir, spec: &Spec, how: ChangeRoot) -> Result<()> {
     rustix::process::fchdir(root.as_fd()).during(|| "enter the root file system")?;
     match how {
         ChangeRoot::Pivot => {
-            rustix::process::pivot_root(c".", c".").during(|| {
-                "pivot_root (a root file system on the host's initial ramfs needs --no-pivot)"
-            })?;
+            rustix::process::pivot_root(c".", c".").during(
+                || "pivot_root (a root file system on the host's initial ramfs needs --no-pivot)",
+            )?;
             // The old root lies on top of the new one now; its events must not
             // travel back while it is taken off.
             let slash = path::open_host(".").during(|| "open the old root")?;

@@ -309,9 +309,8 @@ fn make_private(directory: &Path) -> Result<()> {
 
 /// Now, as RFC 3339 in UTC.
 pub fn timestamp() -> String {
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     format_time(now.as_secs(), now.subsec_nanos())
 }
 

@@ -11,10 +11,8 @@ fn the_corpus_is_judged() {
         let path = entry.expect("the corpus can be listed").path();
         let text = std::fs::read(&path).expect("the corpus can be read");
         let verdict = guise_container::probe_config(&text);
-        let good = matches!(
-            path.file_stem().and_then(|s| s.to_str()),
-            Some("full" | "null" | "options")
-        );
+        let good =
+            matches!(path.file_stem().and_then(|s| s.to_str()), Some("full" | "null" | "options"));
         assert_eq!(verdict.is_ok(), good, "{}: {verdict:?}", path.display());
         seen += 1;
     }

@@ -38,13 +38,7 @@ const ALWAYS: [(char, Option<u32>, Option<u32>, &str); 11] = [
 ];
 
 impl Rule {
-    fn new(
-        allow: bool,
-        kind: char,
-        major: Option<u32>,
-        minor: Option<u32>,
-        access: &str,
-    ) -> Self {
+    fn new(allow: bool, kind: char, major: Option<u32>, minor: Option<u32>, access: &str) -> Self {
         Rule {
             allow,
             kind,

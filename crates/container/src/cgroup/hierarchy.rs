@@ -62,8 +62,7 @@ fn parse(mounts: &str, own: &str) -> Vec<Hierarchy> {
         let Some((left, right)) = line.split_once(" - ") else { continue };
         let left: Vec<&str> = left.split(' ').collect();
         let right: Vec<&str> = right.split(' ').collect();
-        let (Some(root), Some(mount_point), Some(kind)) =
-            (left.get(3), left.get(4), right.first())
+        let (Some(root), Some(mount_point), Some(kind)) = (left.get(3), left.get(4), right.first())
         else {
             continue;
         };

@@ -34,11 +34,7 @@ pub fn apply(cgroup: &Cgroup, resources: &Resources) -> Result<()> {
     if let Some(directory) = cgroup.controller("hugetlb") {
         for limit in &resources.hugepage_limits {
             let size = checked_page_size(&limit.page_size)?;
-            write(
-                directory,
-                &format!("hugetlb.{size}.limit_in_bytes"),
-                &limit.limit.to_string(),
-            )?;
+            write(directory, &format!("hugetlb.{size}.limit_in_bytes"), &limit.limit.to_string())?;
         }
     }
     if let Some(network) = &resources.network {
@@ -150,9 +146,8 @@ fn cpu(directory: &Path, cpu: &Cpu) -> Result<()> {
 }
 
 fn block_io(directory: &Path, io: &BlockIo) -> Result<()> {
-    let weight_file = ["blkio.weight", "blkio.bfq.weight"]
-        .into_iter()
-        .find(|f| directory.join(f).exists());
+    let weight_file =
+        ["blkio.weight", "blkio.bfq.weight"].into_iter().find(|f| directory.join(f).exists());
     if let Some(weight) = io.weight.filter(|w| *w != 0) {
         match weight_file {
             Some(file) => write(directory, file, &weight.to_string())?,

@@ -120,8 +120,7 @@ pub fn weight_of_shares(shares: u64) -> u64 {
 }
 
 fn cpu(directory: &Path, cpu: &Cpu) -> Result<()> {
-    if cpu.realtime_runtime.is_some_and(|r| r != 0) || cpu.realtime_period.is_some_and(|p| p != 0)
-    {
+    if cpu.realtime_runtime.is_some_and(|r| r != 0) || cpu.realtime_period.is_some_and(|p| p != 0) {
         return Err(Error::unsupported(
             "realtime CPU time",
             "cgroup v2 has no such limit: leave out cpu.realtimeRuntime and realtimePeriod",

@@ -57,8 +57,7 @@ fn tree_of(hierarchy: &Hierarchy, own_namespace: bool) -> Result<OwnedFd> {
     let own = || -> Result<OwnedFd> {
         let directory = hierarchy.directory().unwrap_or_else(|| hierarchy.mount_point());
         let place = open_host(directory).during(|| format!("open {}", directory.display()))?;
-        mount::clone_tree(place.as_fd(), true)
-            .during(|| format!("take {}", directory.display()))
+        mount::clone_tree(place.as_fd(), true).during(|| format!("take {}", directory.display()))
     };
     if !own_namespace {
         return own();

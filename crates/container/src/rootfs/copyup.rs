@@ -34,8 +34,7 @@ fn copy_dir(from: &OwnedFd, to: BorrowedFd<'_>, device: u64, depth: usize) -> Re
             continue;
         }
         let what = || format!("copy {}", name.to_string_lossy());
-        let stat =
-            rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW).during(what)?;
+        let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW).during(what)?;
         if stat.st_dev != device {
             continue;
         }
@@ -43,12 +42,8 @@ fn copy_dir(from: &OwnedFd, to: BorrowedFd<'_>, device: u64, depth: usize) -> Re
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
                 rustix::fs::mkdirat(to, name, mode).during(what)?;
-                let flags = OFlags::RDONLY
-                    | OFlags::DIRECTORY
-                    | OFlags::NOFOLLOW
-                    | OFlags::CLOEXEC;
-                let source =
-                    rustix::fs::openat(from, name, flags, Mode::empty()).during(what)?;
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let source = rustix::fs::openat(from, name, flags, Mode::empty()).during(what)?;
                 let target = rustix::fs::openat(to, name, flags, Mode::empty()).during(what)?;
                 copy_dir(&source, target.as_fd(), device, depth + 1)?;
                 rustix::fs::fchmod(&target, mode).during(what)?;

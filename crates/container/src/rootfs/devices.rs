@@ -52,8 +52,7 @@ pub fn create(root: &RootDir, spec: &Spec, in_user_namespace: bool) -> Result<()
         create_one(root, device, in_user_namespace)?;
     }
     for (target, path) in LINKS {
-        if path == "/dev/ptmx" && !spec.mounts.iter().any(|m| clean(&m.destination) == "/dev/pts")
-        {
+        if path == "/dev/ptmx" && !spec.mounts.iter().any(|m| clean(&m.destination) == "/dev/pts") {
             continue;
         }
         root.make_link(target, path)?;
@@ -86,8 +85,7 @@ fn create_one(root: &RootDir, device: &Device, in_user_namespace: bool) -> Resul
     };
     if let Ok(stat) = root.stat(&path) {
         let same = FileType::from_raw_mode(stat.st_mode) == kind
-            && (kind == FileType::Fifo
-                || stat.st_rdev == rustix::fs::makedev(major, minor));
+            && (kind == FileType::Fifo || stat.st_rdev == rustix::fs::makedev(major, minor));
         if same {
             return Ok(());
         }

@@ -12,15 +12,13 @@ use crate::sys::socket::Channel;
 pub fn map(tree: &OwnedFd, uids: &[IdMap], gids: &[IdMap], recursive: bool) -> Result<()> {
     let userns = user_namespace(uids, gids)?;
     let change = Change { userns: Some(userns.as_fd()), recursive, ..Change::default() };
-    mount::set_attributes(tree.as_fd(), change).map_err(|source| {
-        match source.raw_os_error() {
-            Some(libc::EINVAL) => Error::unsupported(
-                "an id-mapped mount of this file system",
-                "use a file system that supports it (ext4, xfs, btrfs, tmpfs, …); for overlayfs \
+    mount::set_attributes(tree.as_fd(), change).map_err(|source| match source.raw_os_error() {
+        Some(libc::EINVAL) => Error::unsupported(
+            "an id-mapped mount of this file system",
+            "use a file system that supports it (ext4, xfs, btrfs, tmpfs, …); for overlayfs \
                  map the layers below it",
-            ),
-            _ => Error::System { what: "map the ids of a mount".into(), source },
-        }
+        ),
+        _ => Error::System { what: "map the ids of a mount".into(), source },
     })
 }
 
@@ -39,8 +37,8 @@ pub fn user_namespace(uids: &[IdMap], gids: &[IdMap]) -> Result<OwnedFd> {
         }
         Side::Parent(child) => {
             drop(theirs);
-            let result = crate::namespaces::write_mappings(child.pid, uids, gids, false)
-                .and_then(|()| {
+            let result =
+                crate::namespaces::write_mappings(child.pid, uids, gids, false).and_then(|()| {
                     std::fs::File::open(format!("/proc/{}/ns/user", child.pid))
                         .during(|| "open a user namespace")
                 });

@@ -46,10 +46,8 @@ pub fn make_readonly(root: &RootDir, paths: &[String]) -> Result<()> {
         let Some(place) = existing(root, path)? else { continue };
         let tree = mount::clone_tree(place.as_fd(), true).during(|| format!("take {path}"))?;
         let change = Change { set: ATTR_RDONLY, recursive: true, ..Change::default() };
-        mount::set_attributes(tree.as_fd(), change)
-            .during(|| format!("make {path} read-only"))?;
-        mount::attach(tree.as_fd(), place.as_fd())
-            .during(|| format!("make {path} read-only"))?;
+        mount::set_attributes(tree.as_fd(), change).during(|| format!("make {path} read-only"))?;
+        mount::attach(tree.as_fd(), place.as_fd()).during(|| format!("make {path} read-only"))?;
     }
     Ok(())
 }

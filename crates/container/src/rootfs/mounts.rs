@@ -35,7 +35,11 @@ pub fn open_sources(spec: &Spec, bundle: &str) -> Result<Vec<Option<OwnedFd>>> {
         .iter()
         .map(|m| {
             let options = Options::parse(&m.options, &m.destination)?;
-            if is_bind(m, &options) { open_source(spec, m, &options, bundle).map(Some) } else { Ok(None) }
+            if is_bind(m, &options) {
+                open_source(spec, m, &options, bundle).map(Some)
+            } else {
+                Ok(None)
+            }
         })
         .collect()
 }
@@ -233,8 +237,7 @@ impl Mounter<'_> {
             clear: options.clear & !options.set,
             ..Change::default()
         })?;
-        mount::attach(tree.as_fd(), place.as_fd())
-            .during(|| format!("mount on {destination}"))?;
+        mount::attach(tree.as_fd(), place.as_fd()).during(|| format!("mount on {destination}"))?;
         set_propagation(&tree, destination, options)
     }
 }
@@ -253,9 +256,8 @@ fn set_propagation(tree: &OwnedFd, destination: &str, options: &Options) -> Resu
 fn keep_mode(below: &OwnedFd, tree: &OwnedFd) -> io::Result<()> {
     let stat = rustix::fs::fstat(below)?;
     let mode = rustix::fs::Mode::from_raw_mode(stat.st_mode & 0o7777);
-    let flags = rustix::fs::OFlags::RDONLY
-        | rustix::fs::OFlags::DIRECTORY
-        | rustix::fs::OFlags::CLOEXEC;
+    let flags =
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
     let directory = rustix::fs::openat(tree, c".", flags, rustix::fs::Mode::empty())?;
     Ok(rustix::fs::fchmod(&directory, mode)?)
 }

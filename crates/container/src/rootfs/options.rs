@@ -139,9 +139,27 @@ pub fn known() -> Vec<String> {
     names.extend(FLAGS.iter().map(|(n, ..)| format!("r{n}")));
     names.extend(SUPER_FLAGS.iter().map(|n| (*n).to_owned()));
     for name in [
-        "async", "bind", "rbind", "defaults", "idmap", "ridmap", "loud", "nolazytime", "nomand",
-        "norelatime", "private", "rprivate", "rshared", "rslave", "runbindable", "shared", "slave",
-        "tmpcopyup", "unbindable", "src-nofollow", "dest-nofollow",
+        "async",
+        "bind",
+        "rbind",
+        "defaults",
+        "idmap",
+        "ridmap",
+        "loud",
+        "nolazytime",
+        "nomand",
+        "norelatime",
+        "private",
+        "rprivate",
+        "rshared",
+        "rslave",
+        "runbindable",
+        "shared",
+        "slave",
+        "tmpcopyup",
+        "unbindable",
+        "src-nofollow",
+        "dest-nofollow",
     ] {
         names.push(name.to_owned());
     }

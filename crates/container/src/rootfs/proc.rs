@@ -58,15 +58,10 @@ impl PrivateProc {
             Some(rest) => format!("{}/{rest}", std::process::id()),
             None => path.to_owned(),
         };
-        let resolve =
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
         let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::openat2(&self.0, path, flags, Mode::empty(), resolve)?;
         let written = rustix::io::write(&file, text)?;
-        if written == text.len() {
-            Ok(())
-        } else {
-            Err(io::Error::from(io::ErrorKind::WriteZero))
-        }
+        if written == text.len() { Ok(()) } else { Err(io::Error::from(io::ErrorKind::WriteZero)) }
     }
 }

@@ -40,9 +40,7 @@ pub enum End {
 impl Conversation<'_> {
     /// Lets the process go on.
     pub fn go(&self) -> Result<()> {
-        self.channel
-            .send(&[message::GO], None)
-            .during(|| "talk to the container's first process")
+        self.channel.send(&[message::GO], None).during(|| "talk to the container's first process")
     }
 
     /// Answers until there is nothing more to be answered.
@@ -96,9 +94,9 @@ impl Conversation<'_> {
         let program = self.process.args.first().cloned().unwrap_or_default();
         match source.kind() {
             // The file is there, so it is its interpreter that is missing.
-            std::io::ErrorKind::NotFound => Error::ProgramNotFound(format!(
-                "{program} (or the interpreter that it names)"
-            )),
+            std::io::ErrorKind::NotFound => {
+                Error::ProgramNotFound(format!("{program} (or the interpreter that it names)"))
+            }
             _ => Error::ProgramNotExecutable { program, source },
         }
     }

@@ -5,7 +5,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
 
 use super::conversation::{Conversation, End};
 use super::launch::{Launched, launch};
@@ -184,10 +186,9 @@ fn open_console(process: &Process, options: &CreateOptions, relays: bool) -> Res
             "is false, but a console socket was given: leave out --console-socket",
         )),
         (None, true) if relays => Ok(Console::Runtime),
-        (None, true) => Err(Error::config(
-            "process.terminal",
-            "needs --console-socket to send the terminal to",
-        )),
+        (None, true) => {
+            Err(Error::config("process.terminal", "needs --console-socket to send the terminal to"))
+        }
         (None, false) => Ok(Console::None),
     }
 }
@@ -233,11 +234,8 @@ impl Request<'_> {
         } else {
             Vec::new()
         };
-        let start = if self.runs {
-            Start::Channel
-        } else {
-            Start::Socket(listen_for_start(entry)?)
-        };
+        let start =
+            if self.runs { Start::Channel } else { Start::Socket(listen_for_start(entry)?) };
         let listen_fds = inherited_sockets();
         let job = Job {
             spec,
@@ -328,8 +326,8 @@ fn listen_for_start(entry: &Entry) -> Result<OwnedFd> {
     let socket =
         socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .during(what)?;
-    let address = SocketAddrUnix::new(super::start::socket_path(&directory, "start.sock"))
-        .during(what)?;
+    let address =
+        SocketAddrUnix::new(super::start::socket_path(&directory, "start.sock")).during(what)?;
     bind(&socket, &address).during(what)?;
     listen(&socket, 1).during(what)?;
     Ok(socket)

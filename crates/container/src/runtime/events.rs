@@ -55,7 +55,10 @@ pub fn watch(
                 }
             }
             if let Some(process) = state.process() {
-                super::kill::wait_at_most(&process, next.saturating_duration_since(Instant::now()).min(LOOK_EVERY));
+                super::kill::wait_at_most(
+                    &process,
+                    next.saturating_duration_since(Instant::now()).min(LOOK_EVERY),
+                );
             } else {
                 return Ok(());
             }

@@ -182,11 +182,9 @@ fn launch(job: Job<'_>) -> Result<(Child, Channel)> {
 fn receive_pid(channel: &Channel) -> Result<i32> {
     let (text, _) = channel.receive().during(|| "listen to an intermediate process")?;
     match text.first() {
-        Some(&message::PID) => Ok(text
-            .get(1..5)
-            .and_then(|b| b.try_into().ok())
-            .map(i32::from_ne_bytes)
-            .unwrap_or(0)),
+        Some(&message::PID) => {
+            Ok(text.get(1..5).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes).unwrap_or(0))
+        }
         Some(&message::ERROR) => {
             let (code, text) = init::decode_error(&text);
             Err(Error::Init { code, text })
@@ -226,9 +224,7 @@ fn intermediate(job: Job<'_>, channel: Channel) -> ! {
             let sent = channel.send(&text, None).is_ok();
             exit_now(i32::from(!sent))
         }
-        Err(source) => {
-            fail(&Error::System { what: "clone3 the new process".into(), source })
-        }
+        Err(source) => fail(&Error::System { what: "clone3 the new process".into(), source }),
     }
 }
 
@@ -265,9 +261,12 @@ fn become_program(job: &Job<'_>, runtime: &Runtime<'_>) -> Error {
         Ok(proc) => proc,
         Err(e) => return e,
     };
-    let report = match runtime.channel.as_fd().try_clone_to_owned().and_then(|fd| {
-        crate::sys::files::move_above(fd, 3 + job.options.preserve_fds as i32)
-    }) {
+    let report = match runtime
+        .channel
+        .as_fd()
+        .try_clone_to_owned()
+        .and_then(|fd| crate::sys::files::move_above(fd, 3 + job.options.preserve_fds as i32))
+    {
         Ok(report) => report,
         Err(source) => {
             return Error::System { what: "keep the channel to the runtime".into(), source };

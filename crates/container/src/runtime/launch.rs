@@ -139,9 +139,7 @@ fn attend(stage: &Child, channel: &Channel, spec: &Spec) -> Result<Child> {
         match text.first() {
             Some(&message::MAP_IDS) => {
                 map_ids(stage.pid, spec)?;
-                channel
-                    .send(&[message::GO], None)
-                    .during(|| "talk to an intermediate process")?;
+                channel.send(&[message::GO], None).during(|| "talk to an intermediate process")?;
             }
             Some(&message::PID) => {
                 let pid = text

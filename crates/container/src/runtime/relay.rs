@@ -92,11 +92,7 @@ pub fn wait(child: &Child, master: Option<&OwnedFd>, pass_signals: bool) -> io::
     Ok(status)
 }
 
-fn pass_signals_on(
-    signals: &OwnedFd,
-    child: &Child,
-    master: Option<&OwnedFd>,
-) -> io::Result<()> {
+fn pass_signals_on(signals: &OwnedFd, child: &Child, master: Option<&OwnedFd>) -> io::Result<()> {
     while let Some(signal) = files::next_signal(signals.as_fd())? {
         match (signal, master) {
             (libc::SIGWINCH, Some(master)) => copy_size(master.as_fd()),

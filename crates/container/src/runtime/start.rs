@@ -21,8 +21,7 @@ pub fn start(store: &Store, id: &str) -> Result<()> {
         return Err(not_created(id, status));
     }
     let spec = entry.config()?;
-    let process =
-        spec.process.clone().ok_or_else(|| Error::config("process", "is missing"))?;
+    let process = spec.process.clone().ok_or_else(|| Error::config("process", "is missing"))?;
     // Of two who start at once only one gets to rename the socket.
     let taken = entry.start_socket().with_extension("taken");
     match std::fs::rename(entry.start_socket(), &taken) {

@@ -10,9 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use super::table::{
-    ACTIONS, ARCHITECTURES, Architecture, FLAGS, OPERATORS, Operator, X32_BIT,
-};
+use super::table::{ACTIONS, ARCHITECTURES, Architecture, FLAGS, OPERATORS, Operator, X32_BIT};
 use crate::error::{Error, Result};
 use crate::spec::{Seccomp, SyscallArg};
 use crate::sys::seccomp::Instruction;
@@ -146,10 +144,9 @@ fn action(name: &str, errno: Option<u32>) -> Result<u32> {
     let value = find(&ACTIONS, name, "linux.seccomp: action")?;
     let takes_data = matches!(value, libc::SECCOMP_RET_ERRNO | libc::SECCOMP_RET_TRACE);
     match errno {
-        Some(_) if !takes_data => Err(Error::config(
-            "linux.seccomp: errnoRet",
-            format!("{name} returns no error number"),
-        )),
+        Some(_) if !takes_data => {
+            Err(Error::config("linux.seccomp: errnoRet", format!("{name} returns no error number")))
+        }
         Some(n) if n > LARGEST_ERRNO => {
             Err(Error::config("linux.seccomp: errnoRet", format!("{n} is too large")))
         }

@@ -53,7 +53,9 @@ struct QueryAttr {
 fn bpf<T>(command: i32, attr: &mut T) -> io::Result<i64> {
     // SAFETY: each caller passes the structure its command reads, with its size;
     // pointers inside it are to memory that outlives the call.
-    check(unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) })
+    check(unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>())
+    })
 }
 
 /// Loads a device program given as raw eBPF instructions.

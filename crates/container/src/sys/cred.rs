@@ -144,11 +144,10 @@ pub fn let_owner_search_keyring(serial: i32) -> io::Result<()> {
     })? as usize;
     // "keyring;uid;gid;permissions;name"
     let text = String::from_utf8_lossy(&text[..length.min(text.len())]).into_owned();
-    let permissions = text
-        .split(';')
-        .nth(3)
-        .and_then(|p| u32::from_str_radix(p, 16).ok())
-        .ok_or_else(|| io::Error::other("the kernel's description of a key is not understood"))?;
+    let permissions =
+        text.split(';').nth(3).and_then(|p| u32::from_str_radix(p, 16).ok()).ok_or_else(|| {
+            io::Error::other("the kernel's description of a key is not understood")
+        })?;
     // SAFETY: integers only.
     check(unsafe {
         libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, serial, permissions | USER_SEARCH)

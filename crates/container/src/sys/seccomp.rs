@@ -16,12 +16,7 @@ pub fn load(program: &[Instruction], flags: u64) -> io::Result<Option<OwnedFd>> 
     let fprog = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
     // SAFETY: the program outlives the call, which only reads it.
     let value = check(unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            flags,
-            &raw const fprog,
-        )
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const fprog)
     })?;
     if flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER == 0 {
         return Ok(None);

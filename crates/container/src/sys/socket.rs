@@ -66,10 +66,7 @@ pub fn send_fd(socket: BorrowedFd<'_>, data: &[u8], fd: Option<BorrowedFd<'_>>) 
 
 /// Receives up to `limit` bytes and at most one descriptor; a second one would
 /// be closed.
-pub fn receive_fd(
-    socket: BorrowedFd<'_>,
-    limit: usize,
-) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+pub fn receive_fd(socket: BorrowedFd<'_>, limit: usize) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let mut data = vec![0u8; limit];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

@@ -75,8 +75,12 @@ fn run(global: &Global, command: &str, args: Vec<OsString>) -> Result<u8, Error>
     match command {
         "create" => runtime::create(&store, &options.create()?)?,
         "run" => {
-            let status =
-                runtime::run(&store, &options.create()?, options.has("detach"), options.has("keep"))?;
+            let status = runtime::run(
+                &store,
+                &options.create()?,
+                options.has("detach"),
+                options.has("keep"),
+            )?;
             return Ok(status as u8);
         }
         "start" => runtime::start(&store, options.id()?)?,

@@ -259,9 +259,8 @@ impl Options {
     pub fn duration(&self, name: &str, default: Duration) -> Result<Duration, Usage> {
         let Some(text) = self.value(name) else { return Ok(default) };
         let wrong = || Usage(format!("--{name} {text:?} is not a time such as 5s"));
-        let (number, unit) = text
-            .find(|c: char| !c.is_ascii_digit())
-            .map_or((text, "s"), |at| text.split_at(at));
+        let (number, unit) =
+            text.find(|c: char| !c.is_ascii_digit()).map_or((text, "s"), |at| text.split_at(at));
         let number: u64 = number.parse().map_err(|_| wrong())?;
         let milliseconds = match unit {
             "ms" => Some(number),

@@ -52,7 +52,8 @@ pub fn list(all: &[Listed], options: &Options) -> Result<(), Usage> {
         line(&json!(all).to_string());
     } else {
         let rows = all.iter().map(|c| {
-            [&c.id, &c.pid.to_string(), c.status, &c.bundle, &c.created, &c.owner].map(str::to_owned)
+            [&c.id, &c.pid.to_string(), c.status, &c.bundle, &c.created, &c.owner]
+                .map(str::to_owned)
         });
         table(["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"], rows.collect());
     }

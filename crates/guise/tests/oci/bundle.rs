@@ -199,7 +199,5 @@ pub fn output(mut command: Command) -> Output {
 }
 
 fn tempfile() -> fs::File {
-    fs::File::from(
-        rustix::fs::memfd_create("output", rustix::fs::MemfdFlags::CLOEXEC).unwrap(),
-    )
+    fs::File::from(rustix::fs::memfd_create("output", rustix::fs::MemfdFlags::CLOEXEC).unwrap())
 }

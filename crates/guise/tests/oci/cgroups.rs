@@ -10,11 +10,8 @@ use crate::bundle::{Bundle, GUISE, output};
 
 /// The value of a control file in whichever hierarchy has it.
 fn value(bundle: &Bundle, names: &[&str]) -> Option<String> {
-    let files: Vec<PathBuf> = bundle
-        .cgroups()
-        .iter()
-        .flat_map(|d| names.iter().map(move |n| d.join(n)))
-        .collect();
+    let files: Vec<PathBuf> =
+        bundle.cgroups().iter().flat_map(|d| names.iter().map(move |n| d.join(n))).collect();
     files.iter().find_map(|f| fs::read_to_string(f).ok()).map(|t| t.trim().to_owned())
 }
 
@@ -68,7 +65,8 @@ fn in_another_view(name: &str, prepare: &str) {
         "devices": [{ "allow": false, "access": "rwm" }],
     });
     bundle.config["process"]["args"] = json!([
-        "/bin/sh", "-c",
+        "/bin/sh",
+        "-c",
         "cat /proc/self/cgroup; mknod /tmp/m c 1 1; head -c 1 /tmp/m || echo denied; \
          head -c 1 /dev/zero | wc -c",
     ]);
@@ -107,8 +105,5 @@ fn only_v1() {
 
 #[test]
 fn only_v2() {
-    in_another_view(
-        "purev2",
-        "umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup",
-    );
+    in_another_view("purev2", "umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup");
 }

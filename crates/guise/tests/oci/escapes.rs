@@ -69,9 +69,10 @@ fn mounts_stay_inside() {
     fs::write(data.join("file"), "data\n").unwrap();
     fs::create_dir(bundle.path("outside")).unwrap();
     symlink("../../../../../../outside", bundle.path("target")).unwrap();
-    bundle.config["mounts"].as_array_mut().unwrap().push(
-        json!({ "destination": "/target", "source": data, "options": ["bind"] }),
-    );
+    bundle.config["mounts"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({ "destination": "/target", "source": data, "options": ["bind"] }));
     let (status, out, err) = bundle.run();
     assert_eq!((status, out.as_str()), (0, "data\n"), "{err}");
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
@@ -181,9 +182,10 @@ fn setuid_gives_nothing() {
         fs::set_permissions(data.join("busybox"), fs::Permissions::from_mode(0o4755)).unwrap();
         bundle.config["process"]["user"] = json!({ "uid": 1234, "gid": 1234 });
         bundle.config["process"]["noNewPrivileges"] = json!(no_new_privileges);
-        bundle.config["mounts"].as_array_mut().unwrap().push(
-            json!({ "destination": "/data", "source": data, "options": options }),
-        );
+        bundle.config["mounts"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({ "destination": "/data", "source": data, "options": options }));
         let (status, out, err) = bundle.run();
         assert_eq!((status, out.as_str()), (0, "1234\n"), "{err}");
     }

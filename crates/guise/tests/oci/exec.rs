@@ -30,9 +30,11 @@ fn a_program_joins_everything() {
     assert_eq!(status, 9, "{err}");
     assert!(out.starts_with("box\n"), "{out}");
     assert_eq!(out.lines().count(), 2, "a namespace differs: {out}");
-    let (_, out, _) = exec(&bundle, &["--user", "3:4", "--cwd", "/tmp", "--env", "A=b"], &[
-        "/bin/sh", "-c", "id -u; id -g; pwd; echo $A",
-    ]);
+    let (_, out, _) = exec(
+        &bundle,
+        &["--user", "3:4", "--cwd", "/tmp", "--env", "A=b"],
+        &["/bin/sh", "-c", "id -u; id -g; pwd; echo $A"],
+    );
     assert_eq!(out, "3\n4\n/tmp\nb\n");
     assert_eq!(exec(&bundle, &[], &["nosuch"]).0, 127);
     assert_eq!(exec(&bundle, &[], &["/tmp"]).0, 126);
@@ -65,10 +67,8 @@ fn a_process_file_and_the_background() {
         exec(&bundle, &["--process", file, "--detach", "--pid-file", "pid"], &[]);
     assert_eq!(status, 0, "{err}");
     bundle.wait_for_file("done");
-    let pid: i64 =
-        fs::read_to_string(bundle.directory.join("pid")).unwrap().parse().unwrap();
-    let pids: Vec<i64> =
-        serde_json::from_slice(&bundle.oci(&["ps", "-f", "json"]).stdout).unwrap();
+    let pid: i64 = fs::read_to_string(bundle.directory.join("pid")).unwrap().parse().unwrap();
+    let pids: Vec<i64> = serde_json::from_slice(&bundle.oci(&["ps", "-f", "json"]).stdout).unwrap();
     assert!(pids.contains(&pid), "{pid} is not in {pids:?}");
 }
 

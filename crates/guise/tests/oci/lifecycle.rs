@@ -82,8 +82,7 @@ fn a_program_that_is_missing_or_no_program() {
 fn the_pid_file_names_the_first_process() {
     let Some(bundle) = Bundle::new("pidfile", "sleep 600") else { return };
     assert!(bundle.oci(&["create", "--pid-file", "pid"]).status.success());
-    let pid: i64 =
-        fs::read_to_string(bundle.directory.join("pid")).unwrap().parse().unwrap();
+    let pid: i64 = fs::read_to_string(bundle.directory.join("pid")).unwrap().parse().unwrap();
     assert_eq!(bundle.state()["pid"], pid);
 }
 

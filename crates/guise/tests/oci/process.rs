@@ -13,8 +13,7 @@ fn user_groups_umask_and_limits() {
     let script = "id -u; id -g; id -G; umask; ulimit -n; cat /proc/self/oom_score_adj; pwd";
     let Some(mut bundle) = Bundle::new("user", script) else { return };
     let process = &mut bundle.config["process"];
-    process["user"] =
-        json!({ "uid": 1000, "gid": 1001, "additionalGids": [7, 8], "umask": 0o27 });
+    process["user"] = json!({ "uid": 1000, "gid": 1001, "additionalGids": [7, 8], "umask": 0o27 });
     process["rlimits"] = json!([{ "type": "RLIMIT_NOFILE", "soft": 100, "hard": 200 }]);
     process["oomScoreAdj"] = json!(500);
     process["cwd"] = json!("/made/for/it");
@@ -41,7 +40,9 @@ fn capabilities_are_exactly_those_given() {
     let (status, out, err) = bundle.run();
     assert_eq!(status, 0, "{err}");
     assert!(err.contains("CAP_FROM_THE_FUTURE"), "unknown names are warned of: {err}");
-    for (set, bits) in [("CapInh", 0x20), ("CapPrm", 0x20), ("CapEff", 0x20), ("CapBnd", 0x21), ("CapAmb", 0x20)] {
+    for (set, bits) in
+        [("CapInh", 0x20), ("CapPrm", 0x20), ("CapEff", 0x20), ("CapBnd", 0x21), ("CapAmb", 0x20)]
+    {
         assert!(out.contains(&format!("{set}:\t{bits:016x}")), "{set}: {out}");
     }
     assert!(out.contains("NoNewPrivs:\t1"));
@@ -123,8 +124,7 @@ fn a_terminal_in_the_foreground_is_relayed() {
     let Some(mut bundle) = Bundle::new("relay", "read x; echo got $x; exit 4") else { return };
     bundle.config["process"]["terminal"] = json!(true);
     let mut command = bundle.command(&["run", &bundle.id]);
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"words\n").unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(4));

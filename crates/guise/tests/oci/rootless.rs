@@ -45,8 +45,7 @@ fn root_inside_is_nobody_outside() {
 fn a_plain_user_runs_a_container() {
     let script = "id -u; cat /proc/self/setgroups; hostname";
     let Some(mut bundle) = Bundle::new("rootless", script) else { return };
-    if std::fs::read_to_string("/proc/sys/user/max_user_namespaces")
-        .is_ok_and(|n| n.trim() == "0")
+    if std::fs::read_to_string("/proc/sys/user/max_user_namespaces").is_ok_and(|n| n.trim() == "0")
     {
         println!("did not run: user namespaces are switched off");
         return;

@@ -6,7 +6,8 @@ use crate::bundle::Bundle;
 
 #[test]
 fn denied_calls_fail_as_the_profile_says() {
-    let Some(mut bundle) = Bundle::new("seccomp", "mkdir /tmp/x; touch /tmp/y && echo touched") else {
+    let Some(mut bundle) = Bundle::new("seccomp", "mkdir /tmp/x; touch /tmp/y && echo touched")
+    else {
         return;
     };
     bundle.config["linux"]["seccomp"] = json!({

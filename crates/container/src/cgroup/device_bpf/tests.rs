@@ -9,8 +9,7 @@ fn run(code: &[u64], kind: u32, access: u32, major: u32, minor: u32) -> bool {
     let mut at = 0usize;
     loop {
         let word = code[at];
-        let (op, to, from) =
-            (word as u8, (word >> 8 & 0xf) as usize, (word >> 12 & 0xf) as usize);
+        let (op, to, from) = (word as u8, (word >> 8 & 0xf) as usize, (word >> 12 & 0xf) as usize);
         let (offset, value) = ((word >> 16) as i16, (word >> 32) as u32 as i32);
         at += 1;
         let jump = match op {
@@ -47,13 +46,7 @@ fn run(code: &[u64], kind: u32, access: u32, major: u32, minor: u32) -> bool {
 }
 
 fn rule(allow: bool, kind: &str, major: Option<i64>, access: &str) -> DeviceRule {
-    DeviceRule {
-        allow,
-        kind: Some(kind.into()),
-        major,
-        minor: None,
-        access: Some(access.into()),
-    }
+    DeviceRule { allow, kind: Some(kind.into()), major, minor: None, access: Some(access.into()) }
 }
 
 #[test]

@@ -7,8 +7,7 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(name: &str) -> Self {
-        let path =
-            std::env::temp_dir().join(format!("guise-path-{name}-{}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("guise-path-{name}-{}", std::process::id()));
         std::fs::create_dir_all(path.join("root")).unwrap();
         Scratch(path)
     }

@@ -68,7 +68,8 @@ const KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
 
 #[test]
 fn a_list_of_allowed_calls() {
-    let p = profile("SCMP_ACT_ERRNO", &[(&["read", "write", "no_such_call"], "SCMP_ACT_ALLOW", &[])]);
+    let p =
+        profile("SCMP_ACT_ERRNO", &[(&["read", "write", "no_such_call"], "SCMP_ACT_ALLOW", &[])]);
     let program = compile(&p).unwrap().program;
     assert_eq!(run(&program, call(libc::SYS_read, [0; 6])), ALLOW);
     assert_eq!(run(&program, call(libc::SYS_write, [0; 6])), ALLOW);
@@ -96,8 +97,18 @@ fn other_interfaces_have_their_own_numbers() {
 #[test]
 fn every_operator_compares_all_64_bits() {
     let value = 0x1_0000_0005u64;
-    let samples =
-        [0, 5, 6, 0xffff_ffff, 0x1_0000_0000, 0x1_0000_0004, value, value + 1, 0x2_0000_0005, u64::MAX];
+    let samples = [
+        0,
+        5,
+        6,
+        0xffff_ffff,
+        0x1_0000_0000,
+        0x1_0000_0004,
+        value,
+        value + 1,
+        0x2_0000_0005,
+        u64::MAX,
+    ];
     type Holds = fn(u64, u64) -> bool;
     let holds: [(&str, Holds); 6] = [
         ("SCMP_CMP_EQ", |a, b| a == b),
@@ -139,10 +150,8 @@ fn different_arguments_are_all_needed_and_the_same_one_is_an_alternative() {
 
 #[test]
 fn a_profile_of_every_call_stays_small_and_right() {
-    let names: Vec<String> =
-        syscalls::x86_64::Sysno::iter().map(|s| s.name().to_owned()).collect();
-    let every_second: Vec<&str> =
-        names.iter().step_by(2).map(String::as_str).collect();
+    let names: Vec<String> = syscalls::x86_64::Sysno::iter().map(|s| s.name().to_owned()).collect();
+    let every_second: Vec<&str> = names.iter().step_by(2).map(String::as_str).collect();
     let p = profile("SCMP_ACT_ERRNO", &[(&every_second, "SCMP_ACT_ALLOW", &[])]);
     let program = compile(&p).unwrap().program;
     assert!(program.len() < MAX_INSTRUCTIONS);

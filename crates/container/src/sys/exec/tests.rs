@@ -52,8 +52,7 @@ fn reports_why_a_program_cannot_be_executed() {
 
 #[test]
 fn installs_the_filter_before_the_program() {
-    let kill_all =
-        [Instruction { code: 0x06, jt: 0, jf: 0, k: libc::SECCOMP_RET_KILL_PROCESS }];
+    let kill_all = [Instruction { code: 0x06, jt: 0, jf: 0, k: libc::SECCOMP_RET_KILL_PROCESS }];
     assert_eq!(run("/bin/true", &["true"], Some(&kill_all)).0, 128 + libc::SIGSYS);
 }
 
