@@ -73,7 +73,9 @@ impl Cpu {
                         // SAFETY: as above: nothing was freed since it ran.
                         unsafe { (*from).links[number].set(std::ptr::null()) };
                     }
-                    block = self.find_block()?;
+                    // Not through the cache by address: it still has the stale block.
+                    let linear = self.linear_rip();
+                    block = self.look_for_block(linear)?;
                 }
             }
         }
