@@ -337,32 +337,26 @@ impl Queue {
 
     /// Hands everything to the kernel.
     pub fn submit(&mut self) -> Result<()> {
-        let Some(ring) = &mut self.ring else { return Ok(()) };
-        if ring.submission().is_empty() {
-            return Ok(());
-        }
-        loop {
-            match ring.submit() {
-                Ok(_) => return Ok(()),
-                Err(e)
-                    if matches!(
-                        e.raw_os_error(),
-                        Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
-                    ) =>
-                {
-                    self.reap();
-                    let Some(again) = &mut self.ring else { return Ok(()) };
-                    if again.submission().is_empty() {
-                        return Ok(());
-                    }
-                    return again
-                        .submit()
-                        .map(drop)
-                        .map_err(|e| Error::io("submit to", "io_uring", e));
-                }
-                Err(e) => return Err(Error::io("submit to", "io_uring", e)),
+        let Some(first) = self.submit_once() else { return Ok(()) };
+        let full = |error: &std::io::Error| {
+            matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
+        };
+        let result = match first {
+            Err(error) if full(&error) => {
+                // The kernel takes more once its completions have been taken.
+                self.reap();
+                self.submit_once().unwrap_or(Ok(()))
             }
-        }
+            result => result,
+        };
+        result.map_err(|e| Error::io("submit to", "io_uring", e))
+    }
+
+    /// One system call, if there is something to hand over.
+    fn submit_once(&mut self) -> Option<std::io::Result<()>> {
+        let ring = self.ring.as_mut()?;
+        let something = !ring.submission().is_empty();
+        something.then(|| ring.submit().map(drop))
     }
 
     /// The next completion, if there is one.

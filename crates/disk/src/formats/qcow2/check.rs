@@ -90,7 +90,7 @@ impl Walk<'_> {
             if table == 0 {
                 continue;
             }
-            let guest = index as u64 * self.shape.entries() << self.shape.cluster_bits;
+            let guest = (index as u64 * self.shape.entries()) << self.shape.cluster_bits;
             if table & (self.shape.cluster() - 1) != 0 {
                 self.report.corrupt(format!("L2 table for {guest:#x} at unaligned {table:#x}"));
                 continue;

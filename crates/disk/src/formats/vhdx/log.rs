@@ -83,7 +83,12 @@ fn entry_at(log: &[u8], at: usize, size: usize, guid: Uuid) -> Option<Found> {
     }
     let len = le32(log, at + 8) as usize;
     let tail = le32(log, at + 12) as usize;
-    if len < PAGE || !len.is_multiple_of(PAGE) || len > size || tail >= size || tail % PAGE != 0 {
+    if len < PAGE
+        || !len.is_multiple_of(PAGE)
+        || len > size
+        || tail >= size
+        || !tail.is_multiple_of(PAGE)
+    {
         return None;
     }
     if log[at + 32..at + 48] != guid.to_bytes_le() {
