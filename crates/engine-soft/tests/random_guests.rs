@@ -168,8 +168,8 @@ fn write_tables(region: &GuestRegion, mode: Mode, random: &mut Random) {
             region.write_obj(value as u32, MemoryRegionAddress(TABLES + entry * 4)).unwrap();
         }
     } else {
-        put(TABLES, TABLES + 0x1000 | 7);
-        put(TABLES + 0x1000, TABLES + 0x2000 | 7);
+        put(TABLES, (TABLES + 0x1000) | 7);
+        put(TABLES + 0x1000, (TABLES + 0x2000) | 7);
         for entry in 0..512 {
             let value = if entry < 4 { entry << 21 | 0xe7 } else { random.next() };
             put(TABLES + 0x2000 + entry * 8, value);
@@ -186,7 +186,7 @@ fn write_tables(region: &GuestRegion, mode: Mode, random: &mut Random) {
         // Gates of every type, into the code.
         let target = CODE + random.below(CODE_SIZE as u64);
         let gate = target & 0xffff
-            | random.below(64) * 8 << 16
+            | (random.below(64) * 8) << 16
             | (0x80 | random.below(16) | random.below(4) << 5) << 40;
         put(0x6000 + entry * 8, gate);
     }

@@ -62,7 +62,7 @@ fn a_registry_without_ranges_is_begun_anew() {
         };
         plain.headers.clear();
         let mut answer = good(&plain);
-        if is_blob(request) && cuts.fetch_add(1, Ordering::Relaxed) % 2 == 0 {
+        if is_blob(request) && cuts.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
             answer.cut = Some(100);
         }
         answer

@@ -104,7 +104,7 @@ impl Mode {
             32 => 1,
             _ => 2,
         };
-        size | (self.stack_mask == 0xffff) as u64 * 4 | self.flat as u64 * 8
+        size | ((self.stack_mask == 0xffff) as u64 * 4) | (self.flat as u64 * 8)
     }
 }
 

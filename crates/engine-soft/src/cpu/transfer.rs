@@ -189,7 +189,7 @@ impl Cpu {
             self.push_on(&mut stack, old_stack.0, size)?;
             self.push_on(&mut stack, old_stack.1, size)?;
             if !self.mode.long {
-                self.copy_parameters(&mut stack, (gate.0 >> 32 & 31) as u64, size)?;
+                self.copy_parameters(&mut stack, gate.0 >> 32 & 31, size)?;
             }
         }
         self.check_target(&code, offset)?;

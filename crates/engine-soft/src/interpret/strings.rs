@@ -100,7 +100,7 @@ fn repeat(
             return Ok(Step::Next);
         }
         patience -= 1;
-        if patience == 0 || patience % 16 == 0 && cpu.wants_attention() {
+        if patience == 0 || patience.is_multiple_of(16) && cpu.wants_attention() {
             return Ok(Step::Again);
         }
     }

@@ -126,7 +126,7 @@ impl Cpu {
     pub fn load_pdptes(&mut self, cr3: u64) -> Run {
         let mut entries = [0; 4];
         for (number, entry) in entries.iter_mut().enumerate() {
-            *entry = self.read_entry(cr3 & 0xffff_ffe0 | number as u64 * 8);
+            *entry = self.read_entry(cr3 & 0xffff_ffe0 | (number as u64 * 8));
             if *entry & P != 0 && *entry & (0x1e6 | BEYOND_PHYSICAL | !FRAME & !0xfff) != 0 {
                 return self.general_protection(0);
             }

@@ -150,7 +150,7 @@ impl Cpu {
         self.load_msrs(from)?;
         self.load_apic(from)?;
         self.debug_registers_changed();
-        self.want(!0 & !crate::vm::shared::attention::KICK);
+        self.want(!crate::vm::shared::attention::KICK);
         self.inject(from)
     }
 

@@ -37,7 +37,7 @@ impl Random {
 
     /// Less than `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(bound) >> 64) as u64
+        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
 
     /// True once in `n` times.
@@ -85,7 +85,7 @@ impl Random {
             0 => 0,
             1 => 0x7ff0 << 48,
             2 => 0x7ff8 << 48 | self.next() >> 16,
-            3 => 0x7ff0 << 48 | 1 + (self.next() >> 16),
+            3 => (0x7ff0 << 48) | (1 + (self.next() >> 16)),
             4 => self.next() >> 12,
             5 => (self.below(1000) as f64).to_bits(),
             6 => f64::from(f32::from_bits(self.float() & 0x7fff_ffff)).to_bits(),
