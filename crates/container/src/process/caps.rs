@@ -80,6 +80,11 @@ fn parse(names: &[String]) -> u64 {
 }
 
 impl Sets {
+    /// Whether the program's user has `CAP_SYS_ADMIN` after an exec.
+    pub fn keep_sys_admin(&self, uid: u32) -> bool {
+        (uid == 0 && self.bounding & SYS_ADMIN != 0) || self.ambient & SYS_ADMIN != 0
+    }
+
     /// The sets of a configuration; an absent section grants nothing.
     pub fn of(capabilities: Option<&Capabilities>) -> Self {
         let Some(c) = capabilities else { return Sets::default() };
@@ -108,10 +113,10 @@ impl Sets {
         Ok(())
     }
 
-    /// Sets the thread's own sets, after the user changed. What the runtime
-    /// does not have itself cannot be given and is reported.
-    pub fn apply(&self) -> Result<()> {
-        let held = cred::permitted_capabilities().during(|| "read the capabilities")?;
+    /// Sets the thread's own sets, after the user changed, out of those it
+    /// holds. What the runtime does not have itself cannot be given and is
+    /// reported.
+    pub fn apply(&self, held: u64) -> Result<()> {
         let missing = self.permitted & !held;
         if missing != 0 {
             tracing::warn!("{} cannot be granted on this host", names(missing));

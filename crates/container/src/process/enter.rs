@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use super::caps::{SYS_ADMIN, Sets};
+use super::caps::Sets;
 use super::{labels, lookup, schedule};
 use crate::error::{Context, Error, Result};
 use crate::rootfs::proc::PrivateProc;
@@ -72,21 +72,57 @@ impl Entry<'_> {
         outside.set_limits()?;
         let sets = Sets::of(process.capabilities.as_ref());
         sets.apply_bounding()?;
-        let early = self.filter.filter(|f| f.must_load_early(process.no_new_privileges));
+        let early = self.filter.filter(|f| {
+            // The trampoline may load a filter with no_new_privs, or when the
+            // program is privileged itself.
+            f.has_listener()
+                || !(process.no_new_privileges || sets.keep_sys_admin(process.user.uid))
+        });
         if process.no_new_privileges {
             cred::set_no_new_privileges().during(|| "set no_new_privs")?;
         }
-        if let Some(filter) = early {
-            // Loading without no_new_privs needs CAP_SYS_ADMIN, which the next
-            // lines give up.
-            if let Some(listener) = filter.load().during(|| "load the seccomp filter")? {
-                outside.seccomp_listener(listener)?;
-            }
-        }
-        self.change_user(&sets)?;
+        self.change_user()?;
         enter_directory(&process.cwd)?;
         let path = lookup::find(&process.args[0], &process.env)?;
         let args = strings(&process.args)?;
+        let env = self.environment()?;
+        let program = Program {
+            path: &path,
+            args: &args,
+            env: &env,
+            filter: self.filter.filter(|_| early.is_none()).map(|f| (f.program(), f.flags())),
+            report: Some(report).filter(|_| early.is_none()),
+        };
+        let trampoline = Trampoline::new(&program).during(|| "prepare the program's start")?;
+        let held = cred::permitted_capabilities().during(|| "read the capabilities")?;
+        files::close_on_exec_from(3 + self.preserve_fds)
+            .during(|| "mark descriptors to be closed")?;
+        files::reset_signals();
+        let Some(filter) = early else {
+            sets.apply(held)?;
+            let source = trampoline.jump(Some(report));
+            return Err(Error::ProgramNotExecutable { program: process.args[0].clone(), source });
+        };
+        // From the loading on every call has to be one that the profile allows:
+        // setting capabilities, and executing.
+        let name = trampoline.name();
+        cred::set_capabilities(held, held, 0).during(|| "raise the capabilities")?;
+        if let Some(listener) = filter.load().during(|| {
+            "load the seccomp filter (without process.noNewPrivileges that needs CAP_SYS_ADMIN)"
+        })? {
+            outside.seccomp_listener(listener)?;
+        }
+        sets.apply(held)?;
+        let source = match name {
+            Some(name) => trampoline.jump_by_name(&name),
+            None => trampoline.jump(None),
+        };
+        Err(Error::ProgramNotExecutable { program: process.args[0].clone(), source })
+    }
+
+    /// The program's environment, with what every program expects.
+    fn environment(&self) -> Result<Vec<CString>> {
+        let process = self.process;
         let mut env = strings(&process.env)?;
         if !process.env.iter().any(|e| e.starts_with("HOME=")) {
             env.push(home(process.user.uid)?);
@@ -96,20 +132,10 @@ impl Entry<'_> {
             let pid = std::process::id();
             env.push(CString::new(format!("LISTEN_PID={pid}")).unwrap_or_default());
         }
-        let filter = match early {
-            Some(_) => None,
-            None => self.filter.map(|f| (f.program(), f.flags())),
-        };
-        let program = Program { path: &path, args: &args, env: &env, filter, report };
-        let trampoline = Trampoline::new(&program).during(|| "prepare the program's start")?;
-        files::close_on_exec_from(3 + self.preserve_fds)
-            .during(|| "mark descriptors to be closed")?;
-        files::reset_signals();
-        let source = trampoline.jump(report);
-        Err(Error::ProgramNotExecutable { program: process.args[0].clone(), source })
+        Ok(env)
     }
 
-    fn change_user(&self, sets: &Sets) -> Result<()> {
+    fn change_user(&self) -> Result<()> {
         let user = &self.process.user;
         if let Some(mask) = user.umask {
             cred::set_umask(mask);
@@ -128,17 +154,7 @@ impl Entry<'_> {
         cred::set_uid(user.uid).during(|| format!("become user {}", user.uid))?;
         cred::keep_capabilities(false).during(|| "stop keeping the capabilities")?;
         // The change of user made the process dumpable or not by its own rules.
-        cred::set_undumpable().during(|| "keep others from tracing this process")?;
-        sets.apply()
-    }
-}
-
-impl Filter {
-    /// Whether the filter has to be loaded while privileges are still there,
-    /// rather than at the very end by the trampoline.
-    fn must_load_early(&self, no_new_privileges: bool) -> bool {
-        let held = cred::permitted_capabilities().unwrap_or(0);
-        self.has_listener() || (!no_new_privileges && held & SYS_ADMIN != 0)
+        cred::set_undumpable().during(|| "keep others from tracing this process")
     }
 }
 

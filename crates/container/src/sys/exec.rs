@@ -10,8 +10,11 @@
 //! environment and seccomp filter, installs the filter and executes the
 //! program. `/proc/self/exe` is then that memfd, sealed against writing.
 //!
-//! The filter is loaded by the trampoline because it is the last thing before
-//! the program: the profile needs to allow nothing that the runtime does.
+//! Where it can, the trampoline loads the filter, because it is the last thing
+//! before the program: the profile then needs to allow nothing that the runtime
+//! does. Without no_new_privs loading takes a privilege that may have to be gone
+//! before the trampoline; it then runs under the filter and makes one system
+//! call, the `execve` that the program needs to be allowed anyway.
 
 use std::ffi::CString;
 use std::io;
@@ -28,7 +31,8 @@ compile_error!("the trampoline into a container is written for x86-64");
 // The stack holds the argument count. An interpreter line leads to more than
 // one argument, which is how an execution of /proc/self/exe from inside is told
 // from ours. System calls: fcntl 72, seccomp 317, execve 59, write 1,
-// exit_group 231. What failed is reported as a negative errno on the descriptor.
+// exit_group 231. What failed is reported as a negative errno on the descriptor,
+// unless that is negative.
 std::arch::global_asm!(
     ".pushsection .rodata.guise_trampoline, \"a\", @progbits",
     ".balign 8",
@@ -38,11 +42,14 @@ std::arch::global_asm!(
     "cmp qword ptr [rsp], 1",
     "jne 3f",
     "lea rbx, [rip + guise_trampoline_parameters]",
-    "mov eax, 72",
     "mov rdi, [rbx + 24]",
+    "test rdi, rdi",
+    "js 5f",
+    "mov eax, 72",
     "mov esi, 2",
     "mov edx, 1",
     "syscall",
+    "5:",
     "mov rdx, [rbx + 32]",
     "test rdx, rdx",
     "jz 2f",
@@ -60,8 +67,10 @@ std::arch::global_asm!(
     "syscall",
     "4:",
     "push rax",
-    "mov eax, 1",
     "mov rdi, [rbx + 24]",
+    "test rdi, rdi",
+    "js 3f",
+    "mov eax, 1",
     "mov rsi, rsp",
     "mov edx, 8",
     "syscall",
@@ -95,8 +104,9 @@ pub struct Program<'a> {
     pub env: &'a [CString],
     /// The seccomp filter and its flags.
     pub filter: Option<(&'a [Instruction], u64)>,
-    /// Where a failure is reported; closed by a success.
-    pub report: BorrowedFd<'a>,
+    /// Where a failure is reported; closed by a success. Without it a failure
+    /// is the status 126.
+    pub report: Option<BorrowedFd<'a>>,
 }
 
 /// Where the image is loaded.
@@ -151,7 +161,7 @@ fn image(program: &Program<'_>) -> Vec<u8> {
             (vector(&mut image, &[instructions.len() as u64, at]), flags)
         }
     };
-    let report = program.report.as_raw_fd() as u64;
+    let report = program.report.map_or(-1, |fd| i64::from(fd.as_raw_fd())) as u64;
     for (i, value) in [path, argv, envp, report, filter, flags].into_iter().enumerate() {
         let at = HEADERS + parameters + 8 * i;
         image[at..at + 8].copy_from_slice(&value.to_le_bytes());
@@ -219,9 +229,32 @@ impl Trampoline {
         Ok(Trampoline(memfd))
     }
 
+    /// The image's name in procfs, if what is mounted there is procfs and leads
+    /// to the image. By it the trampoline can be executed with `execve`, which
+    /// every profile allows, where `execveat` may be missing.
+    pub fn name(&self) -> Option<CString> {
+        let name = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        let kind = rustix::fs::statfs(c"/proc/self").ok()?.f_type;
+        let (named, own) = (rustix::fs::stat(&name).ok()?, rustix::fs::fstat(&self.0).ok()?);
+        let same = (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino);
+        (kind == rustix::fs::PROC_SUPER_MAGIC && same).then(|| CString::new(name).ok())?
+    }
+
+    /// Executes it by name; returns only when that fails.
+    pub fn jump_by_name(&self, name: &CString) -> io::Error {
+        let args = [c"guise-init".as_ptr(), std::ptr::null()];
+        let env = [std::ptr::null::<libc::c_char>()];
+        // SAFETY: path, arguments and environment are NUL-terminated strings in
+        // NULL-terminated arrays that outlive the call.
+        unsafe { libc::execve(name.as_ptr(), args.as_ptr(), env.as_ptr()) };
+        io::Error::last_os_error()
+    }
+
     /// Executes it; returns only when that fails.
-    pub fn jump(self, report: BorrowedFd<'_>) -> io::Error {
-        if let Err(e) = super::files::keep_on_exec(report) {
+    pub fn jump(&self, report: Option<BorrowedFd<'_>>) -> io::Error {
+        if let Some(report) = report
+            && let Err(e) = super::files::keep_on_exec(report)
+        {
             return e;
         }
         let args = [c"guise-init".as_ptr(), std::ptr::null()];

@@ -15,7 +15,7 @@ fn run(path: &str, args: &[&str], filter: Option<&[Instruction]>) -> (i32, Vec<u
         args: &args,
         env: &[text("GUISE_TEST=1")],
         filter: filter.map(|f| (f, 0)),
-        report: theirs.as_fd(),
+        report: Some(theirs.as_fd()),
     };
     let trampoline = Trampoline::new(&program).unwrap();
     // SAFETY: the child only makes system calls before it executes or exits;
@@ -23,7 +23,7 @@ fn run(path: &str, args: &[&str], filter: Option<&[Instruction]>) -> (i32, Vec<u
     match unsafe { fork(0, None) }.unwrap() {
         Side::Child => {
             let _ = crate::sys::cred::set_no_new_privileges();
-            trampoline.jump(theirs.as_fd());
+            trampoline.jump(Some(theirs.as_fd()));
             crate::sys::clone::exit_now(99)
         }
         Side::Parent(child) => {
