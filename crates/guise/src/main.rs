@@ -25,8 +25,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
-    if disk::called_as(&arguments).as_deref() == Some("qemu-img") {
-        return disk::run_as_qemu_img(arguments);
+    match disk::called_as(&arguments).as_deref() {
+        Some("qemu-img") => return disk::run_as_qemu_img(arguments),
+        Some("qemu-io") => return disk::run_as_qemu_io(arguments),
+        _ => {}
     }
     match Cli::parse().command {
         Command::Disk(args) => disk::run(args),
