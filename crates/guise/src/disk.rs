@@ -9,6 +9,7 @@ mod convert;
 mod create;
 mod inspect;
 mod output;
+mod qemu_io;
 mod run;
 mod serve;
 
@@ -99,6 +100,11 @@ pub fn run_as_qemu_img(arguments: Vec<OsString>) -> ExitCode {
             if help { ExitCode::SUCCESS } else { ExitCode::from(1) }
         }
     }
+}
+
+/// Runs under the name `qemu-io`.
+pub fn run_as_qemu_io(arguments: Vec<OsString>) -> ExitCode {
+    qemu_io::run(arguments)
 }
 
 fn dispatch(command: Command, persona: Persona) -> common::Outcome {

@@ -66,8 +66,10 @@ fn main() -> ExitCode {
         return oci::main(args.collect());
     }
     let arguments: Vec<_> = std::env::args_os().collect();
-    if disk::called_as(&arguments).as_deref() == Some("qemu-img") {
-        return disk::run_as_qemu_img(arguments);
+    match disk::called_as(&arguments).as_deref() {
+        Some("qemu-img") => return disk::run_as_qemu_img(arguments),
+        Some("qemu-io") => return disk::run_as_qemu_io(arguments),
+        _ => {}
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

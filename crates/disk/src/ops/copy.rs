@@ -192,13 +192,16 @@ impl Copy<'_> {
             0 => thread::available_parallelism().map_or(1, usize::from),
             threads => threads.min(64),
         };
+        // Where only packed clusters are taken, noise is packed as well.
+        let always = self.target.format().always_packed();
+        let grow = if always { cluster as usize / 8 + 1024 } else { 0 };
         let (jobs, work) = channel();
         let work = Mutex::new(work);
         let (results, done) = channel();
         thread::scope(|scope| {
             for _ in 0..threads {
                 let results = results.clone();
-                scope.spawn(|| pack(&work, results, codec.encoder()));
+                scope.spawn(|| pack(&work, results, codec.encoder(), grow));
             }
             drop(results);
             let mut line = Line {
@@ -279,6 +282,7 @@ fn pack(
     work: &Mutex<Receiver<Job>>,
     results: Sender<(u64, u64, u64, Packed)>,
     mut encoder: Encoder,
+    grow: usize,
 ) {
     loop {
         // The lock is held while waiting: the next idle thread is next.
@@ -287,7 +291,7 @@ fn pack(
             Packed::Zero(data)
         } else {
             let mut bytes = Vec::new();
-            if encoder.pack(&data, data.len() - 1, &mut bytes) {
+            if encoder.pack(&data, data.len() - 1 + grow, &mut bytes) {
                 Packed::Small(data, bytes)
             } else {
                 Packed::Plain(data)
