@@ -10,9 +10,11 @@
 //! | [`state`] | the registers of a vCPU, laid out for generated code |
 //! | [`tlb`] | the software TLB that both tiers read |
 //! | [`exception`] | exceptions on their way to the guest |
+//! | [`translate`] | the translator |
 //! | [`host`] | executable memory, host traps in it, single instructions run on the host |
 
 pub mod exception;
 pub mod host;
 pub mod state;
 pub mod tlb;
+pub mod translate;
