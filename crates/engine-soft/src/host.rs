@@ -2,3 +2,7 @@
 //! traps that happen in it, and single guest instructions run on the host.
 
 pub mod arena;
+pub mod classify;
+pub mod features;
+pub mod stub;
+pub mod traps;
