@@ -114,13 +114,7 @@ impl Bank {
 
     /// Notes what code is at a linear address now.
     pub fn set_code(&mut self, address: u64, id: u32) {
-        let place = index(address);
-        if self.code[place] != id {
-            if self.code[place] != 0 {
-                self.epoch = new_epoch();
-            }
-            self.code[place] = id;
-        }
+        self.code[index(address)] = id;
     }
 
     /// Forgets every write entry that leads to this host page.

@@ -112,7 +112,7 @@ impl Builder {
             }
             VectorLevel::Avx512 => {
                 let forms =
-                    [Code::EVEX_Vmovups_zmm_k1z_zmmm512, Code::EVEX_Vmovups_zmmm512_k1_zmm];
+                    [Code::EVEX_Vmovups_zmm_k1z_zmmm512, Code::EVEX_Vmovups_zmmm512_k1z_zmm];
                 (32, Register::ZMM0, forms)
             }
         };
