@@ -51,7 +51,8 @@ impl Backend for Machine {
         self.resolved += 1;
         let page = address & !4095;
         if address + u64::from(size) > page + 4096 {
-            return None;
+            // The next page is the next one of the host, too.
+            return Some(address as *mut u8);
         }
         if !write {
             self.bank.fill_read(address, page as *mut u8);

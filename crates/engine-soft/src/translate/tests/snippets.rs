@@ -38,6 +38,7 @@ fn numbers() -> Vec<u64> {
 snippet!(
     t_displaced,
     "push rbx", "push r12", "push r13", "push r14", "push r15", "push rbp",
+    "mov rax, [rdi+112]", "mov rdx, [rdi+104]",
     "mov r10, [rdi]", "mov r11, [rdi+8]", "mov r15, [rdi+16]",
     "add r10, r11", "adc r15, r10", "xchg r11, r15", "imul r11, r10, 77",
     "lea r10, [r11+r15*4+9]", "lea r15d, [r10+r11]", "lea r11w, [r10+3]",
@@ -70,7 +71,7 @@ snippet!(
 
 snippet!(
     t_highbytes,
-    "push rbx", "mov rax, [rdi]", "mov ah, [rdi+9]", "mov [rdi+17], ah", "add bh, [rdi+3]",
+    "push rbx", "mov ebx, 0x7654", "mov edx, 0x3456", "mov rax, [rdi]", "mov ah, [rdi+9]", "mov [rdi+17], ah", "add bh, [rdi+3]",
     "mov ecx, 0x1234", "xor [rdi+5], ch", "cmp dh, [rdi]", "setb dl", "mov [rdi+20], dh",
     "add [rsp-24], ah", "movzx eax, ah", "add eax, ecx", "xchg [rdi+33], bh", "mov al, bh",
     "pop rbx", "ret",
