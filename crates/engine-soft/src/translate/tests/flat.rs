@@ -80,8 +80,8 @@ impl Backend for Machine {
             self.copy_one(&instruction);
             return true;
         }
-        if std::env::var_os("TRACE_STEPS").is_some() {
-            eprintln!("step {rip:x} {:?} {:x?}", instruction.code(), self.state.gpr);
+        if self.branch(&instruction) {
+            return true;
         }
         let stub = self.stubs.compile(&instruction).expect("a stub for what is not translated");
         let address = self.address(&instruction);
@@ -134,6 +134,47 @@ impl Machine {
         instruction.virtual_address(operand, 0, value).unwrap_or(0)
     }
 
+    /// Branches, pushes and pops, which may lie across two pages of code.
+    fn branch(&mut self, instruction: &Instruction) -> bool {
+        use iced_x86::{Code, Mnemonic};
+        let next = instruction.next_ip();
+        let number = instruction.op0_register().full_register().number() & 15;
+        self.state.rip = match instruction.mnemonic() {
+            _ if instruction.is_jcc_short_or_near() => {
+                let taken = holds(instruction.condition_code(), self.state.rflags);
+                if taken { instruction.near_branch_target() } else { next }
+            }
+            Mnemonic::Jmp if instruction.is_jmp_short_or_near() => instruction.near_branch_target(),
+            Mnemonic::Call if instruction.is_call_near() => {
+                self.push(next);
+                instruction.near_branch_target()
+            }
+            Mnemonic::Ret => self.pop(),
+            _ if instruction.code() == Code::Push_r64 => {
+                self.push(self.state.gpr[number]);
+                next
+            }
+            _ if instruction.code() == Code::Pop_r64 => {
+                self.state.gpr[number] = self.pop();
+                next
+            }
+            _ => return false,
+        };
+        true
+    }
+
+    fn push(&mut self, value: u64) {
+        self.state.gpr[RSP] -= 8;
+        // SAFETY: the guest's stack is a buffer of the test.
+        unsafe { (self.state.gpr[RSP] as *mut u64).write(value) };
+    }
+
+    fn pop(&mut self) -> u64 {
+        self.state.gpr[RSP] += 8;
+        // SAFETY: as in `push`.
+        unsafe { ((self.state.gpr[RSP] - 8) as *const u64).read() }
+    }
+
     /// One element of REP MOVSB, MOVSQ, STOSB and so on; not the instruction's end.
     fn copy_one(&mut self, instruction: &Instruction) {
         let gpr = &mut self.state.gpr;
@@ -156,6 +197,31 @@ impl Machine {
         if gpr[RCX] == 0 {
             self.state.rip = instruction.next_ip();
         }
+    }
+}
+
+fn holds(condition: iced_x86::ConditionCode, flags: u64) -> bool {
+    use iced_x86::ConditionCode as C;
+    let bit = |number: u32| flags >> number & 1 == 1;
+    let (carry, parity, zero, sign, overflow) = (bit(0), bit(2), bit(6), bit(7), bit(11));
+    match condition {
+        C::o => overflow,
+        C::no => !overflow,
+        C::b => carry,
+        C::ae => !carry,
+        C::e => zero,
+        C::ne => !zero,
+        C::be => carry || zero,
+        C::a => !carry && !zero,
+        C::s => sign,
+        C::ns => !sign,
+        C::p => parity,
+        C::np => !parity,
+        C::l => sign != overflow,
+        C::ge => sign == overflow,
+        C::le => zero || sign != overflow,
+        C::g => !zero && sign == overflow,
+        C::None => true,
     }
 }
 
