@@ -83,7 +83,7 @@ impl Backend for Machine {
         if self.branch(&instruction) {
             return true;
         }
-        let stub = self.stubs.compile(&instruction).expect("a stub for what is not translated");
+        let stub = self.stubs.compile(&instruction).unwrap_or_else(|refusal| panic!("{:?}: {refusal}", instruction.code()));
         let address = self.address(&instruction);
         // SAFETY: the operand lies in memory that this process owns.
         let result = unsafe { stub.run(&raw mut *self.state, address as *mut u8) };
