@@ -7,14 +7,24 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`apic`] | local APICs and delivery between them |
 //! | [`state`] | the registers of a vCPU, laid out for generated code |
 //! | [`tlb`] | the software TLB that both tiers read |
 //! | [`exception`] | exceptions on their way to the guest |
 //! | [`translate`] | the translator |
+//! | [`access`] | what instructions with large operands need of a vCPU |
+//! | [`model`] | what CPUID and the feature MSRs tell of each CPU model |
+//! | [`paravirt`] | the interface that kernels know from KVM: clock, hypercalls |
+//! | [`fpu`] | floating-point and vector state in memory, and when it may be used |
 //! | [`host`] | executable memory, host traps in it, single instructions run on the host |
 
+pub mod access;
+pub mod apic;
 pub mod exception;
+pub mod fpu;
 pub mod host;
+pub mod model;
+pub mod paravirt;
 pub mod state;
 pub mod tlb;
 pub mod translate;

@@ -108,6 +108,8 @@ pub struct CpuState {
     pub pkru: u32,
     pub x87: X87,
     pub vector: [Vector; 32],
+    /// Always 0: stands in for a base, an index or a segment that an address lacks.
+    pub zero: u64,
 }
 
 impl CpuState {

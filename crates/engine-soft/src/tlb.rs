@@ -96,6 +96,16 @@ impl Bank {
         self.write[index(address)] = Entry { page: address & !(PAGE_SIZE - 1), host };
     }
 
+    /// Empties one place of the table for reads.
+    pub fn reset_read(&mut self, place: usize) {
+        self.read[place] = empty(place);
+    }
+
+    /// Empties one place of the table for writes.
+    pub fn reset_write(&mut self, place: usize) {
+        self.write[place] = empty(place);
+    }
+
     /// Forgets one linear page.
     pub fn forget(&mut self, address: u64) {
         let place = index(address);

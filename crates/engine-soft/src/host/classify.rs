@@ -39,6 +39,8 @@ pub enum Unit {
     SseMmx,
     Avx,
     Avx512,
+    /// VEX-encoded, but on general registers.
+    Vex,
 }
 
 /// What an instruction form is, whoever the guest is.
@@ -206,6 +208,12 @@ fn compresses_memory(code: Code) -> bool {
         )
 }
 
+/// VEX-encoded and about vectors, though without an operand that is one.
+fn control(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(mnemonic, Vzeroupper | Vzeroall | Vldmxcsr | Vstmxcsr)
+}
+
 fn unit(code: Code) -> Unit {
     use OpCodeOperandKind::*;
     let info = code.op_code();
@@ -240,12 +248,11 @@ fn unit(code: Code) -> Unit {
         EncodingKind::EVEX => return Unit::Avx512,
         _ if opmask => return Unit::Avx512,
         EncodingKind::VEX if vector => return Unit::Avx,
+        EncodingKind::VEX if !control(mnemonic) => return Unit::Vex,
         _ => {}
     }
     match mnemonic {
-        Mnemonic::Vzeroupper | Mnemonic::Vzeroall | Mnemonic::Vldmxcsr | Mnemonic::Vstmxcsr => {
-            return Unit::Avx;
-        }
+        _ if control(mnemonic) => return Unit::Avx,
         Mnemonic::Ldmxcsr | Mnemonic::Stmxcsr => return Unit::Sse,
         Mnemonic::Emms => return Unit::Mmx,
         Mnemonic::Wait => return Unit::X87,
@@ -276,7 +283,7 @@ const FLOATING_POINT: &[&str] = &[
 ];
 
 fn mxcsr(code: Code) -> bool {
-    if matches!(unit(code), Unit::None | Unit::X87 | Unit::Mmx) {
+    if matches!(unit(code), Unit::None | Unit::X87 | Unit::Mmx | Unit::Vex) {
         return false;
     }
     let name = format!("{:?}", code.mnemonic()).to_lowercase();

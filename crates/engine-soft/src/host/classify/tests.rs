@@ -76,7 +76,7 @@ fn units_and_mxcsr_are_read_off_the_form() {
         (Code::VEX_Vaddps_xmm_xmm_xmmm128, Unit::Avx, true),
         (Code::VEX_Vpaddd_ymm_ymm_ymmm256, Unit::Avx, false),
         (Code::VEX_Vzeroupper, Unit::Avx, false),
-        (Code::VEX_Andn_r32_r32_rm32, Unit::None, false),
+        (Code::VEX_Andn_r32_r32_rm32, Unit::Vex, false),
         (Code::VEX_Kmovw_kr_km16, Unit::Avx512, false),
         (Code::EVEX_Vaddps_zmm_k1z_zmm_zmmm512b32_er, Unit::Avx512, true),
         (Code::Movnti_m32_r32, Unit::None, false),

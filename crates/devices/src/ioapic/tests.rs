@@ -1,0 +1,106 @@
+use super::*;
+
+fn rig() -> (Arc<IoApic>, Arc<Mutex<Vec<Msi>>>) {
+    let sent: Arc<Mutex<Vec<Msi>>> = Arc::default();
+    let sink = sent.clone();
+    (IoApic::new(Arc::new(move |msi: Msi| sink.lock().unwrap().push(msi))), sent)
+}
+
+fn get(apic: &IoApic, register: u8) -> u32 {
+    apic.write(SELECT, &[register, 0, 0, 0]);
+    let mut data = [0; 4];
+    apic.read(WINDOW, &mut data);
+    u32::from_le_bytes(data)
+}
+
+fn set(apic: &IoApic, register: u8, value: u32) {
+    apic.write(SELECT, &[register, 0, 0, 0]);
+    apic.write(WINDOW, &value.to_le_bytes());
+}
+
+fn program(apic: &IoApic, pin: u8, low: u32, destination: u32) {
+    set(apic, 0x11 + 2 * pin, destination << 24);
+    set(apic, 0x10 + 2 * pin, low);
+}
+
+#[test]
+fn identification() {
+    let (apic, _) = rig();
+    assert_eq!(get(&apic, 1), 0x0017_0020);
+    set(&apic, 0, 0x0500_0000);
+    assert_eq!((get(&apic, 0), get(&apic, 2)), (0x0500_0000, 0x0500_0000));
+    assert_eq!((get(&apic, 0x3f), get(&apic, 0x40), get(&apic, 0xff)), (0, 0, 0));
+    assert_eq!(get(&apic, 0x10), 0x0001_0000, "masked");
+}
+
+#[test]
+fn an_edge_sends_one_message() {
+    let (apic, sent) = rig();
+    program(&apic, 4, 0x0831, 3);
+    let line = apic.line(4);
+    line.set(true);
+    line.set(true);
+    line.set(false);
+    line.pulse();
+    let msi = Msi { address: 0xfee0_3004, data: 0x4031 };
+    assert_eq!(*sent.lock().unwrap(), [msi, msi]);
+}
+
+#[test]
+fn an_edge_at_a_masked_pin_is_lost() {
+    let (apic, sent) = rig();
+    program(&apic, 4, 0x1_0031, 0);
+    apic.line(4).set(true);
+    program(&apic, 4, 0x31, 0);
+    assert!(sent.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_level_waits_for_its_end() {
+    let (apic, sent) = rig();
+    program(&apic, 10, 0x8041, 0);
+    let line = apic.line(10);
+    line.set(true);
+    line.set(false);
+    line.set(true);
+    assert_eq!(sent.lock().unwrap().len(), 1);
+    assert_eq!(get(&apic, 0x24) & 1 << 14, 1 << 14);
+    apic.end_of_interrupt(0x40);
+    assert_eq!(sent.lock().unwrap().len(), 1);
+    apic.end_of_interrupt(0x41);
+    assert_eq!(sent.lock().unwrap().len(), 2, "still high");
+    line.set(false);
+    apic.write(END_OF_INTERRUPT, &[0x41]);
+    assert_eq!(sent.lock().unwrap().len(), 2);
+    assert_eq!(get(&apic, 0x24) & 1 << 14, 0);
+}
+
+#[test]
+fn a_level_at_a_masked_pin_is_sent_when_it_is_unmasked() {
+    let (apic, sent) = rig();
+    program(&apic, 10, 0x1_8041, 0);
+    apic.line(10).set(true);
+    assert!(sent.lock().unwrap().is_empty());
+    program(&apic, 10, 0x8041, 0);
+    assert_eq!(*sent.lock().unwrap(), [Msi { address: 0xfee0_0000, data: 0xc041 }]);
+    // Going through edge mode is how kernels clear a stuck remote IRR.
+    set(&apic, 0x24, 0x1_0041);
+    set(&apic, 0x24, 0x8041);
+    assert_eq!(sent.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn state_goes_through_a_format_and_back() {
+    let (apic, _) = rig();
+    program(&apic, 10, 0x8041, 0);
+    apic.line(10).set(true);
+    let saved = serde_json::to_string(&apic.state()).unwrap();
+    let (other, sent) = rig();
+    other.set_state(&serde_json::from_str(&saved).unwrap());
+    assert_eq!(other.state(), apic.state());
+    other.end_of_interrupt(0x41);
+    assert_eq!(sent.lock().unwrap().len(), 1);
+    other.reset();
+    assert_eq!(get(&other, 0x24), 0x1_0000);
+    apic.line(PINS).set(true);
+}

@@ -1,0 +1,6 @@
+//! Guest memory as instructions see it: linear addresses, paging, TLB banks, devices.
+
+pub mod access;
+pub mod fetch;
+pub mod spaces;
+pub mod walk;
