@@ -41,7 +41,7 @@ use cache::{Cache, PageKey};
 use frame::{ARITHMETIC, JUMPS, Jump, Leave, jump_index, pack_flags, unpack_flags};
 use memory::AccessInfo;
 use runtime::{Helpers, Routines};
-use scan::Scanner;
+use scan::{LONGEST, Scanner};
 pub use select::VectorLevel;
 
 use crate::host::arena::Arena;
@@ -52,7 +52,7 @@ use crate::tlb::{Bank, PAGE_SIZE, index};
 /// Where an instruction's bytes are.
 #[derive(Clone, Copy, Debug)]
 pub struct CodePage {
-    /// Guest-physical address of the page.
+    /// What names the page whatever its linear address is.
     pub physical: u64,
     /// The page in this process.
     pub host: *const [u8; PAGE_SIZE as usize],
@@ -71,10 +71,9 @@ pub trait Backend {
     /// Executes the instruction at RIP, or what happens instead. False if the run loop
     /// wants to be asked before the guest goes on.
     fn step(&mut self) -> bool;
-    /// The page of RIP, if it is RAM that may be executed. From now on writes to it are
-    /// noticed.
-    fn code_page(&mut self) -> Option<CodePage>;
-    /// Code was made from these parts of a page, 64 bytes a bit.
+    /// The page of an address, if it is RAM that may be executed.
+    fn code_page(&mut self, address: u64) -> Option<CodePage>;
+    /// From now on writes to these parts of a page (64 bytes a bit) are noticed.
     fn mark_code(&mut self, physical: u64, granules: u64);
     /// Parts of pages that were written since the last call.
     fn take_code_writes(&mut self, writes: &mut Vec<CodeWrite>);
@@ -318,7 +317,7 @@ impl Translator {
             self.remember(rip, bank, code);
             return Some((id, code));
         }
-        let page = backend.code_page()?;
+        let page = backend.code_page(rip)?;
         let key = PageKey { linear, physical: page.physical, mode: mode.key() };
         let id = self.cache.id(key);
         // The backend may have changed the view.
@@ -350,21 +349,45 @@ impl Translator {
         rip: u64,
         host: *const [u8; PAGE_SIZE as usize],
     ) -> Option<u64> {
-        // SAFETY: the backend's page is RAM of the guest, mapped as long as the VM. Other
-        // threads may write it: what is read is compared again below.
-        let read = || unsafe { host.read_volatile() };
+        // SAFETY: the backend's pages are RAM of the guest, mapped as long as the VM. Other
+        // threads may write them: what is read is compared again below.
+        let read = |page: *const [u8; PAGE_SIZE as usize]| unsafe { page.read_volatile() };
+        let next_linear = key.linear.wrapping_add(PAGE_SIZE);
+        // Asked for when an instruction is found to need it.
+        let mut next = None;
+        let front = |page: CodePage| {
+            let mut bytes = [0; LONGEST];
+            bytes.copy_from_slice(&read(page.host)[..LONGEST]);
+            bytes
+        };
         loop {
-            let bytes = read();
-            let region = self.scanner.scan(rip, &bytes, self.options.exact);
-            backend.mark_code(key.physical, region.granules);
-            let same = {
-                let now = read();
-                (0..64).all(|granule| {
-                    region.granules >> granule & 1 == 0
-                        || now[granule * 64..][..64] == bytes[granule * 64..][..64]
-                })
-            };
-            if !same {
+            let bytes = read(host);
+            let tail = next.map(front);
+            let region = self.scanner.scan(rip, &bytes, tail.as_ref(), self.options.exact);
+            if next.is_none() && region.steps.iter().any(|step| step.cut) {
+                next = backend.code_page(next_linear);
+                if next.is_some() {
+                    continue;
+                }
+            }
+            let mut sources = vec![(key.physical, region.granules)];
+            let mut next_id = 0;
+            if region.crosses && let Some(page) = next {
+                let next_key = PageKey { linear: next_linear, physical: page.physical, ..key };
+                sources.push((next_key.physical, 1));
+                next_id = self.cache.id(next_key);
+                // SAFETY: the vCPU's current bank.
+                unsafe { (*(*backend.state()).bank).set_code(next_linear, next_id) };
+            }
+            for &(physical, granules) in &sources {
+                backend.mark_code(physical, granules);
+            }
+            let now = read(host);
+            let same = (0..64).all(|granule| {
+                region.granules >> granule & 1 == 0
+                    || now[granule * 64..][..64] == bytes[granule * 64..][..64]
+            });
+            if !same || region.crosses && next.map(front) != tail {
                 continue;
             }
             let setting = Setting { vectors: mode.vectors, bmi2: self.bmi2 };
@@ -373,13 +396,13 @@ impl Translator {
                 &bytes,
                 &self.routines,
                 setting,
-                id,
+                (id, next_id),
                 self.cache.next_link(),
                 self.cache.arena.next(),
             );
             let compiled = compiler.compile();
             let instructions = region.steps.len();
-            let code = self.cache.add(key, id, region.granules, instructions, compiled);
+            let code = self.cache.add(key, id, &sources, instructions, compiled);
             if code.is_none() {
                 self.cache.exhausted = true;
             }

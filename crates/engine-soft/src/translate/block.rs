@@ -8,12 +8,14 @@
 
 use iced_x86::{Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
 
-use super::emit::{Emit, Fixup};
+use super::branches::code_place;
+use super::emit::{Emit, Fixup, Mem, cc};
 use super::flags::Flags;
 use super::frame;
 use super::runtime::Routines;
 use super::scan::{Region, Step, Way};
 use super::select::{self, VectorLevel};
+use crate::tlb::PAGE_SIZE;
 
 /// What the code depends on besides the instructions themselves.
 #[derive(Clone, Copy)]
@@ -66,7 +68,9 @@ pub(super) enum Cold {
     /// The shared end of an indirect call: looks the target up.
     Indirect { enter: Fixup },
     /// A bulk string instruction that its routine cannot do.
-    Interpret { enter: Fixup, rip: u64, length: u32, back: usize },
+    Bulk { enter: Fixup, rip: u64, length: u32, back: usize },
+    /// The Rust code has the interpreter execute the instruction there.
+    Interpret { enter: Fixup, rip: u64 },
 }
 
 pub struct Compiler<'a> {
@@ -75,6 +79,8 @@ pub struct Compiler<'a> {
     pub(super) routines: &'a Routines,
     pub(super) setting: Setting,
     pub(super) page_id: u32,
+    /// The id of the next page, if an instruction reaches into it.
+    pub(super) next_id: u32,
     pub(super) first_link: u32,
     pub(super) flags: Flags,
     pub(super) cold: Vec<Cold>,
@@ -92,7 +98,7 @@ impl<'a> Compiler<'a> {
         bytes: &'a [u8; 4096],
         routines: &'a Routines,
         setting: Setting,
-        page_id: u32,
+        (page_id, next_id): (u32, u32),
         first_link: u32,
         origin: u64,
     ) -> Compiler<'a> {
@@ -103,6 +109,7 @@ impl<'a> Compiler<'a> {
             routines,
             setting,
             page_id,
+            next_id,
             first_link,
             flags: Flags::SAVED,
             cold: Vec::new(),
@@ -179,6 +186,9 @@ impl<'a> Compiler<'a> {
         if step.cut || level.is_none_or(|level| level > self.setting.vectors) {
             return self.interpret(step);
         }
+        if step.crosses {
+            self.expect_next_page(step);
+        }
         match instruction.flow_control() {
             FlowControl::Next => self.plain(step),
             FlowControl::ConditionalBranch => self.branch(index, step),
@@ -218,7 +228,11 @@ impl<'a> Compiler<'a> {
     fn general(&mut self, step: &Step) {
         let instruction = step.instruction;
         let memory = instruction.op_kinds().any(|kind| kind == OpKind::Memory);
-        if !memory && !self.needs_other_registers(&instruction) {
+        if !memory && step.crosses && !self.needs_other_registers(&instruction) {
+            self.flags_for(step);
+            self.origin(step);
+            self.encode(&instruction);
+        } else if !memory && !self.needs_other_registers(&instruction) {
             self.flags_for(step);
             self.origin(step);
             let start = step.offset as usize;
@@ -264,6 +278,16 @@ impl<'a> Compiler<'a> {
             self.emit.code.truncate(length);
             self.emit.bytes(&[0x0f, 0x0b]);
         }
+    }
+
+    /// An instruction that reaches into the next page: that must be what it was.
+    fn expect_next_page(&mut self, step: &Step) {
+        self.flags.put_aside(&mut self.emit, step.live_in != 0);
+        self.emit.load(frame::S1, frame::bank());
+        let place = code_place(self.region.page + PAGE_SIZE);
+        self.emit.cmp_mem_patchable(Mem::at(frame::S1, place), self.next_id);
+        let enter = self.emit.jcc(cc::NE);
+        self.cold.push(Cold::Interpret { enter, rip: step.instruction.ip() });
     }
 
     /// Has the interpreter execute the instruction.

@@ -211,7 +211,7 @@ impl Compiler<'_> {
     /// Pushes the return address on the guest's stack and on the shadow stack.
     fn push_return(&mut self, step: &Step) {
         let after = step.instruction.next_ip();
-        self.flags.put_aside(&mut self.emit, true);
+        self.flags.put_aside(&mut self.emit, step.live_in != 0);
         self.emit.lea(S0, Mem::at(STACK, -8));
         self.check(step, 8, true);
         self.emit.mov_imm(S1, after);
@@ -229,6 +229,7 @@ impl Compiler<'_> {
     fn after_call(&mut self, step: &Step) {
         let next = step.instruction.next_ip();
         let after = (next - self.region.page) as u16;
+        // `after` may be the next page's.
         self.out.returns.push((after, self.emit.here() as u32));
         self.emit.lea(super::emit::RSP, Mem::at(super::emit::RSP, 8));
         self.emit.load(S1, frame::bank());
@@ -321,7 +322,13 @@ impl Compiler<'_> {
                 self.emit.bind_here(enter);
                 self.emit.jmp_to(self.routines.return_miss);
             }
-            Cold::Interpret { enter, rip, length, back } => {
+            Cold::Interpret { enter, rip } => {
+                self.emit.bind_here(enter);
+                self.emit.mov_imm(S1, rip);
+                self.emit.store(frame::rip(), S1);
+                self.emit.jmp_to(self.routines.leave_interpret);
+            }
+            Cold::Bulk { enter, rip, length, back } => {
                 self.emit.bind_here(enter);
                 self.interpret_inline(rip, length);
                 let jump = self.emit.jmp();

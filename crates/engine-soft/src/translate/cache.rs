@@ -61,7 +61,7 @@ struct Record {
     start: u32,
     page: PageKey,
     page_id: u32,
-    granules: u64,
+    alive: bool,
     /// Offset in the page, place in the code.
     entries: Vec<(u16, u32)>,
     returns: Vec<(u16, u32)>,
@@ -99,7 +99,8 @@ pub struct Cache {
     next_id: u32,
     entries: Map<u64, u64>,
     records: Vec<Record>,
-    by_page: Map<u64, Vec<u32>>,
+    /// By physical page: regions that were made from it, and from which parts.
+    by_page: Map<u64, Vec<(u32, u64)>>,
     links: Vec<Link>,
     /// Entries of dead regions, by what they entered.
     dead: Map<u64, Vec<u64>>,
@@ -172,7 +173,7 @@ impl Cache {
         &mut self,
         page: PageKey,
         page_id: u32,
-        granules: u64,
+        sources: &[(u64, u64)],
         instructions: usize,
         compiled: Compiled,
     ) -> Option<u64> {
@@ -197,12 +198,15 @@ impl Cache {
                 target: link.target,
             });
         }
-        self.by_page.entry(page.physical).or_default().push(self.records.len() as u32);
+        for &(physical, granules) in sources {
+            let list = self.by_page.entry(physical).or_default();
+            list.push((self.records.len() as u32, granules));
+        }
         self.records.push(Record {
             start: (address - self.arena.range().start as u64) as u32,
             page,
             page_id,
-            granules,
+            alive: true,
             entries: compiled.entries,
             returns: compiled.returns,
             origins: compiled.origins,
@@ -244,15 +248,18 @@ impl Cache {
     /// Kills the regions that were made from these bytes. True if there were any.
     pub fn invalidate(&mut self, physical: u64, granules: u64, routines: &Routines) -> bool {
         let Some(list) = self.by_page.get_mut(&physical) else { return false };
-        let (dying, rest): (Vec<u32>, Vec<u32>) = std::mem::take(list)
-            .into_iter()
-            .partition(|&index| self.records[index as usize].granules & granules != 0);
+        let (dying, rest): (Vec<_>, Vec<_>) =
+            std::mem::take(list).into_iter().partition(|&(_, made_from)| made_from & granules != 0);
         *list = rest;
-        for &index in &dying {
-            self.counts.invalidated += 1;
-            self.kill(index as usize, routines);
+        let mut any = false;
+        for &(index, _) in &dying {
+            if std::mem::take(&mut self.records[index as usize].alive) {
+                any = true;
+                self.counts.invalidated += 1;
+                self.kill(index as usize, routines);
+            }
         }
-        !dying.is_empty()
+        any
     }
 
     fn kill(&mut self, index: usize, routines: &Routines) {

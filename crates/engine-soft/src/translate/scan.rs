@@ -46,8 +46,10 @@ pub struct Step {
     /// Flags that matter before and after.
     pub live_in: u8,
     pub live_out: u8,
-    /// Must be interpreted: its bytes are not all in this page.
+    /// Must be interpreted: its bytes are not all there.
     pub cut: bool,
+    /// Its last bytes are in the next page.
+    pub crosses: bool,
 }
 
 pub struct Region {
@@ -56,7 +58,12 @@ pub struct Region {
     /// A bit for each 64 bytes of the page that hold code of this region or that it
     /// has looked at.
     pub granules: u64,
+    /// An instruction at the end reaches into the next page.
+    pub crosses: bool,
 }
+
+/// The longest instruction.
+pub const LONGEST: usize = 15;
 
 const UNSEEN: u16 = u16::MAX;
 
@@ -75,15 +82,22 @@ impl Scanner {
         Scanner { seen: Box::new([UNSEEN; PAGE_SIZE as usize]) }
     }
 
-    /// The region that begins at `rip`, whose page is `bytes`. With `exact`, all flags
-    /// matter everywhere.
-    pub fn scan(&mut self, rip: u64, bytes: &[u8; PAGE_SIZE as usize], exact: bool) -> Region {
+    /// The region that begins at `rip`, whose page is `bytes`; `tail` is how the next
+    /// page begins, if code may go on there. With `exact`, all flags matter everywhere.
+    pub fn scan(
+        &mut self,
+        rip: u64,
+        bytes: &[u8; PAGE_SIZE as usize],
+        tail: Option<&[u8; LONGEST]>,
+        exact: bool,
+    ) -> Region {
         let page = rip & !(PAGE_SIZE - 1);
-        let mut region = Region { page, steps: Vec::with_capacity(64), granules: 0 };
+        let steps = Vec::with_capacity(64);
+        let mut region = Region { page, steps, granules: 0, crosses: false };
         let mut queue = vec![(rip - page) as u16];
         while let Some(start) = queue.pop() {
             if self.seen[start as usize] == UNSEEN {
-                self.follow(&mut region, bytes, start, &mut queue);
+                self.follow(&mut region, bytes, tail, start, &mut queue);
             }
         }
         let steps = region.steps.len();
@@ -105,6 +119,7 @@ impl Scanner {
         &mut self,
         region: &mut Region,
         bytes: &[u8; PAGE_SIZE as usize],
+        tail: Option<&[u8; LONGEST]>,
         start: u16,
         queue: &mut Vec<u16>,
     ) {
@@ -122,7 +137,20 @@ impl Scanner {
             decoder.set_ip(page + offset as u64);
             let mut instruction = Instruction::default();
             decoder.decode_out(&mut instruction);
-            let cut = instruction.code() == Code::INVALID && PAGE_SIZE as usize - offset < 15;
+            let left = PAGE_SIZE as usize - offset;
+            let mut cut = instruction.code() == Code::INVALID && left < LONGEST;
+            let mut crosses = false;
+            if cut && let Some(tail) = tail {
+                let mut joined = [0; 2 * LONGEST];
+                joined[..left].copy_from_slice(&bytes[offset..]);
+                joined[left..left + LONGEST].copy_from_slice(tail);
+                let (ip, options) = (page + offset as u64, DecoderOptions::NONE);
+                Decoder::with_ip(64, &joined[..left + LONGEST], ip, options)
+                    .decode_out(&mut instruction);
+                crosses = !instruction.is_invalid();
+                cut = !crosses;
+                region.crosses |= crosses;
+            }
             let length = instruction.len().max(1);
             region.granules |= granules(offset as u64, if cut { 15 } else { length as u64 });
             self.seen[offset] = region.steps.len() as u16;
@@ -136,6 +164,7 @@ impl Scanner {
                 live_in: 0,
                 live_out: 0,
                 cut,
+                crosses,
                 instruction,
             };
             region.steps.push(step);
@@ -191,6 +220,10 @@ impl Scanner {
                 FlowControl::Next if !ends_region(&instruction) => on = self.way(region, next),
                 FlowControl::Call | FlowControl::IndirectCall if !ends_region(&instruction) => {
                     on = self.way(region, next);
+                    if instruction.is_call_near() {
+                        // The callee is never inside: calls are links.
+                        to = Way::Outside(instruction.near_branch_target());
+                    }
                     if let Way::Inside(after) = on {
                         region.steps[after as usize].leader = true;
                     }
@@ -248,13 +281,9 @@ impl Scanner {
                         .find(|&&(address, _)| address == to)
                         .map_or(ALL_FLAGS, |&(_, live)| live),
                 };
-                let is_call = matches!(
-                    step.instruction.flow_control(),
-                    FlowControl::Call | FlowControl::IndirectCall
-                );
                 let live_out = match (step.next, step.target) {
                     (Way::Nowhere, Way::Nowhere) => ALL_FLAGS,
-                    _ if is_call => ALL_FLAGS,
+                    _ if step.instruction.flow_control() == FlowControl::IndirectCall => ALL_FLAGS,
                     (next, target) => behind(next) | behind(target),
                 };
                 let live_in = live_out & !step.writes | step.reads;

@@ -102,15 +102,22 @@ impl Backend for Machine {
         true
     }
 
-    fn code_page(&mut self) -> Option<CodePage> {
-        let page = self.state.rip & !4095;
-        self.code.entry(page).or_insert(0);
-        self.bank.forget_writes_to(page as *mut u8);
+    fn code_page(&mut self, address: u64) -> Option<CodePage> {
+        let page = address & !4095;
+        let mut byte = 0u8;
+        let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+        let remote = libc::iovec { iov_base: page as *mut _, iov_len: 1 };
+        // SAFETY: a read through the system, which refuses what cannot be read.
+        let read = unsafe {
+            libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0)
+        };
+        (read == 1).then_some(())?;
         Some(CodePage { physical: page, host: page as *const [u8; 4096] })
     }
 
     fn mark_code(&mut self, physical: u64, granules: u64) {
         *self.code.entry(physical).or_insert(0) |= granules;
+        self.bank.forget_writes_to(physical as *mut u8);
     }
 
     fn take_code_writes(&mut self, writes: &mut Vec<CodeWrite>) {
