@@ -4,14 +4,17 @@
 //! - [`config`]: a type 0 configuration space that functions are made with;
 //! - [`msix`]: the MSI-X table and pending bits;
 //! - [`host`]: the host bridge with its two ways into configuration space, slots,
-//!   address windows and INTx lines.
+//!   address windows and INTx lines;
+//! - [`hotplug`]: registers by which ACPI tells the guest of slots.
 
 pub mod config;
 pub mod function;
 pub mod host;
+pub mod hotplug;
 pub mod msix;
 
 pub use config::{Bar, BarKind, ConfigSpace, Identity};
 pub use function::PciFunction;
 pub use host::{PciHost, PciWindows, SlotError};
+pub use hotplug::PciHotplug;
 pub use msix::Msix;

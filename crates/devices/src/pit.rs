@@ -340,7 +340,7 @@ impl Pit {
             0x40..=0x42 => state.channels[(port - 0x40) as usize].read(now),
             CONTROL => {
                 let channel = &state.channels[2];
-                let refresh = (now / REFRESH & 1) as u8;
+                let refresh = ((now / REFRESH) & 1) as u8;
                 u8::from(channel.gate)
                     | state.control
                     | refresh << 4

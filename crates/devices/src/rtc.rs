@@ -24,6 +24,10 @@ pub const PORT_COUNT: u64 = 4;
 /// Bytes in both banks together.
 const MEMORY: usize = 256;
 const SECOND: i64 = 1_000_000_000;
+/// How far from 1970 a guest can set its clock: 285 years.
+const FURTHEST: i64 = 9_000_000_000 * SECOND;
+/// How far the clock runs, six years more, so that some days more fit into 64 bits.
+const END: i64 = 9_200_000_000 * SECOND;
 
 const SECONDS: usize = 0;
 const SECONDS_ALARM: usize = 1;
@@ -101,7 +105,11 @@ impl RtcState {
     }
 
     fn encode(&self, value: u8) -> u8 {
-        if self.memory[REGISTER_B] & BINARY != 0 { value } else { value / 10 << 4 | value % 10 }
+        if self.memory[REGISTER_B] & BINARY != 0 {
+            value
+        } else {
+            ((value / 10) << 4) | (value % 10)
+        }
     }
 
     fn decode(&self, value: u8) -> u8 {
@@ -151,7 +159,7 @@ impl RtcState {
             minute: field(MINUTES),
             second: field(SECONDS),
         };
-        time.to_seconds().saturating_mul(SECOND)
+        time.to_seconds().saturating_mul(SECOND).clamp(-FURTHEST, FURTHEST)
     }
 
     /// Nanoseconds between periodic interrupts.
@@ -262,7 +270,7 @@ impl Rtc {
     }
 
     fn guest_time(&self, state: &RtcState) -> i64 {
-        self.wall.now().saturating_add(state.ahead)
+        self.wall.now().saturating_add(state.ahead).clamp(-END, END)
     }
 
     /// Brings flags, line and timer up to date.
@@ -347,7 +355,7 @@ impl Rtc {
 
     /// Makes the fields the time.
     fn set_time(&self, state: &mut RtcState, fraction: i64) {
-        let guest = state.fields().saturating_add(fraction);
+        let guest = state.fields() + fraction;
         state.ahead = guest.saturating_sub(self.wall.now());
         state.seen = guest;
     }

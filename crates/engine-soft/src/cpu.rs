@@ -39,6 +39,7 @@ use crate::interpret::op::{Run, Slot, Trap};
 use crate::memory::fetch::FetchCache;
 use crate::memory::spaces::Spaces;
 use crate::state::CpuState;
+use crate::translate::backend::Translated;
 use crate::vm::map::MemoryMap;
 use crate::vcpu::debug::Debug;
 use crate::vm::shared::{VcpuShared, VmShared, attention};
@@ -66,6 +67,8 @@ pub struct Events {
     pub mov_ss_shadow: bool,
     /// Debug exceptions of the last instruction, in the format of DR6.
     pub pending_debug: u64,
+    /// The instruction is one after which TF does not trap.
+    pub step_suppressed: bool,
     /// The exception being delivered came from outside of the program (its error
     /// code gets the EXT bit).
     pub external: bool,
@@ -101,6 +104,8 @@ pub struct Cpu {
     /// PDPTE registers of PAE paging.
     pub pdpte: [u64; 4],
     pub map: Arc<MemoryMap>,
+    /// Maps of before, until no instruction in flight can point into their memory.
+    pub retired: Vec<Arc<MemoryMap>>,
     pub shared: Arc<VmShared>,
     pub me: Arc<VcpuShared>,
     pub index: u32,
@@ -108,9 +113,10 @@ pub struct Cpu {
     pub run: RunState,
     pub msr: Msrs,
     pub counters: Counters,
+    pub translated: Translated,
     pub stubs: Stubs,
     pub debug: Debug,
-    platform: Option<NonNull<dyn Platform>>,
+    pub platform: Option<NonNull<dyn Platform>>,
 }
 
 // SAFETY: the pointers in it (banks, blocks, host memory) belong to it or are shared

@@ -7,6 +7,11 @@
 //!
 //! | module | what it holds |
 //! |---|---|
+//! | [`vm`] | a virtual machine: memory slots, marks on pages, requests between vCPUs |
+//! | [`vcpu`] | a vCPU as the seam sees it, and what happens between instructions |
+//! | [`cpu`] | what an instruction touches: segments, exceptions, control registers, MSRs |
+//! | [`memory`] | paging, TLB banks, accesses by linear address |
+//! | [`interpret`] | decoding, blocks, handlers of instructions |
 //! | [`apic`] | local APICs and delivery between them |
 //! | [`state`] | the registers of a vCPU, laid out for generated code |
 //! | [`tlb`] | the software TLB that both tiers read |
@@ -20,11 +25,54 @@
 
 pub mod access;
 pub mod apic;
+pub mod cpu;
 pub mod exception;
 pub mod fpu;
 pub mod host;
+pub mod interpret;
+pub mod memory;
 pub mod model;
 pub mod paravirt;
 pub mod state;
 pub mod tlb;
 pub mod translate;
+pub mod vcpu;
+pub mod vm;
+
+use std::sync::Arc;
+
+use guise_engine::{Engine, EngineError, Vm, VmConfig};
+
+/// How guest code is executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// The interpreter only.
+    Interpreter,
+    /// The translator, with the interpreter for the rest.
+    Translator,
+}
+
+/// The engine that needs nothing of the host but its processor.
+#[derive(Clone, Copy, Debug)]
+pub struct SoftEngine {
+    tier: Tier,
+}
+
+impl SoftEngine {
+    pub fn new(tier: Tier) -> SoftEngine {
+        SoftEngine { tier }
+    }
+}
+
+impl Engine for SoftEngine {
+    fn name(&self) -> &'static str {
+        match self.tier {
+            Tier::Interpreter => "interp",
+            Tier::Translator => "soft",
+        }
+    }
+
+    fn create_vm(&self, config: &VmConfig) -> Result<Arc<dyn Vm>, EngineError> {
+        Ok(vm::SoftVm::new(config, self.tier)?)
+    }
+}

@@ -141,6 +141,11 @@ impl Bank {
             self.read[place] = empty(place);
             self.write[place] = empty(place);
         }
+        self.forget_code();
+    }
+
+    /// Forgets where code is.
+    pub fn forget_code(&mut self) {
         self.code = [0; ENTRIES];
         self.epoch = new_epoch();
     }

@@ -20,6 +20,7 @@
 //!
 //! A translator belongs to one vCPU and one thread. Nobody else touches its code.
 
+pub mod backend;
 mod block;
 mod branches;
 mod cache;
@@ -45,6 +46,7 @@ use scan::{LONGEST, Scanner};
 pub use select::VectorLevel;
 
 use crate::host::arena::Arena;
+use crate::host::features::Features;
 use crate::host::traps::{self, Registration, TrapAction, TrapFrame};
 use crate::state::CpuState;
 use crate::tlb::{Bank, PAGE_SIZE, index};
@@ -104,6 +106,8 @@ pub struct Options {
     pub code_size: usize,
     /// The widest vectors that the guest may have.
     pub vectors: VectorLevel,
+    /// What the guest's processor can do.
+    pub features: Features,
     /// All flags are kept exact at every point, for comparison with the interpreter.
     pub exact: bool,
 }
@@ -390,7 +394,8 @@ impl Translator {
             if !same || region.crosses && next.map(front) != tail {
                 continue;
             }
-            let setting = Setting { vectors: mode.vectors, bmi2: self.bmi2 };
+            let features = self.options.features;
+            let setting = Setting { vectors: mode.vectors, bmi2: self.bmi2, features };
             let compiler = Compiler::new(
                 &region,
                 &bytes,

@@ -77,6 +77,13 @@ pub trait Vm: Send + Sync {
     /// [`Platform::acknowledge_interrupt`].
     fn set_external_interrupt(&self, level: bool) -> Result<(), EngineError>;
 
+    /// Says what an I/O APIC pin sends, or that it is masked. An engine whose local
+    /// APICs live elsewhere learns from this of which vectors the I/O APIC wants to
+    /// see the end; interrupts themselves come through [`Vm::signal_msi`].
+    fn route_ioapic_pin(&self, _pin: u32, _msi: Option<Msi>) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// Starts or stops remembering which pages of a slot are written.
     fn log_dirty_pages(&self, slot: u32, enable: bool) -> Result<(), EngineError>;
     /// Returns a bit for each 4 KiB page of the slot that was written since the

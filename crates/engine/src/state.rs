@@ -116,8 +116,7 @@ pub struct VcpuState {
     pub events: EventState,
     /// XSAVE area, standard layout, for the components in XCR0 at least.
     pub xsave: Vec<u8>,
-    /// Number and value, in ascending order; the TSC and the TSC deadline are
-    /// among them.
+    /// Number and value, in the order of [`MSRS`].
     pub msrs: Vec<(u32, u64)>,
     /// The local APIC's 1 KiB of registers, as in its memory-mapped page.
     pub lapic: Vec<u8>,
@@ -144,3 +143,66 @@ pub struct VmState {
 impl VmState {
     pub const VERSION: u32 = 1;
 }
+
+/// The MSRs of [`VcpuState::msrs`], in the order in which they are loaded: what a
+/// later one depends on comes first. An engine leaves out those that its CPU model
+/// does not have. FS and GS bases are in the segments, EFER is in the system state.
+pub const MSRS: &[u32] = &[
+    0x1b,  // IA32_APIC_BASE
+    0x3a,  // IA32_FEATURE_CONTROL
+    0x10,  // IA32_TIME_STAMP_COUNTER
+    0x3b,  // IA32_TSC_ADJUST
+    0x48,  // IA32_SPEC_CTRL
+    0x140, // MISC_FEATURES_ENABLES
+    0x174, // IA32_SYSENTER_CS
+    0x175, // IA32_SYSENTER_ESP
+    0x176, // IA32_SYSENTER_EIP
+    0x17a, // IA32_MCG_STATUS
+    0x1a0, // IA32_MISC_ENABLE
+    0x1d9, // IA32_DEBUGCTL
+    0x2ff, // IA32_MTRR_DEF_TYPE
+    0x200, // variable MTRRs, base and mask
+    0x201,
+    0x202,
+    0x203,
+    0x204,
+    0x205,
+    0x206,
+    0x207,
+    0x208,
+    0x209,
+    0x20a,
+    0x20b,
+    0x20c,
+    0x20d,
+    0x20e,
+    0x20f,
+    0x250, // fixed MTRRs
+    0x258,
+    0x259,
+    0x268,
+    0x269,
+    0x26a,
+    0x26b,
+    0x26c,
+    0x26d,
+    0x26e,
+    0x26f,
+    0x277,       // IA32_PAT
+    0xda0,       // IA32_XSS
+    0xc000_0081, // STAR
+    0xc000_0082, // LSTAR
+    0xc000_0083, // CSTAR
+    0xc000_0084, // SFMASK
+    0xc000_0102, // KERNEL_GS_BASE
+    0xc000_0103, // TSC_AUX
+    0x11,        // KVM wall clock and system time, old numbers
+    0x12,
+    0x4b56_4d00, // KVM wall clock, system time, async page faults, steal time,
+    0x4b56_4d01, // end of interrupt, poll control
+    0x4b56_4d02,
+    0x4b56_4d03,
+    0x4b56_4d04,
+    0x4b56_4d05,
+    0x6e0, // IA32_TSC_DEADLINE: arms a timer, so last
+];

@@ -2,16 +2,95 @@
 //! its own: each subcommand is a file beside this one that turns its arguments
 //! into one library call and the result into text and an exit code.
 
+mod boot;
+mod disk;
+mod doctor;
+mod engine;
+mod image;
+
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
 
 /// One image as a VM, a microVM, a container or a WebAssembly program.
 #[derive(Parser)]
 #[command(name = "guise", version, max_term_width = 100)]
-struct Cli {}
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Boot(boot::Arguments),
+    /// Disk images: make, inspect, convert, change
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Disk(disk::DiskArgs),
+    Doctor(doctor::Arguments),
+    /// Fetch, list, inspect and remove images
+    Image(image::ImageArgs),
+}
+
+/// Something went wrong in the way that the exit code says.
+struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    /// The command could not do what it was asked to.
+    fn failed(error: impl std::fmt::Display) -> Self {
+        Failure { code: 1, message: error.to_string() }
+    }
+
+    /// The command line asks for what cannot be.
+    fn usage(error: impl std::fmt::Display) -> Self {
+        Failure { code: 2, message: error.to_string() }
+    }
+}
 
 fn main() -> ExitCode {
-    Cli::parse();
-    ExitCode::SUCCESS
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if disk::called_as(&arguments).as_deref() == Some("qemu-img") {
+        return disk::run_as_qemu_img(arguments);
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match cli.command {
+        Command::Boot(arguments) => report(boot::run(arguments)),
+        Command::Disk(arguments) => disk::run(arguments),
+        Command::Doctor(arguments) => report(doctor::run(&arguments)),
+        Command::Image(arguments) => image::run(arguments),
+    }
+}
+
+fn report(result: Result<ExitCode, Failure>) -> ExitCode {
+    result.unwrap_or_else(|failure| {
+        eprintln!("guise: {}", failure.message);
+        ExitCode::from(failure.code)
+    })
+}
+
+/// Help goes out as it is; an error becomes one line.
+fn usage(error: &clap::Error) -> ExitCode {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        // Whoever closed the pipe has read enough.
+        let _ = error.print();
+        return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+    }
+    let text = error.to_string();
+    // clap puts names of missing arguments on lines of their own.
+    let said: Vec<_> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    let said = said.join(" ");
+    let said = said.strip_prefix("error: ").unwrap_or(&said);
+    eprintln!("guise: {said} (see --help)");
+    ExitCode::from(2)
 }

@@ -97,6 +97,18 @@ fn the_guest_sets_the_time() {
 }
 
 #[test]
+fn years_that_are_too_far_are_cut() {
+    let rig = rig();
+    rig.set(REGISTER_B, SET | BINARY | HOURS_24);
+    rig.set(CENTURY, 0xff);
+    rig.set(YEAR, 0xff);
+    rig.set(REGISTER_B, BINARY | HOURS_24 | UPDATE_ENDED | ALARM | PERIODIC);
+    assert_eq!((rig.get(CENTURY), rig.get(YEAR)), (22, 55));
+    rig.clock.advance(2000 * MS);
+    assert!(rig.high());
+}
+
+#[test]
 fn periodic_interrupts() {
     let rig = rig();
     rig.set(REGISTER_B, PERIODIC | HOURS_24);

@@ -253,5 +253,3 @@ impl Cpu {
     }
 }
 
-#[cfg(test)]
-mod tests;

@@ -349,5 +349,3 @@ impl Cpu {
     }
 }
 
-#[cfg(test)]
-mod tests;

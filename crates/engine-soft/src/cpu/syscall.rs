@@ -103,5 +103,3 @@ impl Cpu {
     }
 }
 
-#[cfg(test)]
-mod tests;

@@ -64,7 +64,7 @@ impl Cpu {
         if descriptor.is_system() {
             return self.transfer_system(to, descriptor, next, kind);
         }
-        let code = self.direct_target(to.selector, descriptor)?;
+        let code = self.direct_code(to.selector, descriptor)?;
         let offset = to.offset & mask_of(to.size);
         let mut stack = self.stack();
         if kind == Kind::Call {
@@ -99,7 +99,7 @@ impl Cpu {
     }
 
     /// A code segment that is jumped to or called directly.
-    fn direct_target(&mut self, selector: u16, descriptor: Descriptor) -> Run<Segment> {
+    fn direct_code(&mut self, selector: u16, descriptor: Descriptor) -> Run<Segment> {
         let rpl = (selector & 3) as u8;
         let cpl = self.mode.cpl;
         let dpl = descriptor.dpl();
@@ -425,5 +425,3 @@ impl Cpu {
     }
 }
 
-#[cfg(test)]
-mod tests;

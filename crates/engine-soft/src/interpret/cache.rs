@@ -186,13 +186,19 @@ impl CodeCache {
         (count, left)
     }
 
-    /// Forgets everything and frees it. No block may be running.
-    fn clear(&mut self) -> Vec<u64> {
+    /// Forgets everything, and gives the pages that there was code from.
+    fn bury_all(&mut self) -> Vec<u64> {
         self.jumps.fill(NOWHERE);
-        self.blocks.clear();
+        for (_, block) in std::mem::take(&mut self.blocks) {
+            self.bury(block);
+        }
+        self.pages.drain().map(|(page, _)| page).collect()
+    }
+
+    /// Frees what was forgotten. No block may be running.
+    fn free_dead(&mut self) {
         self.dead.clear();
         self.ops = 0;
-        self.pages.drain().map(|(page, _)| page).collect()
     }
 
     /// Forgets the stubs that operations hold, of dead blocks too: one may be running.
@@ -270,6 +276,7 @@ impl Cpu {
 
     fn invalidate_in_page(&mut self, start: usize, end: usize) {
         let (count, left) = self.cache.invalidate(start, end);
+        let left = left | self.translated.written(start, end);
         if count == 0 && left != 0 {
             return;
         }
@@ -293,12 +300,20 @@ impl Cpu {
         }
     }
 
-    /// Forgets all code. Between two blocks only.
+    /// Forgets all code and frees it. Between two blocks only.
     pub fn forget_all_code(&mut self) {
+        self.bury_all_code();
+        self.cache.free_dead();
+    }
+
+    /// Forgets all code; a block that runs ends after its current instruction.
+    pub fn bury_all_code(&mut self) {
         let map = self.map.clone();
         let shared = self.shared.clone();
         let _guard = shared.code_lock.lock().unwrap_or_else(PoisonError::into_inner);
-        for page in self.cache.clear() {
+        let mut pages = self.cache.bury_all();
+        pages.extend(self.translated.forget_all());
+        for page in pages {
             let host = page as *const u8;
             let Some(region) = map.region_of(host) else { continue };
             let number = region.page_of(host);

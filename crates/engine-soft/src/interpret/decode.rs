@@ -282,6 +282,7 @@ impl Builder<'_> {
             Class::Hint => goes_on(vector::hint),
             Class::Masked => {
                 self.keep_instruction();
+                self.implicit_address();
                 goes_on(vector::masked)
             }
             Class::Decimal => {
@@ -290,6 +291,19 @@ impl Builder<'_> {
             }
             Class::Core | Class::Invalid => None,
         }
+    }
+
+    /// MASKMOVDQU and MASKMOVQ: the operand is at RDI.
+    fn implicit_address(&mut self) {
+        let first = self.instruction.op_kind(0);
+        let mask = match first {
+            OpKind::MemorySegDI => 0xffff,
+            OpKind::MemorySegEDI => 0xffff_ffff,
+            OpKind::MemorySegRDI => !0,
+            _ => return,
+        };
+        self.op.address.base = Slot::gpr(crate::state::RDI);
+        self.op.address.mask = mask;
     }
 
     pub fn has_memory(&self) -> bool {
@@ -324,5 +338,3 @@ macro_rules! wide {
 
 use {sized, wide};
 
-#[cfg(test)]
-mod tests;

@@ -158,7 +158,7 @@ macro_rules! rotate_through_carry {
 }
 
 macro_rules! int {
-    ($t:ty, $s:ty, $class:ident, $m:literal, $acc:literal, $wide:ty, $signed:ty) => {
+    ($t:ty, $s:ty, $class:ident, $m:literal, $acc:tt, $wide:ty, $signed:ty) => {
         impl Int for $t {
             const SIZE: u64 = size_of::<$t>() as u64;
             const BITS: u32 = <$t>::BITS;

@@ -34,15 +34,17 @@ impl Cpu {
     pub fn port_read(&mut self, port: u16, size: usize) -> u64 {
         self.counters.port_accesses += 1;
         let mut bytes = [0; 8];
-        self.platform().port_read(port, &mut bytes[..size]);
+        self.events.pending_debug |= self.debug.port(port, size as u64);
+        self.outside(|cpu| cpu.platform().port_read(port, &mut bytes[..size]));
         u64::from_le_bytes(bytes)
     }
 
     pub fn port_write(&mut self, port: u16, value: u64, size: usize) {
         self.counters.port_accesses += 1;
+        self.events.pending_debug |= self.debug.port(port, size as u64);
         let bytes = value.to_le_bytes();
         if !self.ring_doorbell(DoorbellAddress::Port(port), &bytes[..size]) {
-            self.platform().port_write(port, &bytes[..size]);
+            self.outside(|cpu| cpu.platform().port_write(port, &bytes[..size]));
         }
     }
 

@@ -6,7 +6,9 @@ use crate::access::Access;
 use crate::cpu::Cpu;
 use crate::exception::Exception;
 use crate::fpu;
+use crate::host::classify::unit_of;
 use crate::host::stub::{Refusal, Stub, bit_string_offset};
+use crate::host::{decimal, masked};
 use crate::memory::access::Spot;
 use crate::memory::walk;
 use crate::state::CpuState;
@@ -253,11 +255,27 @@ pub fn state(cpu: &mut Cpu, op: &Op) -> Run<Step> {
 }
 
 /// Gathers and masked moves.
-pub fn masked(cpu: &mut Cpu, _op: &Op) -> Run<Step> {
-    cpu.invalid_opcode()
+pub fn masked(cpu: &mut Cpu, op: &Op) -> Run<Step> {
+    let Some(extra) = &op.extra else { return cpu.invalid_opcode() };
+    let instruction = &extra.instruction;
+    let stub = if masked::needs_stub(instruction) {
+        Some(prepare(cpu, op)?)
+    } else {
+        match fpu::check(unit_of(instruction.code()), &cpu.state) {
+            Ok(()) => None,
+            Err(exception) => return cpu.raise(exception),
+        }
+    };
+    let place = masked::Effective { address: cpu.offset(op), mask: op.address.mask };
+    masked::execute(&mut Operand { cpu, op }, instruction, place, stub.as_ref())?;
+    Ok(Step::Next)
 }
 
 /// AAA and its like.
-pub fn decimal(cpu: &mut Cpu, _op: &Op) -> Run<Step> {
-    cpu.invalid_opcode()
+pub fn decimal(cpu: &mut Cpu, op: &Op) -> Run<Step> {
+    let Some(extra) = &op.extra else { return cpu.invalid_opcode() };
+    match decimal::execute(&extra.instruction, &mut cpu.state) {
+        Ok(()) => Ok(Step::Next),
+        Err(exception) => cpu.raise(exception),
+    }
 }

@@ -193,7 +193,11 @@ impl Cpu {
     }
 
     pub fn read_bytes_in(&mut self, address: u64, bytes: &mut [u8], view: View) -> Run {
-        let (first, second) = self.spots(address, bytes.len() as u64, Access::Read, view)?;
+        let length = bytes.len() as u64;
+        let (first, second) = self.spots(address, length, Access::Read, view)?;
+        if self.debug.watches(address) || self.debug.watches(address.wrapping_add(length)) {
+            self.note_access(address, length, false);
+        }
         let split = split(address, bytes.len());
         let (low, high) = bytes.split_at_mut(split);
         self.read_spot(first, low);
@@ -204,7 +208,11 @@ impl Cpu {
     }
 
     pub fn write_bytes_in(&mut self, address: u64, bytes: &[u8], view: View) -> Run {
-        let (first, second) = self.spots(address, bytes.len() as u64, Access::Write, view)?;
+        let length = bytes.len() as u64;
+        let (first, second) = self.spots(address, length, Access::Write, view)?;
+        if self.debug.watches(address) || self.debug.watches(address.wrapping_add(length)) {
+            self.note_access(address, length, true);
+        }
         let (low, high) = bytes.split_at(split(address, bytes.len()));
         self.write_spot(first, low);
         if let Some(second) = second {
@@ -272,7 +280,9 @@ impl Cpu {
             global: leaf.global,
             page_shift: leaf.page_shift,
         };
-        self.spaces.fill(view, fill);
+        if !self.debug.watches(address) {
+            self.spaces.fill(view, fill);
+        }
         Ok(if write && !may_write { Spot::Code(host) } else { Spot::Memory(host) })
     }
 
@@ -349,7 +359,7 @@ impl Cpu {
         if self.msr.apic_covers(address) {
             self.apic_read(address, bytes);
         } else {
-            self.platform().memory_read(address, bytes);
+            self.outside(|cpu| cpu.platform().memory_read(address, bytes));
         }
     }
 
@@ -358,7 +368,7 @@ impl Cpu {
         if self.msr.apic_covers(address) {
             self.apic_write(address, bytes);
         } else if !self.ring_doorbell(guise_engine::DoorbellAddress::Memory(address), bytes) {
-            self.platform().memory_write(address, bytes);
+            self.outside(|cpu| cpu.platform().memory_write(address, bytes));
         }
     }
 

@@ -382,5 +382,3 @@ impl Walk<'_> {
     }
 }
 
-#[cfg(test)]
-mod tests;

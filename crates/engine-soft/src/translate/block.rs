@@ -15,6 +15,7 @@ use super::frame;
 use super::runtime::Routines;
 use super::scan::{Region, Step, Way};
 use super::select::{self, VectorLevel};
+use crate::host::features::Features;
 use crate::tlb::PAGE_SIZE;
 
 /// What the code depends on besides the instructions themselves.
@@ -22,6 +23,7 @@ use crate::tlb::PAGE_SIZE;
 pub struct Setting {
     pub vectors: VectorLevel,
     pub bmi2: bool,
+    pub features: Features,
 }
 
 /// A direct way out of the region that can be connected to other code.
@@ -183,7 +185,9 @@ impl<'a> Compiler<'a> {
     fn step(&mut self, index: usize, step: &Step) {
         let instruction = &step.instruction;
         let level = select::required_level(instruction);
-        if step.cut || level.is_none_or(|level| level > self.setting.vectors) {
+        if step.cut || level.is_none_or(|level| level > self.setting.vectors)
+            || !self.setting.features.allow(instruction.code())
+        {
             return self.interpret(step);
         }
         if step.crosses {

@@ -246,7 +246,12 @@ impl Flat {
         // SAFETY: reads the thread's own FS base.
         unsafe { std::arch::asm!("mov {}, fs:[0]", out(reg) fs) };
         state.seg[FS].base = fs;
-        let options = Options { code_size: 8 << 20, vectors: VectorLevel::Avx512, exact };
+        let options = Options {
+            code_size: 8 << 20,
+            vectors: VectorLevel::Avx512,
+            features: Features::host(),
+            exact,
+        };
         let options = Options {
             vectors: if std::arch::is_x86_feature_detected!("avx512bw") {
                 options.vectors

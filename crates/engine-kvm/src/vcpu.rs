@@ -1,0 +1,295 @@
+//! The run loop: exits in, platform calls and [`Exit`]s out.
+
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use guise_engine::{
+    DebugControl, DebugStop, EngineError, Exit, Platform, Vcpu, VcpuHandle, VcpuState, VmConfig,
+};
+use kvm_bindings::{
+    CpuId, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, kvm_guest_debug,
+    kvm_interrupt,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::kick::{EXTERNAL_INTERRUPT, STOP};
+use crate::vm::Shared;
+use crate::{cpuid, failed, state};
+
+const KVM_INTERNAL_ERROR_EMULATION: u32 = 1;
+const DR6_SINGLE_STEP: u64 = 1 << 14;
+
+pub struct KvmVcpu {
+    fd: VcpuFd,
+    index: u32,
+    shared: Arc<Shared>,
+    debug: DebugControl,
+    /// An instruction that the kernel has handed out and not finished yet: it has to
+    /// be entered once more before the state may be read.
+    unfinished: bool,
+}
+
+impl KvmVcpu {
+    pub fn new(
+        shared: Arc<Shared>,
+        index: u32,
+        config: &VmConfig,
+        supported: &CpuId,
+    ) -> Result<KvmVcpu, EngineError> {
+        let fd = shared.fd.create_vcpu(u64::from(index)).map_err(failed("cannot make a vCPU"))?;
+        let leaves = cpuid::for_vcpu(config, index, supported)?;
+        fd.set_cpuid2(&leaves).map_err(failed("cannot set CPUID"))?;
+        if let Some(khz) = config.tsc_khz {
+            fd.set_tsc_khz(khz as u32).map_err(failed("cannot set the TSC's frequency"))?;
+        }
+        Ok(KvmVcpu { fd, index, shared, debug: DebugControl::default(), unfinished: false })
+    }
+
+    /// A second descriptor of this vCPU.
+    pub fn descriptor(&self) -> std::io::Result<OwnedFd> {
+        // SAFETY: the descriptor is open for as long as `self.fd` is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) }.try_clone_to_owned()
+    }
+
+    /// Gives the kernel the 8259's interrupt when the guest takes one, else asks to be
+    /// told when it does.
+    fn offer_external_interrupt(&mut self, platform: &dyn Platform) -> Result<(), EngineError> {
+        self.shared.kicks[0].take(EXTERNAL_INTERRUPT);
+        let wanted = self.shared.external_interrupt.load(Ordering::SeqCst);
+        let run = self.fd.get_kvm_run();
+        if wanted && run.ready_for_interrupt_injection != 0 {
+            if let Some(vector) = platform.acknowledge_interrupt() {
+                self.inject(vector)?;
+            }
+            let more = self.shared.external_interrupt.load(Ordering::SeqCst);
+            self.fd.get_kvm_run().request_interrupt_window = more as u8;
+        } else {
+            run.request_interrupt_window = wanted as u8;
+        }
+        Ok(())
+    }
+
+    fn inject(&self, vector: u8) -> Result<(), EngineError> {
+        const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
+        self.shared.counters.external_interrupts.fetch_add(1, Ordering::Relaxed);
+        let interrupt = kvm_interrupt { irq: u32::from(vector) };
+        // SAFETY: the ioctl reads this structure of its own type.
+        match unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_INTERRUPT, &interrupt) } {
+            0 => Ok(()),
+            _ => Err(EngineError::last_os_error("cannot inject an interrupt")),
+        }
+    }
+
+    /// Lets the kernel finish an instruction whose port or memory access has been
+    /// answered, without executing another one.
+    pub(crate) fn finish_instruction(&mut self) -> Result<(), EngineError> {
+        if !self.unfinished {
+            return Ok(());
+        }
+        self.fd.set_kvm_immediate_exit(1);
+        let result = self.fd.run().map(drop);
+        self.fd.set_kvm_immediate_exit(0);
+        self.unfinished = false;
+        match result {
+            Err(error) if error.errno() != libc::EINTR && error.errno() != libc::EAGAIN => {
+                Err(failed("cannot finish an instruction")(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn stuck(&self, reason: String) -> EngineError {
+        let rip = self.fd.get_regs().map(|regs| regs.rip).unwrap_or_default();
+        EngineError::Stuck { vcpu: self.index, rip, reason }
+    }
+
+    fn internal_error(&mut self) -> EngineError {
+        let run = self.fd.get_kvm_run();
+        // SAFETY: this is the variant that goes with KVM_EXIT_INTERNAL_ERROR; all its
+        // fields are integers.
+        let (suberror, ndata, data) = unsafe {
+            let internal = &run.__bindgen_anon_1.internal;
+            (internal.suberror, internal.ndata, internal.data)
+        };
+        if suberror != KVM_INTERNAL_ERROR_EMULATION {
+            return self.stuck(format!("KVM reports internal error {suberror}"));
+        }
+        // data[0] says that the instruction's bytes follow: a length, then 15 bytes.
+        let mut bytes = [0u8; 16];
+        bytes[..8].copy_from_slice(&data[1].to_le_bytes());
+        bytes[8..].copy_from_slice(&data[2].to_le_bytes());
+        let length = usize::from(bytes[0]).min(15);
+        let shown = if ndata >= 4 && data[0] & 1 == 1 && length > 0 {
+            let hex: Vec<String> = bytes[1..=length].iter().map(|b| format!("{b:02x}")).collect();
+            format!(" (bytes {})", hex.join(" "))
+        } else {
+            String::new()
+        };
+        self.stuck(format!("KVM cannot emulate this instruction{shown}; use --engine soft"))
+    }
+
+    fn debug_stop(&self, rip: u64, dr6: u64) -> DebugStop {
+        let hit = (0..4).find(|n| dr6 >> n & 1 == 1);
+        match hit.map(|n| n as usize) {
+            Some(n) if n < self.debug.breakpoints.len() => DebugStop::Breakpoint { rip },
+            Some(n) => {
+                let watched = self.debug.watchpoints.get(n - self.debug.breakpoints.len());
+                DebugStop::Watchpoint { rip, address: watched.map_or(0, |w| w.address) }
+            }
+            None if dr6 & DR6_SINGLE_STEP != 0 => DebugStop::Step { rip },
+            None => DebugStop::Breakpoint { rip },
+        }
+    }
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Vcpu for KvmVcpu {
+    fn run(&mut self, platform: &dyn Platform) -> Result<Exit, EngineError> {
+        let kick = self.shared.kicks[self.index as usize].clone();
+        let immediate_exit = std::ptr::from_mut(&mut self.fd.get_kvm_run().immediate_exit);
+        // SAFETY: the byte is in this vCPU's mapping of kvm_run, which outlives the
+        // guard; an AtomicU8 has the layout of a byte.
+        let _entered = unsafe { kick.enter(immediate_exit.cast::<AtomicU8>()) };
+        loop {
+            if kick.take(STOP) {
+                self.finish_instruction()?;
+                count(&self.shared.counters.interrupted);
+                return Ok(Exit::Interrupted);
+            }
+            if self.index == 0 {
+                self.offer_external_interrupt(platform)?;
+            }
+            self.unfinished = false;
+            let counters = &self.shared.counters;
+            match self.fd.run() {
+                Ok(VcpuExit::IoIn(port, data)) => {
+                    count(&counters.port);
+                    let width = port_width(data.len(), &mut self.fd);
+                    port_in(platform, &mut self.fd, port, width);
+                    self.unfinished = true;
+                }
+                Ok(VcpuExit::IoOut(port, data)) => {
+                    count(&counters.port);
+                    let data = data.to_vec();
+                    let width = port_width(data.len(), &mut self.fd);
+                    data.chunks(width).for_each(|piece| platform.port_write(port, piece));
+                    self.unfinished = true;
+                }
+                Ok(VcpuExit::MmioRead(address, data)) => {
+                    count(&counters.memory);
+                    platform.memory_read(address, data);
+                    self.unfinished = true;
+                }
+                Ok(VcpuExit::MmioWrite(address, data)) => {
+                    count(&counters.memory);
+                    platform.memory_write(address, data);
+                    self.unfinished = true;
+                }
+                Ok(VcpuExit::IoapicEoi(vector)) => {
+                    count(&counters.ioapic_ends);
+                    platform.end_of_interrupt(vector);
+                }
+                Ok(VcpuExit::IrqWindowOpen) => count(&counters.interrupt_windows),
+                // The local APIC is the kernel's, so a halt comes out only where the
+                // kernel cannot wait itself; going back in is right then too.
+                Ok(VcpuExit::Hlt | VcpuExit::Intr) => {}
+                Ok(VcpuExit::Shutdown) => return Ok(Exit::Shutdown),
+                Ok(VcpuExit::Debug(stop)) => {
+                    return Ok(Exit::Debug(self.debug_stop(stop.pc, stop.dr6)));
+                }
+                Ok(VcpuExit::InternalError) => return Err(self.internal_error()),
+                Ok(VcpuExit::FailEntry(reason, _)) => {
+                    return Err(self.stuck(format!(
+                        "the processor refuses the guest's state (reason {reason:#x})"
+                    )));
+                }
+                Ok(other) => {
+                    let reason = format!("KVM left it with {other:?}, which Guise does not use");
+                    return Err(self.stuck(reason));
+                }
+                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                    self.fd.set_kvm_immediate_exit(0);
+                }
+                Err(error) => return Err(failed("cannot run a vCPU")(error)),
+            }
+        }
+    }
+
+    fn handle(&self) -> Arc<dyn VcpuHandle> {
+        self.shared.kicks[self.index as usize].clone()
+    }
+
+    fn state(&mut self) -> Result<VcpuState, EngineError> {
+        self.finish_instruction()?;
+        state::save(&self.fd, self.index)
+    }
+
+    fn set_state(&mut self, wanted: &VcpuState) -> Result<(), EngineError> {
+        self.unfinished = false;
+        state::load(&self.fd, self.index, wanted)
+    }
+
+    fn set_debug(&mut self, control: &DebugControl) -> Result<(), EngineError> {
+        if control.breakpoints.len() + control.watchpoints.len() > 4 {
+            return Err(EngineError::State(
+                "the processor has four debug registers; with more breakpoints and \
+                 watchpoints, use --engine soft"
+                    .to_owned(),
+            ));
+        }
+        let mut debug = kvm_guest_debug::default();
+        if *control != DebugControl::default() {
+            debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+            if control.single_step {
+                debug.control |= KVM_GUESTDBG_SINGLESTEP;
+            }
+            for (n, &address) in control.breakpoints.iter().enumerate() {
+                debug.arch.debugreg[n] = address;
+                debug.arch.debugreg[7] |= 2 << (2 * n);
+            }
+            for (n, watch) in (control.breakpoints.len()..).zip(&control.watchpoints) {
+                let kind: u64 = if watch.on_read { 3 } else { 1 };
+                let length: u64 = match watch.length {
+                    1 => 0,
+                    2 => 1,
+                    8 => 2,
+                    _ => 3,
+                };
+                debug.arch.debugreg[n] = watch.address;
+                debug.arch.debugreg[7] |= 2 << (2 * n) | (kind | length << 2) << (16 + 4 * n);
+            }
+        }
+        self.debug = control.clone();
+        self.fd.set_guest_debug(&debug).map_err(failed("cannot set debug registers"))
+    }
+
+    fn translate(&mut self, linear: u64) -> Result<Option<u64>, EngineError> {
+        let found =
+            self.fd.translate_gva(linear).map_err(failed("cannot translate a guest address"))?;
+        Ok((found.valid != 0).then_some(found.physical_address))
+    }
+}
+
+/// The width of one port access: a string instruction hands over several at once.
+fn port_width(bytes: usize, fd: &mut VcpuFd) -> usize {
+    // SAFETY: this is the variant that goes with KVM_EXIT_IO; its fields are integers.
+    let width = usize::from(unsafe { fd.get_kvm_run().__bindgen_anon_1.io.size });
+    if width == 0 || !bytes.is_multiple_of(width) { bytes.max(1) } else { width }
+}
+
+/// Answers a port read: the bytes go where KVM will pick them up.
+fn port_in(platform: &dyn Platform, fd: &mut VcpuFd, port: u16, width: usize) {
+    let run = fd.get_kvm_run();
+    // SAFETY: KVM says where in the mapping of kvm_run, which is larger than the
+    // structure itself, the `size * count` bytes of this access are.
+    let data = unsafe {
+        let io = run.__bindgen_anon_1.io;
+        let start = std::ptr::from_mut(run).cast::<u8>().add(io.data_offset as usize);
+        std::slice::from_raw_parts_mut(start, usize::from(io.size) * io.count as usize)
+    };
+    data.chunks_mut(width).for_each(|piece| platform.port_read(port, piece));
+}

@@ -1,0 +1,302 @@
+//! `guise boot`: a machine straight from files, with its serial port on this terminal.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use guise_engine::{CpuModel, MAX_VCPUS};
+use guise_machine::console::Console;
+use guise_machine::{BoardKind, BootSource, Ending, Machine, MachineConfig, MachineError, Stopper};
+use serde::Serialize;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::Failure;
+use crate::engine::EngineChoice;
+
+/// A machine straight from files, without the daemon. Its serial port is this
+/// terminal; Ctrl-A X leaves.
+#[derive(Args)]
+#[command(after_help = "Exit codes: 0 power-off, 10 reset with --no-reboot, 11 guest panic, \
+    12 triple fault, 13 engine error, 124 --timeout ran out, 1 failure, 2 usage.")]
+pub struct Arguments {
+    /// Kernel: a bzImage, or an ELF file (PVH, multiboot, vmlinux)
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// Initial RAM disk, or the only module of a multiboot kernel
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0", allow_hyphen_values = true)]
+    append: String,
+    /// Memory, with K, M, G or T; without a letter it is mebibytes
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
+    memory: u64,
+    /// Number of vCPUs, 1 to 8
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u32,
+    #[arg(long, value_enum, default_value_t = BoardName::Microvm)]
+    board: BoardName,
+    /// What executes the guest's instructions
+    #[arg(long, value_enum, default_value_t = EngineChoice::Auto)]
+    engine: EngineChoice,
+    /// CPU model: baseline, x86-64-v2, x86-64-v3, host
+    #[arg(long, value_name = "MODEL", default_value_t = CpuModel::Host)]
+    cpu: CpuModel,
+    /// End with code 124 after this many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
+    timeout: Option<Duration>,
+    /// End with code 10 on a reset, instead of starting again
+    #[arg(long)]
+    no_reboot: bool,
+    /// Write JSON on exit: host CPU seconds, wall seconds, exits, engine counters
+    #[arg(long, value_name = "FILE")]
+    stats: Option<PathBuf>,
+    /// Networks: none
+    #[arg(long, value_name = "NETWORK", default_value = "none")]
+    net: String,
+    /// Of a later version
+    #[arg(long, hide = true)]
+    disk: Vec<String>,
+    /// Of a later version
+    #[arg(long, hide = true)]
+    share: Vec<String>,
+    /// Add the devices that test programs end through (kvm-unit-tests, for instance)
+    #[arg(long)]
+    testdev: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum BoardName {
+    Microvm,
+    Pc,
+}
+
+pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
+    let started = Instant::now();
+    let deadline = arguments.timeout.and_then(|limit| started.checked_add(limit));
+    if !(1..=MAX_VCPUS).contains(&arguments.cpus) {
+        let (wanted, most) = (arguments.cpus, MAX_VCPUS);
+        return Err(Failure::usage(format!("--cpus {wanted}: a machine has 1 to {most} vCPUs")));
+    }
+    refuse_what_is_not_there(&arguments)?;
+    let engine = crate::engine::choose(arguments.engine)?;
+    let config = MachineConfig {
+        memory: arguments.memory,
+        vcpus: arguments.cpus,
+        board: match arguments.board {
+            BoardName::Microvm => BoardKind::Microvm,
+            BoardName::Pc => BoardKind::Pc,
+        },
+        model: arguments.cpu,
+        test_devices: arguments.testdev,
+    };
+    let source = BootSource {
+        kernel: arguments.kernel.clone(),
+        initrd: arguments.initrd.clone(),
+        command_line: arguments.append.clone(),
+    };
+    let statistics = arguments.stats.as_ref().map(File::create).transpose();
+    let statistics = statistics.map_err(|error| {
+        let path = arguments.stats.as_deref().unwrap_or(std::path::Path::new(""));
+        Failure::failed(format!("cannot write {}: {error}", path.display()))
+    })?;
+
+    let outside = Outside::default();
+    outside.watch_signals()?;
+    let mut console = None;
+    let mut totals = Totals::default();
+    let ending = loop {
+        let machine = Machine::new(&*engine, &config, Box::new(std::io::stdout()))
+            .map_err(machine_failure)?;
+        machine.boot(&source).map_err(machine_failure)?;
+        outside.set(machine.stopper());
+        if console.is_none() {
+            // Only now: an error above must find the terminal as it was.
+            let outside = outside.clone();
+            console = Some(Console::open(move || outside.leave()).map_err(machine_failure)?);
+        }
+        if let Some(console) = &console {
+            console.connect(machine.serial());
+        }
+        machine.resume();
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let ending = machine.wait(left);
+        machine.pause();
+        totals.add(&machine);
+        match ending {
+            // A machine that resets is made anew; nothing of the old one stays.
+            Some(Ending::Reset) if !arguments.no_reboot => continue,
+            ending => break ending,
+        }
+    };
+    drop(console);
+    let (code, name, message) = conclude(ending, outside.signal());
+    if let Some(file) = statistics {
+        totals.write(file, started, name).map_err(|error| {
+            Failure::failed(format!("the statistics cannot be written: {error}"))
+        })?;
+    }
+    if let Some(message) = message {
+        eprintln!("guise: {message}");
+    }
+    Ok(ExitCode::from(code))
+}
+
+fn refuse_what_is_not_there(arguments: &Arguments) -> Result<(), Failure> {
+    let refuse = |option, way| {
+        Err(Failure::usage(format!("{option} is not in this version of Guise; {way}")))
+    };
+    if !arguments.disk.is_empty() {
+        return refuse("--disk", "put files into the initial RAM disk");
+    }
+    if !arguments.share.is_empty() {
+        return refuse("--share", "put files into the initial RAM disk");
+    }
+    if arguments.net != "none" {
+        return refuse("a network", "use --net none, and the serial console");
+    }
+    Ok(())
+}
+
+/// Exit code, name in the statistics, and what to tell the user.
+fn conclude(ending: Option<Ending>, signal: i32) -> (u8, &'static str, Option<String>) {
+    match ending {
+        Some(Ending::PowerOff) => (0, "power-off", None),
+        Some(Ending::Reset) => (10, "reset", None),
+        Some(Ending::Panicked) => {
+            (11, "panic", Some("the guest's kernel panicked; see its last lines above".to_owned()))
+        }
+        Some(Ending::TripleFault { vcpu }) => {
+            (12, "triple-fault", Some(format!("vCPU {vcpu} ended in a triple fault")))
+        }
+        Some(Ending::Engine(error)) => (13, "engine-error", Some(error.to_string())),
+        Some(Ending::Exit(code)) => (code as u8, "test-exit", None),
+        Some(Ending::Left) if signal != 0 => (128 + signal as u8, "signal", None),
+        Some(Ending::Left) => (0, "left", None),
+        None => (124, "timeout", Some("the time given with --timeout ran out".to_owned())),
+    }
+}
+
+fn machine_failure(error: MachineError) -> Failure {
+    match error {
+        MachineError::MemorySize { .. } => Failure::usage(format!("--memory: {error}")),
+        other => Failure::failed(other),
+    }
+}
+
+/// Ways to end that come from outside of the machine: signals, Ctrl-A X.
+#[derive(Clone, Default)]
+struct Outside {
+    machine: Arc<Mutex<Option<Stopper>>>,
+    signal: Arc<AtomicI32>,
+}
+
+impl Outside {
+    /// Signals end the machine in good order, so that the terminal is given back.
+    fn watch_signals(&self) -> Result<(), Failure> {
+        let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])
+            .map_err(|error| Failure::failed(format!("signals cannot be watched: {error}")))?;
+        let outside = self.clone();
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || {
+                for signal in signals.forever() {
+                    outside.signal.store(signal, Ordering::SeqCst);
+                    outside.leave();
+                }
+            })
+            .map_err(|error| Failure::failed(format!("a thread cannot be started: {error}")))?;
+        Ok(())
+    }
+
+    fn set(&self, stopper: Stopper) {
+        *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = Some(stopper);
+        // A signal that came before there was a machine.
+        if self.signal() != 0 {
+            self.leave();
+        }
+    }
+
+    fn leave(&self) {
+        let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(machine) = &*machine {
+            machine.leave();
+        }
+    }
+
+    fn signal(&self) -> i32 {
+        self.signal.load(Ordering::SeqCst)
+    }
+}
+
+/// Counters of all machines of this run: there are several when the guest resets.
+#[derive(Default)]
+struct Totals {
+    exits: std::collections::BTreeMap<String, u64>,
+    engine: std::collections::BTreeMap<String, u64>,
+    machines: u64,
+}
+
+#[derive(Serialize)]
+struct Statistics<'a> {
+    ended_by: &'a str,
+    wall_seconds: f64,
+    cpu_seconds: f64,
+    machines: u64,
+    exits: &'a std::collections::BTreeMap<String, u64>,
+    engine: &'a std::collections::BTreeMap<String, u64>,
+}
+
+impl Totals {
+    fn add(&mut self, machine: &Machine) {
+        self.machines += 1;
+        for (name, count) in machine.exits() {
+            *self.exits.entry(name).or_default() += count;
+        }
+        for (name, count) in machine.engine_statistics() {
+            *self.engine.entry(name).or_default() += count;
+        }
+    }
+
+    fn write(&self, file: File, started: Instant, ended_by: &str) -> std::io::Result<()> {
+        let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        let statistics = Statistics {
+            ended_by,
+            wall_seconds: started.elapsed().as_secs_f64(),
+            cpu_seconds: cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9,
+            machines: self.machines,
+            exits: &self.exits,
+            engine: &self.engine,
+        };
+        serde_json::to_writer_pretty(&file, &statistics)?;
+        std::io::Write::write_all(&mut &file, b"\n")
+    }
+}
+
+/// `512`, `512M`, `1.5G`: a size, in mebibytes where it has no letter.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let upper = text.trim().to_ascii_uppercase();
+    let upper = upper.strip_suffix("IB").or_else(|| upper.strip_suffix('B')).unwrap_or(&upper);
+    let (number, shift) = match upper.as_bytes().last() {
+        Some(b'K') => (&upper[..upper.len() - 1], 10),
+        Some(b'M') => (&upper[..upper.len() - 1], 20),
+        Some(b'G') => (&upper[..upper.len() - 1], 30),
+        Some(b'T') => (&upper[..upper.len() - 1], 40),
+        _ => (upper, 20),
+    };
+    let number: f64 = number.parse().map_err(|_| "that is not a size".to_owned())?;
+    let bytes = number * (1u64 << shift) as f64;
+    if !(0.0..9e18).contains(&bytes) {
+        return Err("that is not a size".to_owned());
+    }
+    Ok(bytes as u64)
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "that is not a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|_| "that is not a number of seconds".to_owned())
+}

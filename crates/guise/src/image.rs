@@ -1,0 +1,191 @@
+//! `guise image …`: what instances start from.
+
+mod progress;
+mod show;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand, ValueEnum};
+use guise_image::spec::Platform;
+use guise_image::{Limits, Name, Pull, Result, Store};
+
+use progress::Bars;
+
+#[derive(Args)]
+pub struct ImageArgs {
+    /// Directory of the image store [default: /var/lib/guise/images, or ~/.local/share/guise/images]
+    #[arg(long, global = true, value_name = "DIR")]
+    store: Option<PathBuf>,
+
+    #[command(subcommand)]
+    command: ImageCommand,
+}
+
+#[derive(Subcommand)]
+enum ImageCommand {
+    /// Fetch an image from a registry, or build it from Debian's archive
+    Pull {
+        /// debian:12, debian:12-slim, trixie, kernel:debian-12, registry.example/app:1
+        name: Name,
+        /// For another platform than this host's, such as linux/arm64
+        #[arg(long)]
+        platform: Option<Platform>,
+        /// Debian packages to install beyond the minimum
+        #[arg(long, value_delimiter = ',', value_name = "PKG")]
+        include: Vec<String>,
+        /// Store it under another name
+        #[arg(long = "as", value_name = "NAME")]
+        stored_as: Option<Name>,
+        /// Only if the store does not have it
+        #[arg(long)]
+        missing: bool,
+        /// Make what an instance needs at once, rather than on first use
+        #[arg(long, value_name = "FORM")]
+        unpack: Option<Form>,
+        #[command(flatten)]
+        limits: LimitArgs,
+        /// Print nothing but errors
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// List images
+    Ls {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Show what an image is and how it starts, as JSON
+    Inspect {
+        name: Name,
+        #[arg(long)]
+        platform: Option<Platform>,
+    },
+    /// Remove images, and what only they needed
+    Rm {
+        #[arg(required = true)]
+        names: Vec<Name>,
+    },
+    /// Give an image another name
+    Tag { name: Name, new: Name },
+    /// Make an image's file system and print where it is
+    Unpack {
+        name: Name,
+        /// What to make of it [default: erofs, or kernel for a kernel]
+        #[arg(long = "as", value_name = "FORM")]
+        form: Option<Form>,
+        #[arg(long)]
+        platform: Option<Platform>,
+        #[command(flatten)]
+        limits: LimitArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+        /// Print nothing but the result and errors
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// Remove what no image needs any more
+    Gc,
+}
+
+#[derive(Args)]
+struct LimitArgs {
+    /// Refuse layers that unpack to more bytes (suffixes K, M, G, T)
+    #[arg(long, value_name = "SIZE", value_parser = show::parse_size, default_value = "64G")]
+    max_unpacked: u64,
+}
+
+impl LimitArgs {
+    fn limits(&self) -> Limits {
+        Limits { unpacked_bytes: self.max_unpacked, ..Limits::default() }
+    }
+}
+
+#[derive(Args)]
+struct OutputArgs {
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    #[default]
+    Table,
+    Json,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// A directory per layer, for overlayfs
+    Layers,
+    /// One read-only EROFS file
+    Erofs,
+    /// A kernel and its modules
+    Kernel,
+}
+
+/// Runs the subcommand. Errors are one line on stderr.
+pub fn run(args: ImageArgs) -> ExitCode {
+    match dispatch(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("guise: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(args: ImageArgs) -> Result<()> {
+    let path = match args.store {
+        Some(path) => path,
+        None => Store::default_path()?,
+    };
+    let store = Store::open(path)?;
+    match args.command {
+        ImageCommand::Pull {
+            name,
+            platform,
+            include,
+            stored_as,
+            missing,
+            unpack,
+            limits,
+            quiet,
+        } => {
+            let bars = Bars::new(quiet);
+            let stored = stored_as.clone().unwrap_or_else(|| name.clone());
+            let pull = Pull { platform: platform.clone(), include, name: stored_as, missing };
+            let target = pull.run(&store, &name, &bars)?;
+            let made = unpack.map(|form| {
+                show::make(&store, &stored, Some(form), platform.as_ref(), limits.limits(), &bars)
+            });
+            bars.finish();
+            made.transpose()?;
+            if !quiet {
+                println!("{}", target.digest);
+            }
+            Ok(())
+        }
+        ImageCommand::Ls { output } => show::list(&store, output.output),
+        ImageCommand::Inspect { name, platform } => show::inspect(&store, &name, platform.as_ref()),
+        ImageCommand::Rm { names } => {
+            for name in &names {
+                store.remove_reference(name)?;
+                println!("{name}");
+            }
+            show::collect(&store)
+        }
+        ImageCommand::Tag { name, new } => {
+            let session = store.session()?;
+            session.set_reference(&new, &store.reference(&name)?.target)
+        }
+        ImageCommand::Unpack { name, form, platform, limits, output, quiet } => {
+            let bars = Bars::new(quiet);
+            let made = show::make(&store, &name, form, platform.as_ref(), limits.limits(), &bars);
+            bars.finish();
+            show::print_made(&made?, output.output);
+            Ok(())
+        }
+        ImageCommand::Gc => show::collect(&store),
+    }
+}

@@ -1,0 +1,200 @@
+//! What `guise image` prints.
+
+use std::path::PathBuf;
+
+use guise_image::progress::Progress;
+use guise_image::spec::{Document, Platform, media};
+use guise_image::{Error, Limits, Name, Result, Store};
+use serde_json::{Value, json};
+
+use super::{Form, Output};
+
+/// 5368709120 as 5.0 GiB.
+pub fn human_size(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1000.0 {
+            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} TiB")
+}
+
+/// `10G` and the like.
+pub fn parse_size(text: &str) -> std::result::Result<u64, String> {
+    let (digits, shift) = match text.to_ascii_uppercase().strip_suffix(['K', 'M', 'G', 'T']) {
+        Some(digits) => {
+            let shift = match text.as_bytes()[text.len() - 1].to_ascii_uppercase() {
+                b'K' => 10,
+                b'M' => 20,
+                b'G' => 30,
+                _ => 40,
+            };
+            (digits.to_owned(), shift)
+        }
+        None => (text.to_owned(), 0),
+    };
+    let number: Option<u64> = digits.parse().ok();
+    number
+        .and_then(|n| n.checked_mul(1 << shift))
+        .filter(|n| *n > 0)
+        .ok_or_else(|| format!("{text:?} is not a size such as 500M or 64G"))
+}
+
+fn print_json(value: &Value) {
+    println!("{value:#}");
+}
+
+/// Prints rows in columns as wide as they need to be.
+fn print_table(header: &[&str], rows: &[Vec<String>]) {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([header[column].len()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let line = |cells: Vec<&str>| {
+        let mut text = String::new();
+        for (cell, width) in cells.iter().zip(&widths) {
+            text.push_str(&format!("{cell:<width$}  "));
+        }
+        println!("{}", text.trim_end());
+    };
+    line(header.to_vec());
+    for row in rows {
+        line(row.iter().map(String::as_str).collect());
+    }
+}
+
+/// All names, what they are and how much room they take.
+pub fn list(store: &Store, output: Output) -> Result<()> {
+    let mut rows = Vec::new();
+    let mut documents = Vec::new();
+    for reference in store.references()? {
+        let name = &reference.name;
+        let (kind, size) = match store.document(&reference.target) {
+            Ok(Document::Index(_)) => {
+                ("index", store.image(name, None).map(|image| image.size()).ok())
+            }
+            Ok(Document::Manifest(m)) => {
+                let kind =
+                    if m.config.media_type == media::KERNEL_CONFIG { "kernel" } else { "image" };
+                let layers = m.layers.iter().map(|layer| layer.size).sum::<u64>();
+                (kind, Some(layers + m.config.size + reference.target.size))
+            }
+            Err(_) => ("damaged", None),
+        };
+        rows.push(vec![
+            name.to_string(),
+            kind.to_owned(),
+            reference.target.digest.short(),
+            size.map_or_else(|| "-".into(), human_size),
+            reference.updated.clone(),
+        ]);
+        documents.push(json!({
+            "name": name.to_string(),
+            "kind": kind,
+            "digest": reference.target.digest.to_string(),
+            "mediaType": reference.target.media_type,
+            "size": size,
+            "updated": reference.updated,
+        }));
+    }
+    match output {
+        Output::Table => print_table(&["NAME", "KIND", "DIGEST", "SIZE", "UPDATED"], &rows),
+        Output::Json => print_json(&Value::Array(documents)),
+    }
+    Ok(())
+}
+
+/// Everything about one image.
+pub fn inspect(store: &Store, name: &Name, platform: Option<&Platform>) -> Result<()> {
+    let reference = store.reference(name)?;
+    let value = match store.image(name, platform) {
+        Ok(image) => json!({
+            "name": name.to_string(),
+            "kind": "image",
+            "digest": image.descriptor.digest.to_string(),
+            "target": reference.target,
+            "updated": reference.updated,
+            "size": image.size(),
+            "chainId": image.chain_id().to_string(),
+            "manifest": image.manifest,
+            "config": image.config,
+        }),
+        Err(Error::IsKernel(_)) => {
+            let (target, manifest, config) = store.kernel_config(name)?;
+            json!({
+                "name": name.to_string(),
+                "kind": "kernel",
+                "digest": target.digest.to_string(),
+                "updated": reference.updated,
+                "manifest": manifest,
+                "config": config,
+            })
+        }
+        Err(other) => return Err(other),
+    };
+    print_json(&value);
+    Ok(())
+}
+
+/// What was made of an image.
+pub enum Made {
+    Layers(Vec<PathBuf>),
+    Erofs(PathBuf),
+    Kernel(guise_image::debian::Kernel),
+}
+
+/// Makes what an instance needs of an image.
+pub fn make(
+    store: &Store,
+    name: &Name,
+    form: Option<Form>,
+    platform: Option<&Platform>,
+    limits: Limits,
+    progress: &dyn Progress,
+) -> Result<Made> {
+    let session = store.session()?;
+    let kernel = || session.kernel(name).map(Made::Kernel);
+    if form == Some(Form::Kernel) {
+        return kernel();
+    }
+    let image = match store.image(name, platform) {
+        Err(Error::IsKernel(_)) if form.is_none() => return kernel(),
+        other => other?,
+    };
+    match form {
+        Some(Form::Layers) => session.layer_dirs(&image, limits, progress).map(Made::Layers),
+        _ => session.erofs(&image, limits, progress).map(Made::Erofs),
+    }
+}
+
+pub fn print_made(made: &Made, output: Output) {
+    match (made, output) {
+        (Made::Layers(paths), Output::Json) => print_json(&json!({ "layers": paths })),
+        (Made::Erofs(path), Output::Json) => print_json(&json!({ "erofs": path })),
+        (Made::Kernel(kernel), Output::Json) => print_json(&json!({ "kernel": kernel })),
+        (Made::Layers(paths), Output::Table) => {
+            for path in paths {
+                println!("{}", path.display());
+            }
+        }
+        (Made::Erofs(path), Output::Table) => println!("{}", path.display()),
+        (Made::Kernel(kernel), Output::Table) => {
+            println!("{}\n{}", kernel.vmlinuz.display(), kernel.modules.display());
+        }
+    }
+}
+
+/// Collects garbage and says what came of it.
+pub fn collect(store: &Store) -> Result<()> {
+    match store.collect()? {
+        Some(freed) if freed.items > 0 => {
+            println!("freed {} in {} items", human_size(freed.bytes), freed.items);
+        }
+        Some(_) => println!("nothing to free"),
+        None => println!("an image is being added just now: `guise image gc` later frees the rest"),
+    }
+    Ok(())
+}

@@ -1,0 +1,311 @@
+//! One layer into one directory, in the form that overlayfs stacks.
+//!
+//! A layer is unpacked alone, so that layers can be unpacked side by side. Two
+//! things need the layers below and are left as `Fixup`s: hard links to files
+//! of a lower layer, and directories that the archive goes through without
+//! describing, which must look like the ones below.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::lower;
+use super::path::{Meaning, check_xattr, components, meaning};
+use super::root::{self, Made, Root, as_path, describe, describe_at, join, replacing};
+use super::source::Source;
+use crate::Digest;
+use crate::error::LayerError;
+use crate::limits::Limits;
+use crate::tar::{Entry, Kind};
+
+/// What must wait for the layers below.
+#[derive(Debug, PartialEq, Eq)]
+enum Fixup {
+    /// A directory that must get owner, mode and time from below.
+    Implied(Vec<u8>),
+    /// A hard link whose target is not in this layer.
+    Link { path: Vec<u8>, target: Vec<u8> },
+}
+
+/// A layer whose files are there, and what is left to do.
+pub struct Unpacked {
+    root: Root,
+    /// Directories in the order of the archive: their metadata comes last.
+    directories: Vec<(Vec<u8>, Entry)>,
+    fixups: Vec<Fixup>,
+}
+
+/// Unpacks a layer into an empty directory.
+pub fn unpack(
+    blob: impl Read + 'static,
+    diff_id: Digest,
+    into: &Path,
+    limits: Limits,
+) -> Result<Unpacked, LayerError> {
+    let mut unpacker = Unpacker {
+        root: Root::open(into)?,
+        source: Source::new(Box::new(blob) as Box<dyn Read>, limits)?,
+        directories: Vec::new(),
+        fixups: Vec::new(),
+        buffer: vec![0; 256 << 10],
+    };
+    while let Some(entry) = unpacker.source.next_entry()? {
+        unpacker.entry(entry)?;
+    }
+    let Unpacker { root, source, directories, fixups, .. } = unpacker;
+    source.finish(diff_id)?;
+    Ok(Unpacked { root, directories, fixups })
+}
+
+impl Unpacked {
+    /// Does what needs the layers below, topmost first, and gives the layer,
+    /// now done.
+    pub fn settle(mut self, below: &[Root]) -> Result<Root, LayerError> {
+        let mut implied = Vec::new();
+        for fixup in std::mem::take(&mut self.fixups) {
+            match fixup {
+                Fixup::Implied(path) => implied.push(path),
+                Fixup::Link { path, target } => {
+                    let io = |e| LayerError::io("linking", &path, e);
+                    let parts = components(&target)?;
+                    let from = lower::find(below, &parts).map_err(io)?.ok_or_else(|| {
+                        LayerError::hostile(&path, "is a hard link to a file that is nowhere")
+                    })?;
+                    let Some((last, parents)) = parts.split_last() else { continue };
+                    let dir = self.root.dir_or_make(parents, |made| implied.push(join(made)))?;
+                    let dir = dir
+                        .try_clone_to_owned()
+                        .map_err(|e| LayerError::io("entering", &path, e))?;
+                    // Two links may share a target: it is copied once.
+                    if !exists(dir.as_fd(), last) {
+                        lower::copy(&from, dir.as_fd(), last, &target, self.root.rights)?;
+                    }
+                    let parts = components(&path)?;
+                    let Some((to, parents)) = parts.split_last() else { continue };
+                    let to_dir = self.root.dir_or_make(parents, |made| implied.push(join(made)))?;
+                    replacing(to_dir, to, &path, || {
+                        rustix::fs::linkat(
+                            &dir,
+                            as_path(last),
+                            to_dir,
+                            as_path(to),
+                            AtFlags::empty(),
+                        )
+                    })?;
+                }
+            }
+        }
+        let mut directories = std::mem::take(&mut self.directories);
+        for path in implied {
+            let parts = components(&path)?;
+            let io = |e| LayerError::io("describing", &path, e);
+            if let Some(found) = lower::find(below, &parts).map_err(io)? {
+                // Entries of the archive come later in the list and win.
+                directories.insert(0, (path.clone(), lower::describe(&found, &path)?));
+            }
+        }
+        // Inner ones first: a closed mode would keep us out.
+        for (path, entry) in directories.iter().rev() {
+            let parts = components(path)?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            match self.root.resolve(&parts, flags) {
+                Ok(fd) => describe(fd.as_fd(), entry, path, self.root.rights)?,
+                // Replaced by a later entry.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(e) => return Err(LayerError::io("entering", path, e)),
+            }
+        }
+        Ok(self.root)
+    }
+}
+
+fn exists(dir: BorrowedFd<'_>, last: &[u8]) -> bool {
+    rustix::fs::statat(dir, as_path(last), AtFlags::SYMLINK_NOFOLLOW).is_ok()
+}
+
+struct Unpacker {
+    root: Root,
+    source: Source<Box<dyn Read>>,
+    /// Directories whose metadata is set at the end.
+    directories: Vec<(Vec<u8>, Entry)>,
+    fixups: Vec<Fixup>,
+    buffer: Vec<u8>,
+}
+
+impl Unpacker {
+    fn entry(&mut self, entry: Entry) -> Result<(), LayerError> {
+        let path = entry.path.clone();
+        let parts = components(&path)?;
+        for (key, _) in &entry.xattrs {
+            check_xattr(key, &path)?;
+        }
+        let Some((last, parents)) = parts.split_last() else {
+            return match entry.kind {
+                Kind::Directory => {
+                    self.directories.push((Vec::new(), entry));
+                    Ok(())
+                }
+                _ => Err(LayerError::hostile(&path, "would replace the root: refused")),
+            };
+        };
+        match meaning(last, &path)? {
+            Meaning::Ignored => Ok(()),
+            Meaning::Opaque => {
+                let dir = self.parent(parents)?;
+                self.root.set_opaque(dir.as_fd(), b".", &path)
+            }
+            Meaning::Whiteout(gone) => {
+                let dir = self.parent(parents)?;
+                self.root.white_out(dir.as_fd(), gone, &path)
+            }
+            Meaning::Plain(last) => self.plain(entry, &parts, parents, last),
+        }
+    }
+
+    /// The directory that an entry is in. Made if no entry described it.
+    fn parent(&mut self, parents: &[&[u8]]) -> Result<std::os::fd::OwnedFd, LayerError> {
+        let fixups = &mut self.fixups;
+        let fd = self.root.dir_or_make(parents, |made| fixups.push(Fixup::Implied(join(made))))?;
+        fd.try_clone_to_owned().map_err(|e| LayerError::io("entering", &join(parents), e))
+    }
+
+    fn plain(
+        &mut self,
+        entry: Entry,
+        parts: &[&[u8]],
+        parents: &[&[u8]],
+        last: &[u8],
+    ) -> Result<(), LayerError> {
+        let path = join(parts);
+        let rights = self.root.rights;
+        let dir = self.parent(parents)?;
+        let dir = dir.as_fd();
+        let name = as_path(last);
+        let replaced = match &entry.kind {
+            Kind::Directory => {
+                let made = self.root.make_dir(dir, last, &path, true)?;
+                self.directories.push((path, entry));
+                // A link to a directory may have become a directory.
+                made == Made::New
+            }
+            Kind::File => {
+                let flags = OFlags::WRONLY
+                    | OFlags::CREATE
+                    | OFlags::EXCL
+                    | OFlags::NOFOLLOW
+                    | OFlags::CLOEXEC;
+                let (file, replaced) = replacing(dir, last, &path, || {
+                    rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))
+                })?;
+                let mut file = File::from(file);
+                loop {
+                    let n = self.source.read(&mut self.buffer)?;
+                    if n == 0 {
+                        break;
+                    }
+                    std::io::Write::write_all(&mut file, &self.buffer[..n])
+                        .map_err(|e| LayerError::io("writing", &path, e))?;
+                }
+                describe(file.as_fd(), &entry, &path, rights)?;
+                replaced
+            }
+            Kind::Symlink(target) => {
+                if target.is_empty() || target.contains(&0) {
+                    return Err(LayerError::hostile(&path, "is a link to nowhere: refused"));
+                }
+                let target = as_path(target);
+                let ((), replaced) =
+                    replacing(dir, last, &path, || rustix::fs::symlinkat(target, dir, name))?;
+                describe_at(dir, last, &entry, &path, true, rights)?;
+                replaced
+            }
+            Kind::Hardlink(target) => self.hard_link(dir, last, &path, target)?,
+            Kind::Character(device) | Kind::Block(device) => {
+                let kind = match entry.kind {
+                    Kind::Block(_) => FileType::BlockDevice,
+                    _ => FileType::CharacterDevice,
+                };
+                let number = rustix::fs::makedev(device.major, device.minor);
+                if kind == FileType::CharacterDevice && number == 0 {
+                    return Err(LayerError::hostile(
+                        &path,
+                        "is device 0:0, which overlayfs takes for a whiteout: refused",
+                    ));
+                }
+                let make =
+                    || rustix::fs::mknodat(dir, name, kind, Mode::from_raw_mode(0o600), number);
+                let ((), replaced) = replacing(dir, last, &path, make).map_err(|e| match e {
+                    LayerError::Io { source, .. }
+                        if source.kind() == std::io::ErrorKind::PermissionDenied =>
+                    {
+                        LayerError::Device { path: String::from_utf8_lossy(&path).into() }
+                    }
+                    other => other,
+                })?;
+                describe_at(dir, last, &entry, &path, false, rights)?;
+                replaced
+            }
+            Kind::Fifo => {
+                let ((), replaced) = replacing(dir, last, &path, || {
+                    rustix::fs::mknodat(dir, name, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+                })?;
+                describe_at(dir, last, &entry, &path, false, rights)?;
+                replaced
+            }
+        };
+        if replaced {
+            self.root.forget();
+        }
+        Ok(())
+    }
+
+    /// Makes a hard link, or leaves it for later if its target is below.
+    fn hard_link(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        last: &[u8],
+        path: &[u8],
+        target: &[u8],
+    ) -> Result<bool, LayerError> {
+        let io = |e| LayerError::io("linking", path, e);
+        let parts = components(target)?;
+        let Some((target_last, target_parents)) = parts.split_last() else {
+            return Err(LayerError::hostile(path, "is a hard link to the root: refused"));
+        };
+        let later = Fixup::Link { path: path.to_vec(), target: join(&parts) };
+        let Some(target_dir) = self.root.dir(target_parents).map_err(io)? else {
+            self.fixups.push(later);
+            return Ok(false);
+        };
+        let (from, to) = (as_path(target_last), as_path(last));
+        match rustix::fs::statat(&target_dir, from, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if root::is_whiteout(&stat) => {
+                return Err(LayerError::hostile(path, "is a hard link to a file that is gone"));
+            }
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                return Err(LayerError::hostile(path, "is a hard link to a directory: refused"));
+            }
+            Ok(stat) => {
+                // A link to itself would be removed before it is made.
+                if let Ok(there) = rustix::fs::statat(dir, to, AtFlags::SYMLINK_NOFOLLOW)
+                    && (there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino)
+                {
+                    return Ok(false);
+                }
+            }
+            Err(Errno::NOENT) => {
+                self.fixups.push(later);
+                return Ok(false);
+            }
+            Err(e) => return Err(io(e)),
+        }
+        let ((), replaced) = replacing(dir, last, path, || {
+            rustix::fs::linkat(&target_dir, from, dir, to, AtFlags::empty())
+        })?;
+        Ok(replaced)
+    }
+}

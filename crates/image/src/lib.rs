@@ -1,0 +1,31 @@
+//! Images: what instances start from.
+//!
+//! A `Store` keeps blobs by digest and names that point at them. Images come
+//! in from OCI registries (`registry`), archives (`archive`) and Debian's
+//! package archive (`debian`), and go out to each guise in the form it wants:
+//! directories for overlayfs, one EROFS file, a kernel with its modules.
+
+mod clock;
+mod codec;
+mod digest;
+mod erofs;
+mod error;
+mod layer;
+pub mod limits;
+mod name;
+pub mod progress;
+mod pull;
+pub mod spec;
+mod store;
+pub mod tar;
+
+pub mod debian;
+pub mod registry;
+
+pub use codec::Compression;
+pub use digest::{BadDigest, Digest};
+pub use error::{Error, LayerError, Mismatch, Result};
+pub use limits::Limits;
+pub use name::Name;
+pub use pull::Pull;
+pub use store::{Collected, Image, Reference, Session, Store};

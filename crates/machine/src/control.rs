@@ -1,0 +1,200 @@
+//! Who may run, and how it ended: the place where vCPU threads, devices that ask for
+//! power-off, and whoever drives the machine meet.
+//!
+//! Threads look at what is wanted before each entry into the guest; whoever changes
+//! it kicks the vCPUs out of theirs. The first request to end is the one that
+//! counts: a kernel that panics and then resets has panicked.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use guise_devices::power::{PowerRequest, PowerSink};
+use guise_engine::{EngineError, Vcpu, VcpuHandle};
+
+/// Why a machine will not go on.
+#[derive(Debug)]
+pub enum Ending {
+    PowerOff,
+    Reset,
+    /// The guest's kernel said that it panicked.
+    Panicked,
+    TripleFault {
+        vcpu: u32,
+    },
+    /// A test program asked to leave with this code.
+    Exit(u32),
+    /// Whoever runs the machine has seen enough.
+    Left,
+    Engine(EngineError),
+}
+
+/// What vCPU threads are to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Run,
+    Pause,
+    Stop,
+}
+
+/// Work on a vCPU that its own thread does while the machine is paused.
+pub(crate) type Task = Box<dyn FnOnce(&mut dyn Vcpu) + Send>;
+
+struct Shared {
+    wanted: Wanted,
+    /// Threads that are outside of the guest and stay there.
+    parked: usize,
+    ending: Option<Ending>,
+    tasks: Vec<VecDeque<Task>>,
+}
+
+pub(crate) struct Control {
+    shared: Mutex<Shared>,
+    changed: Condvar,
+    /// Known once all vCPUs are made; before that nobody runs.
+    handles: OnceLock<Vec<Arc<dyn VcpuHandle>>>,
+}
+
+/// What a thread finds when it asks what to do.
+pub(crate) enum Order {
+    Run,
+    Task(Task),
+    Stop,
+}
+
+impl Control {
+    pub fn new(vcpus: usize) -> Self {
+        let shared = Shared {
+            wanted: Wanted::Pause,
+            parked: 0,
+            ending: None,
+            tasks: (0..vcpus).map(|_| VecDeque::new()).collect(),
+        };
+        Control { shared: Mutex::new(shared), changed: Condvar::new(), handles: OnceLock::new() }
+    }
+
+    /// Names the vCPUs that are kicked when something changes.
+    pub fn set_handles(&self, handles: Vec<Arc<dyn VcpuHandle>>) {
+        // Only the machine calls this, once; a second call would change nothing.
+        let _ = self.handles.set(handles);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_wanted(&self, wanted: Wanted) {
+        let mut shared = self.lock();
+        if shared.wanted != Wanted::Stop {
+            shared.wanted = wanted;
+        }
+        self.changed.notify_all();
+        drop(shared);
+        self.kick();
+    }
+
+    fn kick(&self) {
+        for handle in self.handles.get().into_iter().flatten() {
+            handle.kick();
+        }
+    }
+
+    pub fn run(&self) {
+        self.set_wanted(Wanted::Run);
+    }
+
+    pub fn stop(&self) {
+        self.set_wanted(Wanted::Stop);
+    }
+
+    /// Returns when every thread is out of the guest.
+    pub fn pause(&self) {
+        self.set_wanted(Wanted::Pause);
+        let mut shared = self.lock();
+        while shared.parked < shared.tasks.len() && shared.wanted == Wanted::Pause {
+            shared = self.changed.wait(shared).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Ends the machine, unless it has ended already.
+    pub fn end(&self, ending: Ending) {
+        let mut shared = self.lock();
+        if shared.ending.is_none() {
+            shared.ending = Some(ending);
+        }
+        drop(shared);
+        self.set_wanted(Wanted::Pause);
+    }
+
+    /// Waits for the end, for as long as is given.
+    pub fn wait(&self, limit: Option<Duration>) -> Option<Ending> {
+        let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+        let mut shared = self.lock();
+        loop {
+            if let Some(ending) = shared.ending.take() {
+                return Some(ending);
+            }
+            shared = match deadline {
+                None => self.changed.wait(shared).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return None;
+                    }
+                    self.changed
+                        .wait_timeout(shared, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+            };
+        }
+    }
+
+    /// Gives a thread work; it does it as soon as it is parked.
+    pub fn give(&self, vcpu: usize, task: Task) {
+        self.lock().tasks[vcpu].push_back(task);
+        self.changed.notify_all();
+    }
+
+    /// What the thread of this vCPU is to do; blocks while that is nothing. A thread
+    /// whose vCPU cannot run any more parks for good.
+    pub fn next(&self, vcpu: usize, can_run: bool) -> Order {
+        let mut shared = self.lock();
+        if shared.wanted == Wanted::Run && can_run {
+            return Order::Run;
+        }
+        shared.parked += 1;
+        self.changed.notify_all();
+        let order = loop {
+            if shared.wanted == Wanted::Stop {
+                break Order::Stop;
+            }
+            if let Some(task) = shared.tasks[vcpu].pop_front() {
+                break Order::Task(task);
+            }
+            if shared.wanted == Wanted::Run && can_run {
+                break Order::Run;
+            }
+            shared = self.changed.wait(shared).unwrap_or_else(PoisonError::into_inner);
+        };
+        shared.parked -= 1;
+        order
+    }
+}
+
+impl PowerSink for Control {
+    fn request(&self, request: PowerRequest) {
+        match request {
+            PowerRequest::PowerOff => self.end(Ending::PowerOff),
+            PowerRequest::Reset => self.end(Ending::Reset),
+            PowerRequest::Panicked => self.end(Ending::Panicked),
+            PowerRequest::Exit(code) => self.end(Ending::Exit(code)),
+            PowerRequest::CrashLoaded => {
+                tracing::warn!("the guest's kernel panicked and its crash kernel takes over");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

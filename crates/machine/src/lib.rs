@@ -1,0 +1,32 @@
+//! A whole machine: RAM, processors, a board with devices, and what runs them.
+//!
+//! - [`machine`]: what holds it all together, from the making to the end;
+//! - [`layout`] and `memory`: where things are, and the RAM;
+//! - [`boot`]: kernels, initial RAM disks, and the protocols that start them;
+//! - `board`: which devices there are and how they are wired; `acpi` tells the guest;
+//! - `control` and `vcpu`: the vCPUs' threads, and who tells them to run or to pause;
+//! - [`console`]: a terminal as the serial console;
+//! - [`state`]: a saved machine.
+//!
+//! An engine executes the guest and calls back through `platform`.
+
+mod acpi;
+pub mod board;
+pub mod boot;
+pub mod console;
+mod control;
+mod error;
+pub mod layout;
+pub mod machine;
+mod memory;
+mod platform;
+pub mod state;
+mod vcpu;
+
+pub use board::BoardKind;
+pub use boot::BootSource;
+pub use control::Ending;
+pub use error::MachineError;
+pub use machine::{Machine, MachineConfig, Stopper};
+pub use memory::Ram;
+pub use state::MachineState;

@@ -1,0 +1,234 @@
+//! A machine from its making to its end: RAM, an engine's VM, a board, and a thread
+//! for each vCPU.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use guise_devices::bus::Bus;
+use guise_devices::clock::Clock;
+use guise_devices::uart::Uart;
+use guise_engine::memory::vm_memory::{Bytes as _, GuestAddress};
+use guise_engine::{CpuModel, Engine, EngineError, MAX_VCPUS, Platform, Vm, VmConfig};
+use serde::{Deserialize, Serialize};
+
+use crate::MachineError;
+use crate::acpi;
+use crate::board::{Board, BoardKind, Wiring};
+use crate::boot::{self, BootSource, Target};
+use crate::control::{Control, Ending};
+use crate::layout::ACPI_TABLES;
+use crate::memory::Ram;
+use crate::platform::Buses;
+use crate::state::MachineState;
+use crate::vcpu::VcpuThread;
+
+/// What a machine is, before it is anything else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineConfig {
+    /// In bytes.
+    pub memory: u64,
+    pub vcpus: u32,
+    pub board: BoardKind,
+    pub model: CpuModel,
+    /// Add the devices that test programs end through.
+    pub test_devices: bool,
+}
+
+/// Made paused; [`Machine::resume`] starts it.
+pub struct Machine {
+    config: MachineConfig,
+    ram: Ram,
+    vm: Arc<dyn Vm>,
+    clock: Arc<Clock>,
+    platform: Arc<Buses>,
+    board: Board,
+    control: Arc<Control>,
+    vcpus: Vec<VcpuThread>,
+}
+
+/// Ends a machine from outside, from any thread, as long as it lives.
+#[derive(Clone)]
+pub struct Stopper(Arc<Control>);
+
+impl Stopper {
+    /// Makes [`Machine::wait`] return [`Ending::Left`].
+    pub fn leave(&self) {
+        self.0.end(Ending::Left);
+    }
+}
+
+impl Machine {
+    /// Makes all of it. `output` takes what the guest writes to its serial port.
+    pub fn new(
+        engine: &dyn Engine,
+        config: &MachineConfig,
+        output: Box<dyn std::io::Write + Send>,
+    ) -> Result<Self, MachineError> {
+        if !(1..=MAX_VCPUS).contains(&config.vcpus) {
+            let error = EngineError::VcpuCount { wanted: config.vcpus, max: MAX_VCPUS };
+            return Err(error.into());
+        }
+        let ram = Ram::new(config.memory)?;
+        let vm = engine.create_vm(&VmConfig {
+            vcpus: config.vcpus,
+            model: config.model,
+            tsc_khz: None,
+        })?;
+        ram.map_into(&*vm)?;
+        let clock = Clock::start()
+            .map_err(|source| MachineError::Host { doing: "starting the clock", source })?;
+        clock.pause();
+        let control = Arc::new(Control::new(config.vcpus as usize));
+        let (ports, memory) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
+        let wiring = Wiring {
+            config,
+            ram: ram.layout,
+            vm: &vm,
+            clock: &clock,
+            power: control.clone(),
+            ports: &ports,
+            memory: &memory,
+        };
+        let board = Board::new(wiring, output)?;
+        let platform = Arc::new(Buses::new(ports, memory, board.interrupt_controllers()));
+        let mut machine = Machine {
+            config: config.clone(),
+            ram,
+            vm,
+            clock,
+            platform,
+            board,
+            control,
+            vcpus: Vec::new(),
+        };
+        machine.start_threads()?;
+        Ok(machine)
+    }
+
+    fn start_threads(&mut self) -> Result<(), MachineError> {
+        let vcpus = (0..self.config.vcpus)
+            .map(|index| self.vm.create_vcpu(index))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.control.set_handles(vcpus.iter().map(|vcpu| vcpu.handle()).collect());
+        for (index, vcpu) in vcpus.into_iter().enumerate() {
+            let platform: Arc<dyn Platform> = self.platform.clone();
+            self.vcpus.push(VcpuThread::spawn(index, vcpu, platform, self.control.clone())?);
+        }
+        Ok(())
+    }
+
+    /// Loads a kernel and puts the first vCPU at its entry.
+    pub fn boot(&self, source: &BootSource) -> Result<(), MachineError> {
+        let tables = acpi::build(&self.board.hardware());
+        let memory = &self.ram.memory;
+        memory
+            .write_slice(&tables, GuestAddress(ACPI_TABLES))
+            .map_err(|_| MachineError::AcpiTables)?;
+        let target = Target { memory, ram: self.ram.layout, rsdp: ACPI_TABLES };
+        let entry = boot::load(&target, source)?;
+        entry.write_tables(memory).map_err(boot::BootError::from)?;
+        self.vcpus[0].with(move |vcpu| {
+            let mut state = vcpu.state()?;
+            entry.apply(&mut state);
+            vcpu.set_state(&state)
+        })??;
+        Ok(())
+    }
+
+    /// Lets time and the vCPUs go on.
+    pub fn resume(&self) {
+        self.clock.resume();
+        self.control.run();
+    }
+
+    /// Stops the vCPUs between two instructions each, then time.
+    pub fn pause(&self) {
+        self.control.pause();
+        self.clock.pause();
+    }
+
+    /// Waits until the machine ends; nothing when it has not within the limit.
+    pub fn wait(&self, limit: Option<Duration>) -> Option<Ending> {
+        self.control.wait(limit)
+    }
+
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.control.clone())
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&self) {
+        self.board.press_power_button();
+    }
+
+    /// The serial port, for whoever has something to type.
+    pub fn serial(&self) -> Arc<Uart> {
+        self.board.serial()
+    }
+
+    /// How often the guest left for its devices, by reason.
+    pub fn exits(&self) -> Vec<(String, u64)> {
+        self.platform.counts()
+    }
+
+    /// The engine's own counters.
+    pub fn engine_statistics(&self) -> Vec<(String, u64)> {
+        self.vm.statistics()
+    }
+
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    /// Guest memory, for backends and for whoever saves it.
+    pub fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    /// All of the machine except its RAM. It must be paused.
+    pub fn save(&self) -> Result<MachineState, MachineError> {
+        let mut vcpus = Vec::new();
+        for thread in &self.vcpus {
+            vcpus.push(thread.with(|vcpu| vcpu.state())??);
+        }
+        Ok(MachineState {
+            version: MachineState::VERSION,
+            config: self.config.clone(),
+            clock_ns: self.clock.now(),
+            vm: self.vm.state()?,
+            vcpus,
+            board: self.board.state(),
+        })
+    }
+
+    /// Loads what [`Machine::save`] returned into a machine that was made from the
+    /// same configuration and is paused. Its RAM is the caller's business.
+    pub fn restore(&self, state: &MachineState) -> Result<(), MachineError> {
+        state.check(&self.config)?;
+        self.clock.set(state.clock_ns);
+        self.vm.set_state(&state.vm)?;
+        // Devices first: their interrupt lines act on the vCPUs' local APICs, whose
+        // saved state is the last word.
+        self.board.set_state(&state.board)?;
+        for (thread, saved) in self.vcpus.iter().zip(&state.vcpus) {
+            let saved = saved.clone();
+            thread.with(move |vcpu| vcpu.set_state(&saved))??;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.control.stop();
+        for vcpu in &mut self.vcpus {
+            vcpu.join();
+        }
+        self.clock.pause();
+    }
+}
+
+#[cfg(test)]
+mod scripted;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,136 @@
+//! Guest RAM: anonymous files, mapped here and handed to the engine.
+//!
+//! Files, so that another process of the host (a device backend, the receiver of a
+//! hand-over) can map the same memory; sparse, so that RAM costs what the
+//! guest has touched.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use guise_engine::memory::vm_memory::{FileOffset, GuestAddress, GuestRegionMmap, MmapRegion};
+use guise_engine::{GuestMemory, GuestRegion, MemorySlot, Vm};
+use rustix::fs::MemfdFlags;
+
+use crate::MachineError;
+use crate::layout::{self, GIB, HIGH_RAM_START, MIB, RamLayout};
+
+/// A machine's RAM and where the guest sees it.
+pub struct Ram {
+    pub memory: GuestMemory,
+    pub layout: RamLayout,
+    slots: Vec<MemorySlot>,
+}
+
+impl Ram {
+    /// Makes `size` bytes of RAM, after checking that this can be a machine's.
+    pub fn new(size: u64) -> Result<Self, MachineError> {
+        check_size(size, host_memory())?;
+        let layout = RamLayout::new(size);
+        let mut regions = vec![Arc::new(region(0, layout.low)?)];
+        if layout.high > 0 {
+            regions.push(Arc::new(region(HIGH_RAM_START, layout.high)?));
+        }
+        let slots = slots(layout, &regions);
+        let memory = GuestMemory::from_arc_regions(regions)
+            .map_err(|error| MachineError::Ram { size, source: std::io::Error::other(error) })?;
+        Ok(Ram { memory, layout, slots })
+    }
+
+    /// Shows the RAM to an engine's VM.
+    pub fn map_into(&self, vm: &dyn Vm) -> Result<(), MachineError> {
+        for (number, slot) in self.slots.iter().enumerate() {
+            vm.map_memory(number as u32, slot.clone())?;
+        }
+        Ok(())
+    }
+
+    /// The pieces in which the guest sees it, in order of their slot numbers.
+    pub fn slots(&self) -> &[MemorySlot] {
+        &self.slots
+    }
+}
+
+/// Refuses what the memory map or this host has no room for.
+fn check_size(size: u64, host: u64) -> Result<(), MachineError> {
+    let refuse = |reason: String| Err(MachineError::MemorySize { size, reason });
+    if size < layout::MIN_MEMORY {
+        return refuse(format!("a machine needs {} at least", Size(layout::MIN_MEMORY)));
+    }
+    if size > layout::MAX_MEMORY {
+        return refuse(format!("a machine may have {} at most", Size(layout::MAX_MEMORY)));
+    }
+    if size % MIB != 0 {
+        return refuse("memory comes in whole mebibytes".to_owned());
+    }
+    if size > host {
+        return refuse(format!("this host has {} in all", Size(host)));
+    }
+    Ok(())
+}
+
+/// The host's memory and swap space.
+fn host_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    (info.totalram.saturating_add(info.totalswap)).saturating_mul(u64::from(info.mem_unit.max(1)))
+}
+
+fn region(address: u64, size: u64) -> Result<GuestRegion, MachineError> {
+    let failed = |source| MachineError::Ram { size, source };
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = rustix::fs::memfd_create("guise-ram", flags)
+        .map(File::from)
+        .map_err(|error| failed(error.into()))?;
+    file.set_len(size).map_err(failed)?;
+    let backing = FileOffset::new(file, 0);
+    let mapping =
+        MmapRegion::build(Some(backing), size as usize, PROT_READ_WRITE, MAP_SHARED_NORESERVE)
+            .map_err(|error| failed(std::io::Error::other(error)))?;
+    GuestRegionMmap::new(mapping, GuestAddress(address))
+        .ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))
+}
+
+const PROT_READ_WRITE: i32 =
+    (rustix::mm::ProtFlags::READ.bits() | rustix::mm::ProtFlags::WRITE.bits()) as i32;
+const MAP_SHARED_NORESERVE: i32 =
+    (rustix::mm::MapFlags::SHARED.bits() | rustix::mm::MapFlags::NORESERVE.bits()) as i32;
+
+/// Low RAM is in two pieces, so that accesses to display memory reach devices.
+fn slots(layout: RamLayout, regions: &[Arc<GuestRegion>]) -> Vec<MemorySlot> {
+    let slot = |start: u64, end: u64, region: &Arc<GuestRegion>, base: u64| MemorySlot {
+        guest_address: start,
+        region: region.clone(),
+        offset: start - base,
+        size: end - start,
+        read_only: false,
+    };
+    let display = layout::DISPLAY_MEMORY;
+    let mut slots =
+        vec![slot(0, display.start, &regions[0], 0), slot(display.end, layout.low, &regions[0], 0)];
+    if let Some(high) = regions.get(1) {
+        slots.push(slot(HIGH_RAM_START, HIGH_RAM_START + layout.high, high, HIGH_RAM_START));
+    }
+    slots
+}
+
+/// Prints a size with the largest unit that it is a multiple of.
+pub(crate) struct Size(pub u64);
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Size(bytes) = *self;
+        if bytes >= GIB {
+            let tenths = bytes * 10 / GIB;
+            match tenths % 10 {
+                0 => write!(f, "{} GiB", tenths / 10),
+                tenth => write!(f, "{}.{tenth} GiB", tenths / 10),
+            }
+        } else if bytes >= MIB {
+            write!(f, "{} MiB", bytes / MIB)
+        } else {
+            write!(f, "{} KiB", bytes.div_ceil(1024))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

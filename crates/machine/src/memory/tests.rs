@@ -1,0 +1,33 @@
+use guise_engine::memory::vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _};
+
+use super::*;
+
+#[test]
+fn sizes_that_no_machine_can_have_are_refused_with_a_reason() {
+    let host = 8 * GIB;
+    for (size, reason) in [
+        (0, "2 MiB at least"),
+        (3 << 40, "255 GiB at most"),
+        (64 * MIB + 1, "whole mebibytes"),
+        (16 * GIB, "this host has 8 GiB in all"),
+    ] {
+        let error = check_size(size, host).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+    check_size(64 * MIB, host).unwrap();
+}
+
+#[test]
+fn slots_leave_display_memory_to_devices() {
+    let ram = Ram::new(16 * MIB).unwrap();
+    let bounds: Vec<_> = ram.slots().iter().map(|slot| (slot.guest_address, slot.size)).collect();
+    assert_eq!(bounds, [(0, 0xa_0000), (0xc_0000, 16 * MIB - 0xc_0000)]);
+}
+
+#[test]
+fn ram_is_memory_up_to_its_last_byte() {
+    let ram = Ram::new(16 * MIB).unwrap();
+    ram.memory.write_obj(0xa5u8, GuestAddress(16 * MIB - 1)).unwrap();
+    assert_eq!(ram.memory.read_obj::<u8>(GuestAddress(16 * MIB - 1)).unwrap(), 0xa5);
+    assert!(ram.memory.find_region(GuestAddress(16 * MIB)).is_none());
+}

@@ -1,0 +1,8 @@
+/* Ends as ACPI says. */
+#include "lib.h"
+
+int main(void)
+{
+	print("off\n");
+	power_off();
+}

@@ -1,0 +1,9 @@
+/* Never ends. */
+#include "lib.h"
+
+int main(void)
+{
+	print("spinning\n");
+	for (;;)
+		;
+}

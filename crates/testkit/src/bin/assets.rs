@@ -1,0 +1,36 @@
+//! Fetches and builds everything that tests boot, so that they run offline, or with
+//! `first-boot` only what a first look needs.
+
+use std::process::ExitCode;
+
+use guise_testkit::assets::Kernel;
+use guise_testkit::{TestkitError, assets, baremetal, initramfs, torture};
+
+fn main() -> ExitCode {
+    match prepare() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("assets: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn prepare() -> Result<(), TestkitError> {
+    if std::env::args().nth(1).as_deref() == Some("first-boot") {
+        Kernel::Debian12Cloud.image()?;
+        initramfs::shell()?;
+        return Ok(());
+    }
+    for kernel in Kernel::ALL {
+        let image = kernel.image()?;
+        println!("{:<16} {}", kernel.name(), image.display());
+    }
+    println!("{:<16} {}", "busybox", assets::busybox()?.display());
+    println!("{:<16} {}", "shell", initramfs::shell()?.display());
+    println!("{:<16} {}", "torture", torture::program()?.display());
+    for program in baremetal::Program::ALL {
+        println!("{:<16} {}", program.name(), program.image()?.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,16 @@
+//! What tests boot: Debian's kernels as packaged, initial RAM disks, bare-metal
+//! programs, and a program that tortures a kernel from user space.
+//!
+//! Nothing of this is in the repository. [`assets`] fetches packages once, with
+//! apt's own signature checks, into a directory that git ignores; [`initramfs`]
+//! writes RAM disks; [`baremetal`] and [`torture`] compile programs from the
+//! sources under `guests/` with the host's C compiler.
+
+pub mod assets;
+pub mod baremetal;
+pub mod initramfs;
+pub mod torture;
+
+mod error;
+
+pub use error::TestkitError;

@@ -1,0 +1,125 @@
+//! Bare-metal guests on the real binary: what they print, and how they end.
+
+mod support;
+
+use guise_testkit::baremetal::Program;
+use support::{Boot, Ended, alone, have, lines};
+
+/// The debug-exit port's value 0 as an exit code.
+const GOOD: i32 = 1;
+
+fn run(program: Program, arguments: &[&str]) -> Ended {
+    let _turn = alone();
+    Boot::kernel(&have(program.image()))
+        .args(["--memory", "64M", "--testdev", "--timeout", "120"])
+        .args(arguments)
+        .run()
+}
+
+/// Both tiers of the soft engine print the same.
+fn prints_what_it_should(program: Program, arguments: &[&str]) {
+    for engine in ["interp", "soft"] {
+        let ended = run(program, &[arguments, &["--engine", engine]].concat());
+        let expected = program.expected().expect("this program ends through the port");
+        assert_eq!(lines(&ended.output), lines(expected), "{engine}: {}", ended.errors);
+        ended.expect_code(GOOD);
+    }
+}
+
+#[test]
+fn modes() {
+    prints_what_it_should(Program::Modes, &[]);
+}
+
+#[test]
+fn pvh() {
+    prints_what_it_should(Program::Pvh, &["--append", "one two"]);
+}
+
+#[test]
+fn interrupts() {
+    prints_what_it_should(Program::Interrupts, &[]);
+    prints_what_it_should(Program::Interrupts, &["--board", "pc"]);
+}
+
+#[test]
+fn apic_timer() {
+    prints_what_it_should(Program::ApicTimer, &[]);
+}
+
+#[test]
+fn ports() {
+    prints_what_it_should(Program::Ports, &[]);
+}
+
+#[test]
+fn paging() {
+    prints_what_it_should(Program::Paging, &[]);
+}
+
+#[test]
+fn smp() {
+    prints_what_it_should(Program::Smp, &["--cpus", "4"]);
+}
+
+#[test]
+fn power_off_is_0() {
+    let ended = run(Program::PowerOff, &[]);
+    assert_eq!(ended.expect_code(0).errors, "");
+}
+
+#[test]
+fn reset_is_10_where_no_reboot_is_wanted() {
+    run(Program::Reset, &["--no-reboot"]).expect_code(10);
+    run(Program::KeyboardReset, &["--no-reboot", "--board", "pc"]).expect_code(10);
+}
+
+#[test]
+fn a_reset_starts_the_machine_again() {
+    let _turn = alone();
+    let mut running = Boot::kernel(&have(Program::Reset.image())).args(["--memory", "64M"]).start();
+    for _ in 0..3 {
+        running.wait_for("reset");
+    }
+}
+
+#[test]
+fn panic_is_11() {
+    let ended = run(Program::Panic, &[]);
+    assert!(ended.expect_code(11).errors.contains("panicked"));
+}
+
+#[test]
+fn triple_fault_is_12() {
+    let ended = run(Program::TripleFault, &[]);
+    assert!(ended.expect_code(12).errors.contains("triple fault"));
+}
+
+#[test]
+fn timeout_is_124() {
+    let _turn = alone();
+    let ended = Boot::kernel(&have(Program::Spin.image())).args(["--timeout", "2"]).run();
+    assert!(ended.expect_code(124).output.contains("spinning"));
+}
+
+#[test]
+fn a_signal_ends_in_good_order() {
+    let _turn = alone();
+    let mut running = Boot::kernel(&have(Program::Spin.image())).start();
+    running.wait_for("spinning");
+    let id = rustix::process::Pid::from_raw(running.id() as i32).expect("a process");
+    rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("it runs");
+    running.finish().expect_code(128 + 15);
+}
+
+#[test]
+fn statistics_are_written_as_json() {
+    let file = std::env::temp_dir().join(format!("guise-stats-{}", std::process::id()));
+    run(Program::PowerOff, &["--stats", file.to_str().expect("a plain path")]).expect_code(0);
+    let text = std::fs::read(&file).expect("they were written");
+    std::fs::remove_file(&file).expect("they were written");
+    let statistics: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    assert_eq!(statistics["ended_by"], "power-off");
+    assert!(statistics["cpu_seconds"].as_f64() > Some(0.0));
+    assert!(statistics["exits"]["port_write"].as_u64() > Some(0), "{statistics}");
+}

@@ -1,0 +1,201 @@
+//! Runs the real binary as a user would, with a limit on time, and keeps what it
+//! printed.
+
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+/// The limit for one guest. Far more than it needs, because CI machines are slow and
+/// busy, and far less than a hang costs.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A `guise boot` command line under construction.
+pub struct Boot {
+    command: Command,
+}
+
+/// One that runs.
+pub struct Running {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    chunks: Receiver<Vec<u8>>,
+    /// All of its output so far.
+    pub output: String,
+    seen: usize,
+    started: Instant,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub output: String,
+    pub errors: String,
+}
+
+impl Boot {
+    pub fn kernel(path: &Path) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_guise"));
+        command.arg("boot").arg("--kernel").arg(path);
+        Boot { command }
+    }
+
+    pub fn args<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(mut self, args: I) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    pub fn initrd(self, path: &Path) -> Self {
+        self.args([Path::new("--initrd"), path])
+    }
+
+    /// Starts it with its standard input held open.
+    pub fn start(mut self) -> Running {
+        let mut child = self
+            .command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let mut stdout = child.stdout.take().expect("it is piped");
+        let (sender, chunks) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length) = stdout.read(&mut buffer) {
+                if length == 0 || sender.send(buffer[..length].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        let stdin = child.stdin.take();
+        Running { child, stdin, chunks, output: String::new(), seen: 0, started: Instant::now() }
+    }
+
+    /// Runs it to its end.
+    pub fn run(self) -> Ended {
+        self.start().finish()
+    }
+}
+
+impl Running {
+    /// The host's process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until the guest has printed this, after what was waited for before.
+    pub fn wait_for(&mut self, text: &str) {
+        loop {
+            if let Some(at) = self.output[self.seen..].find(text) {
+                self.seen += at + text.len();
+                return;
+            }
+            if !self.more() {
+                panic!("the guest never printed {text:?}; it printed:\n{}", self.output);
+            }
+        }
+    }
+
+    pub fn type_line(&mut self, line: &str) {
+        let stdin = self.stdin.as_mut().expect("the guest runs");
+        writeln!(stdin, "{line}").expect("the guest reads");
+    }
+
+    /// Takes in some output; false when there will be no more.
+    fn more(&mut self) -> bool {
+        let left = PATIENCE.saturating_sub(self.started.elapsed());
+        match self.chunks.recv_timeout(left) {
+            Ok(chunk) => {
+                self.output.push_str(&String::from_utf8_lossy(&chunk));
+                true
+            }
+            Err(RecvTimeoutError::Disconnected) => false,
+            Err(RecvTimeoutError::Timeout) => {
+                self.kill();
+                panic!("the guest took longer than {PATIENCE:?}; it printed:\n{}", self.output);
+            }
+        }
+    }
+
+    fn kill(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub fn finish(mut self) -> Ended {
+        while self.more() {}
+        self.stdin = None;
+        let status = self.child.wait().expect("it was started");
+        let mut errors = String::new();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            stderr.read_to_string(&mut errors).expect("errors are text");
+        }
+        Ended { code: status.code(), output: std::mem::take(&mut self.output), errors }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Ended {
+    #[track_caller]
+    pub fn expect_code(&self, code: i32) -> &Self {
+        assert_eq!(
+            self.code,
+            Some(code),
+            "errors: {}\nthe guest printed:\n{}",
+            self.errors,
+            self.output
+        );
+        self
+    }
+
+    /// The kernel's log has nothing in it that a kernel's developer would want to see.
+    #[track_caller]
+    pub fn expect_clean_log(&self) -> &Self {
+        const BAD: [&str; 12] = [
+            "WARNING:",
+            "BUG:",
+            "Oops",
+            "Call Trace",
+            "Kernel panic",
+            "general protection",
+            "soft lockup",
+            "rcu_sched self-detected",
+            "rcu: INFO",
+            "unhandled",
+            "segfault",
+            "clocksource: timekeeping watchdog",
+        ];
+        for line in self.output.lines() {
+            let bad = BAD.iter().find(|bad| line.contains(**bad));
+            assert!(bad.is_none(), "the guest's log has {line:?}:\n{}", self.output);
+        }
+        self
+    }
+}
+
+/// What the guest printed, without the carriage returns of a terminal.
+pub fn lines(output: &str) -> Vec<&str> {
+    output.lines().map(|line| line.trim_end_matches('\r')).collect()
+}
+
+/// A kernel, or a failed test that says why there is none.
+#[track_caller]
+pub fn have<E: std::fmt::Display>(asset: Result<PathBuf, E>) -> PathBuf {
+    asset.unwrap_or_else(|error| panic!("a test asset cannot be had: {error}"))
+}
+
+/// Takes one test of this process at a time: guests have as many threads as CI
+/// machines have processors.
+pub fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
