@@ -6,7 +6,6 @@
 //! the kernel takes it as an argument, so that tests can pass what other hosts say.
 
 mod checks;
-mod kvm;
 mod report;
 
 pub use report::{Finding, Group, Report, Status};

@@ -2,22 +2,39 @@
 
 use clap::ValueEnum;
 use guise_engine::Engine;
+use guise_engine_kvm::{KvmEngine, probe};
+use guise_engine_soft::{SoftEngine, Tier};
 
 use crate::Failure;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum EngineChoice {
-    /// The best that works here
+    /// kvm where it is truly usable, soft elsewhere
     Auto,
     /// The processor's own virtualization
     Kvm,
-    /// Guise's own engine: translator and interpreter
+    /// Guise's own engine
     Soft,
-    /// Its interpreter alone
+    /// The soft engine's interpreter alone
     Interp,
 }
 
-/// Makes the engine, or says why this host or this version has none.
+/// Makes the engine, or says why this host has none.
 pub fn choose(choice: EngineChoice) -> Result<Box<dyn Engine>, Failure> {
-    Err(Failure::failed(format!("the engine {choice:?} is not in this version")))
+    match choice {
+        EngineChoice::Auto => match usable_kvm() {
+            Some(engine) => Ok(Box::new(engine)),
+            None => choose(EngineChoice::Soft),
+        },
+        EngineChoice::Kvm => Ok(Box::new(KvmEngine::new().map_err(Failure::failed)?)),
+        EngineChoice::Soft | EngineChoice::Interp => {
+            Ok(Box::new(SoftEngine::new(Tier::Interpreter)))
+        }
+    }
+}
+
+/// A /dev/kvm that runs what kernels consist of, at a useful speed.
+fn usable_kvm() -> Option<KvmEngine> {
+    let engine = KvmEngine::new().ok()?;
+    probe::run(&engine).is_ok_and(|verdict| verdict.usable()).then_some(engine)
 }

@@ -1,10 +1,11 @@
 //! Hardware virtualization: the extensions, nested paging, /dev/kvm, the IOMMU.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::path::Path;
+
+use guise_engine_kvm::{KvmEngine, probe};
 
 use super::{cpu_flags, read};
-use crate::kvm::{self, Probe};
 use crate::{Finding, Group};
 
 pub fn examine() -> Group {
@@ -53,32 +54,42 @@ pub(super) fn nested_paging(flags: &[&str]) -> Finding {
 fn kvm_device() -> Finding {
     const NAME: &str = "/dev/kvm";
     const INSTEAD: &str = "Guests run on the soft engine";
-    match kvm::probe() {
-        Probe::Usable { million_per_second } => Finding::found(
+    let engine = match KvmEngine::new() {
+        Ok(engine) => engine,
+        Err(error) if Path::new(NAME).exists() => {
+            let remedy = "join the group that owns it (usually kvm) and log in again";
+            return Finding::missing(NAME, sentence(error), INSTEAD, remedy);
+        }
+        Err(_) => {
+            let remedy = "load the module kvm_intel or kvm_amd, or pass the device into this \
+                          container";
+            return Finding::missing(NAME, "There is none", INSTEAD, remedy);
+        }
+    };
+    let remedy = "a hypervisor below this host that emulates it, or a slow one, is no use; \
+                  nested virtualization there gives a real one";
+    match probe::run(&engine) {
+        Ok(verdict) if verdict.usable() => Finding::found(
             NAME,
-            format!("It runs a test guest ({million_per_second} million instructions a second)"),
+            format!("It runs a test guest ({:.0} MIPS)", verdict.speed.unwrap_or_default()),
             "`--engine auto` takes the kvm engine",
         ),
-        Probe::Unusable { failed } => Finding::limited(
-            NAME,
-            format!("It opens but cannot run a kernel: {failed}"),
-            INSTEAD,
-            "it is emulated by the hypervisor below this host; nested virtualization there \
-             gives a real one",
-        ),
-        Probe::Closed(error) if error.kind() == ErrorKind::NotFound => Finding::missing(
-            NAME,
-            "There is none",
-            INSTEAD,
-            "load the module kvm_intel or kvm_amd, or pass the device into this container",
-        ),
-        Probe::Closed(error) => Finding::missing(
-            NAME,
-            format!("It cannot be opened: {error}"),
-            INSTEAD,
-            "add yourself to the group kvm and log in again",
-        ),
+        Ok(verdict) => {
+            let reason = verdict.reason().unwrap_or_else(|| "the test guest failed".to_owned());
+            let detail = format!("It opens but cannot run a kernel: {reason}");
+            Finding::limited(NAME, detail, INSTEAD, remedy)
+        }
+        Err(error) => Finding::limited(NAME, sentence(error), INSTEAD, remedy),
     }
+}
+
+/// An error as the beginning of a line.
+fn sentence(error: impl std::fmt::Display) -> String {
+    let text = error.to_string();
+    let mut characters = text.chars();
+    characters.next().map_or_else(String::new, |first| {
+        first.to_uppercase().chain(characters).collect()
+    })
 }
 
 fn iommu() -> Finding {
