@@ -10,9 +10,10 @@
 //! | `scan` | what is translated together; which flags matter |
 //! | `select` | which instructions are translated at all |
 //! | `block` | one region, instruction by instruction |
-//! | `registers`, `flags`, `memory`, `stack`, `strings`, `branches` | how each kind of thing is translated |
+//! | `registers`, `flags`, `memory`, `stack`, `strings`, `branches`, `system` | how each kind of thing is translated |
 //! | `emit` | a small assembler |
 //! | `frame`, `runtime` | the way in and out, and calls to helpers |
+//! | `backend` | what the translator sees of a vCPU |
 //! | `cache` | what was translated, its connections, and its end |
 //!
 //! What it does not translate it hands to its [`Backend`], one instruction at a time.
@@ -34,8 +35,11 @@ mod scan;
 mod select;
 mod stack;
 mod strings;
+mod system;
 
 use std::io;
+
+use iced_x86::Mnemonic;
 
 use block::{Compiler, Setting};
 use cache::{Cache, PageKey};
@@ -142,7 +146,10 @@ pub struct Translator {
     writes: Vec<CodeWrite>,
     backend: *mut (),
     pub counts: Counts,
-    fallbacks: std::collections::HashMap<iced_x86::Mnemonic, u64>,
+    /// By mnemonic: how often the interpreter had to.
+    fallbacks: Vec<u64>,
+    /// Bytes of code that `take_counts` has told of.
+    reported: usize,
     _traps: Registration,
 }
 
@@ -160,8 +167,7 @@ impl Translator {
         let too_small = || io::Error::other("the code cache is too small");
         let routines =
             Routines::generate(&mut arena, options.vectors, helpers).ok_or_else(too_small)?;
-        let registration =
-            traps::register(arena.range(), on_trap, routines.trap as usize)?;
+        let registration = traps::register(arena.range(), on_trap, routines.trap as usize)?;
         Ok(Translator {
             cache: Cache::new(arena),
             routines,
@@ -174,7 +180,8 @@ impl Translator {
             writes: Vec::new(),
             backend: std::ptr::null_mut(),
             counts: Counts::default(),
-            fallbacks: std::collections::HashMap::new(),
+            fallbacks: vec![0; Mnemonic::values().len()],
+            reported: 0,
             _traps: registration,
         })
     }
@@ -194,6 +201,7 @@ impl Translator {
     /// Throws all translated code away. Not from within generated code.
     fn flush(&mut self, state: &mut CpuState) {
         self.cache.clear();
+        self.reported = 0;
         let (vectors, helpers) = (self.options.vectors, self.helpers);
         self.routines = Routines::generate(&mut self.cache.arena, vectors, helpers)
             .expect("the routines fitted before");
@@ -272,7 +280,7 @@ impl Translator {
                         self.after_trap(state());
                     }
                     self.counts.interpreted += 1;
-                    self.note_fallback(state());
+                    self.note_fallback(state().generated.argument as usize);
                     if !backend.step() {
                         return;
                     }
@@ -281,7 +289,43 @@ impl Translator {
         }
     }
 
-    fn note_fallback(&mut self, _state: &CpuState) {}
+    fn note_fallback(&mut self, mnemonic: usize) {
+        if let Some(count) = self.fallbacks.get_mut(mnemonic) {
+            *count += 1;
+        }
+    }
+
+    /// What was counted since the last call, by name.
+    pub fn take_counts(&mut self) -> Vec<(String, u64)> {
+        let counts = std::mem::take(&mut self.counts);
+        let cache = std::mem::take(&mut self.cache.counts);
+        let mut all: Vec<(String, u64)> = [
+            ("translated_regions", cache.regions),
+            ("translated_instructions", cache.instructions),
+            ("code_cache_bytes", (self.cache.arena.used() - self.reported) as u64),
+            ("code_cache_flushes", cache.flushes),
+            ("regions_invalidated", cache.invalidated),
+            ("links_made", cache.links),
+            ("links_retargeted", cache.retargeted),
+            ("entered_generated_code", counts.entered),
+            ("left_for_lookup", counts.left_for_next),
+            ("left_for_link", counts.left_for_link),
+            ("left_to_interpret", counts.interpreted),
+            ("interpreted_in_place", counts.interpreted_inline),
+            ("access_misses", counts.accesses),
+            ("host_traps", counts.traps),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        self.reported = self.cache.arena.used();
+        for (mnemonic, count) in Mnemonic::values().zip(&mut self.fallbacks) {
+            if *count != 0 {
+                let name = format!("interpreted_{mnemonic:?}").to_lowercase();
+                all.push((name, std::mem::take(count)));
+            }
+        }
+        all
+    }
 
     fn flags_to_state(&self, state: &mut CpuState) {
         state.rflags = state.rflags & !ARITHMETIC | unpack_flags(state.generated.flags);
@@ -376,7 +420,9 @@ impl Translator {
             }
             let mut sources = vec![(key.physical, region.granules)];
             let mut next_id = 0;
-            if region.crosses && let Some(page) = next {
+            if region.crosses
+                && let Some(page) = next
+            {
                 let next_key = PageKey { linear: next_linear, physical: page.physical, ..key };
                 sources.push((next_key.physical, 1));
                 next_id = self.cache.id(next_key);
@@ -395,7 +441,8 @@ impl Translator {
                 continue;
             }
             let features = self.options.features;
-            let setting = Setting { vectors: mode.vectors, bmi2: self.bmi2, features };
+            let (vectors, bmi2, supervisor) = (mode.vectors, self.bmi2, !mode.user);
+            let setting = Setting { vectors, bmi2, supervisor, features };
             let compiler = Compiler::new(
                 &region,
                 &bytes,
@@ -435,6 +482,8 @@ extern "C" fn access<B: Backend>(context: u64, address: u64, info: u64, back: u6
             let state = unsafe { &mut *backend.state() };
             state.rip = place.map_or(0, |place| place.linear) + u64::from(info.offset);
             state.generated.leave = Leave::Interpret as u32;
+            // Counted as an access that missed, not by its name.
+            state.generated.argument = u32::MAX;
             0
         }
     }
@@ -452,13 +501,13 @@ extern "C" fn interpret<B: Backend>(context: u64, rip: u64, info: u64) -> u64 {
     translator.counts.interpreted_inline += 1;
     state().rip = rip;
     translator.flags_to_state(state());
-    translator.note_fallback(state());
+    translator.note_fallback((info >> 48) as usize);
     let mode = backend.mode();
     let goes_on = backend.step();
     let changed = translator.drain(backend);
     state().generated.flags = pack_flags(state().rflags);
     state().generated.leave = Leave::Next as u32;
-    let id = (info >> 8) as u32;
+    let id = (info >> 8) as u32; // the mnemonic is far above
     // SAFETY: the state's bank is valid.
     let still_there = unsafe { (*state().bank).code[index(rip)] } == id;
     let straight = state().rip == rip + (info & 0xff);

@@ -33,7 +33,7 @@ use crate::vm::shared::{VcpuShared, VmShared, attention};
 pub struct SoftVcpu {
     cpu: Box<Cpu>,
     translator: Option<Translator>,
-    statistics: Arc<Mutex<BTreeMap<&'static str, u64>>>,
+    statistics: Arc<Mutex<BTreeMap<String, u64>>>,
 }
 
 struct Handle(Arc<VcpuShared>);
@@ -48,7 +48,7 @@ impl SoftVcpu {
     pub fn new(
         shared: Arc<VmShared>,
         me: Arc<VcpuShared>,
-        statistics: Arc<Mutex<BTreeMap<&'static str, u64>>>,
+        statistics: Arc<Mutex<BTreeMap<String, u64>>>,
         tier: Tier,
     ) -> Result<SoftVcpu, EngineError> {
         let cpu = Cpu::new(shared, me)?;
@@ -79,6 +79,9 @@ impl SoftVcpu {
             ("device_accesses", counters.device_accesses),
             ("port_accesses", counters.port_accesses),
         ] {
+            *all.entry(name.to_owned()).or_default() += value;
+        }
+        for (name, value) in self.translator.iter_mut().flat_map(Translator::take_counts) {
             *all.entry(name).or_default() += value;
         }
     }

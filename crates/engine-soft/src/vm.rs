@@ -31,7 +31,7 @@ pub struct SoftVm {
     tier: Tier,
     shared: Arc<VmShared>,
     created: Mutex<u8>,
-    statistics: Arc<Mutex<BTreeMap<&'static str, u64>>>,
+    statistics: Arc<Mutex<BTreeMap<String, u64>>>,
     timer: Option<JoinHandle<()>>,
 }
 

@@ -13,9 +13,9 @@ pub enum EngineChoice {
     Auto,
     /// The processor's own virtualization
     Kvm,
-    /// Guise's own engine
+    /// Guise's own engine: translator and interpreter
     Soft,
-    /// The soft engine's interpreter alone
+    /// Its interpreter alone
     Interp,
 }
 
@@ -27,9 +27,8 @@ pub fn choose(choice: EngineChoice) -> Result<Box<dyn Engine>, Failure> {
             None => choose(EngineChoice::Soft),
         },
         EngineChoice::Kvm => Ok(Box::new(KvmEngine::new().map_err(Failure::failed)?)),
-        EngineChoice::Soft | EngineChoice::Interp => {
-            Ok(Box::new(SoftEngine::new(Tier::Interpreter)))
-        }
+        EngineChoice::Soft => Ok(Box::new(SoftEngine::new(Tier::Translator))),
+        EngineChoice::Interp => Ok(Box::new(SoftEngine::new(Tier::Interpreter))),
     }
 }
 

@@ -23,6 +23,8 @@ use crate::tlb::PAGE_SIZE;
 pub struct Setting {
     pub vectors: VectorLevel,
     pub bmi2: bool,
+    /// At privilege level 0.
+    pub supervisor: bool,
     pub features: Features,
 }
 
@@ -32,7 +34,6 @@ pub struct LinkSite {
     pub jump: Fixup,
     /// Where the expected id of the target's page stands, for other pages.
     pub expected: Option<usize>,
-    pub target: u64,
 }
 
 /// For host traps: which guest instruction a piece of code belongs to.
@@ -69,10 +70,10 @@ pub(super) enum Cold {
     ReturnMiss { enter: Fixup },
     /// The shared end of an indirect call: looks the target up.
     Indirect { enter: Fixup },
-    /// A bulk string instruction that its routine cannot do.
-    Bulk { enter: Fixup, rip: u64, length: u32, back: usize },
+    /// What is done in place cannot be this time: the interpreter does it.
+    InPlace { enter: Fixup, instruction: Instruction, back: usize },
     /// The Rust code has the interpreter execute the instruction there.
-    Interpret { enter: Fixup, rip: u64 },
+    Interpret { enter: Fixup, rip: u64, mnemonic: Mnemonic },
 }
 
 pub struct Compiler<'a> {
@@ -184,8 +185,12 @@ impl<'a> Compiler<'a> {
 
     fn step(&mut self, index: usize, step: &Step) {
         let instruction = &step.instruction;
+        if !step.cut && !step.crosses && self.supervisor(step) {
+            return;
+        }
         let level = select::required_level(instruction);
-        if step.cut || level.is_none_or(|level| level > self.setting.vectors)
+        if step.cut
+            || level.is_none_or(|level| level > self.setting.vectors)
             || !self.setting.features.allow(instruction.code())
         {
             return self.interpret(step);
@@ -291,7 +296,8 @@ impl<'a> Compiler<'a> {
         let place = code_place(self.region.page + PAGE_SIZE);
         self.emit.cmp_mem_patchable(Mem::at(frame::S1, place), self.next_id);
         let enter = self.emit.jcc(cc::NE);
-        self.cold.push(Cold::Interpret { enter, rip: step.instruction.ip() });
+        let (rip, mnemonic) = (step.instruction.ip(), step.instruction.mnemonic());
+        self.cold.push(Cold::Interpret { enter, rip, mnemonic });
     }
 
     /// Has the interpreter execute the instruction.
@@ -299,18 +305,26 @@ impl<'a> Compiler<'a> {
         self.flags.put_aside(&mut self.emit, true);
         let rip = step.instruction.ip();
         if step.next == Way::Nowhere {
-            self.emit.mov_imm(frame::S1, rip);
-            self.emit.store(frame::rip(), frame::S1);
-            self.emit.jmp_to(self.routines.leave_interpret);
+            self.leave_to_interpreter(rip, step.instruction.mnemonic());
         } else {
-            self.interpret_inline(rip, step.instruction.len() as u32);
+            self.interpret_inline(&step.instruction);
         }
         self.flags = Flags::SAVED;
     }
 
-    pub(super) fn interpret_inline(&mut self, rip: u64, length: u32) {
+    /// Leaves for the interpreter; flags are in the frame.
+    pub(super) fn leave_to_interpreter(&mut self, rip: u64, mnemonic: Mnemonic) {
+        self.emit.store32_imm(frame::argument(), mnemonic as i32);
         self.emit.mov_imm(frame::S1, rip);
-        self.emit.mov_imm(frame::S0, u64::from(self.page_id) << 8 | u64::from(length));
+        self.emit.store(frame::rip(), frame::S1);
+        self.emit.jmp_to(self.routines.leave_interpret);
+    }
+
+    pub(super) fn interpret_inline(&mut self, instruction: &Instruction) {
+        let (length, mnemonic) = (instruction.len() as u64, instruction.mnemonic() as u64);
+        self.emit.mov_imm(frame::S1, instruction.ip());
+        let info = mnemonic << 48 | u64::from(self.page_id) << 8 | length;
+        self.emit.mov_imm(frame::S0, info);
         self.emit.call_to(self.routines.interpret);
     }
 

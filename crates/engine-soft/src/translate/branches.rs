@@ -51,7 +51,9 @@ impl Compiler<'_> {
         let condition = (step.instruction.condition_code() as u8).wrapping_sub(1) & 15;
         let from = step.instruction.ip();
         match step.target {
-            Way::Inside(target) if target as usize > position && !self.is_backward(from, target) => {
+            Way::Inside(target)
+                if target as usize > position && !self.is_backward(from, target) =>
+            {
                 let fixup = self.emit.jcc(condition);
                 self.reference(fixup, target);
             }
@@ -130,7 +132,7 @@ impl Compiler<'_> {
             self.emit.bind_here(miss);
         }
         self.emit.bind_here(jump);
-        self.out.links.push(LinkSite { jump, expected, target: to });
+        self.out.links.push(LinkSite { jump, expected });
         self.leave_by_link(link, to);
         self.flags = Flags::SAVED;
     }
@@ -167,7 +169,7 @@ impl Compiler<'_> {
         enters[1] = miss;
         let jump = self.emit.call();
         let link = self.first_link + self.out.links.len() as u32;
-        self.out.links.push(LinkSite { jump, expected, target });
+        self.out.links.push(LinkSite { jump, expected });
         let after = self.emit.here();
         self.after_call(step);
         self.cold.push(Cold::CallLink { enters, jump, link, target, after });
@@ -322,15 +324,13 @@ impl Compiler<'_> {
                 self.emit.bind_here(enter);
                 self.emit.jmp_to(self.routines.return_miss);
             }
-            Cold::Interpret { enter, rip } => {
+            Cold::Interpret { enter, rip, mnemonic } => {
                 self.emit.bind_here(enter);
-                self.emit.mov_imm(S1, rip);
-                self.emit.store(frame::rip(), S1);
-                self.emit.jmp_to(self.routines.leave_interpret);
+                self.leave_to_interpreter(rip, mnemonic);
             }
-            Cold::Bulk { enter, rip, length, back } => {
+            Cold::InPlace { enter, instruction, back } => {
                 self.emit.bind_here(enter);
-                self.interpret_inline(rip, length);
+                self.interpret_inline(&instruction);
                 let jump = self.emit.jmp();
                 self.emit.bind(jump, back);
             }

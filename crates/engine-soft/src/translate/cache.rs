@@ -71,7 +71,6 @@ struct Record {
 struct Link {
     jump: u64,
     expected: u64,
-    pub target: u64,
 }
 
 /// What a host address belongs to.
@@ -107,7 +106,6 @@ pub struct Cache {
     /// The arena is full, or nearly.
     pub exhausted: bool,
 }
-
 
 fn key(page_id: u32, offset: u16) -> u64 {
     u64::from(page_id) << 12 | u64::from(offset)
@@ -149,7 +147,6 @@ impl Cache {
             return id;
         }
         let id = self.next_id;
-        // Ids live in 24 bits of a register next to an instruction's length.
         self.next_id = self.next_id.wrapping_add(1);
         self.ids.insert(page, id);
         self.pages.insert(id, page);
@@ -195,7 +192,6 @@ impl Cache {
             self.links.push(Link {
                 jump: address + link.jump.0 as u64,
                 expected: link.expected.map_or(0, |place| address + place as u64),
-                target: link.target,
             });
         }
         for &(physical, granules) in sources {
@@ -229,10 +225,6 @@ impl Cache {
         // SAFETY: as in `write32`.
         unsafe { *place = 0xe9 };
         self.write32(from + 1, to.wrapping_sub(from + 5) as u32);
-    }
-
-    pub fn link_target(&self, link: u32) -> Option<u64> {
-        self.links.get(link as usize).map(|link| link.target)
     }
 
     /// Points a link to its target's code.

@@ -18,8 +18,6 @@ const NONE: Reg = 0xff;
 
 /// Condition codes as they stand in `jcc` and `setcc`.
 pub mod cc {
-    pub const O: u8 = 0;
-    pub const B: u8 = 2;
     pub const AE: u8 = 3;
     pub const E: u8 = 4;
     pub const NE: u8 = 5;
@@ -120,11 +118,7 @@ impl Emit {
             self.code.push(0x65);
         }
         let high = |register: Reg| (register != NONE && register >= 8) as u8;
-        let rex = 0x40
-            | (wide as u8) << 3
-            | high(reg) << 2
-            | high(mem.index) << 1
-            | high(mem.base);
+        let rex = 0x40 | (wide as u8) << 3 | high(reg) << 2 | high(mem.index) << 1 | high(mem.base);
         if rex != 0x40 {
             self.code.push(rex);
         }

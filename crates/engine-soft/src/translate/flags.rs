@@ -5,7 +5,7 @@
 //! come back before an instruction that wants them. Behind that stands the liveness
 //! that `scan` has computed: in compiled code flags almost never matter at a check.
 
-use super::emit::{Alu, Emit, RAX};
+use super::emit::{Emit, RAX};
 use super::frame::{self, S1};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +51,4 @@ impl Flags {
     pub fn written(&mut self) {
         *self = Flags::NATIVE;
     }
-}
-
-/// Sets or clears bits of the guest's RFLAGS in the state; host flags are lost.
-pub fn change_rflags(emit: &mut Emit, op: Alu, bits: i32) {
-    emit.alu_mem_imm32(op, frame::rflags(), bits);
 }

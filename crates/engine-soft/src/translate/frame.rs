@@ -72,6 +72,11 @@ pub struct Frame {
     pub argument: u32,
     /// For the helpers: the translator that runs.
     pub context: u64,
+    /// The supervisor's banks while AC is clear and while it is set.
+    pub bank_without_ac: u64,
+    pub bank_with_ac: u64,
+    /// Not 0: an interrupt waits for IF.
+    pub waiting: u32,
     /// Host address of a trap in generated code.
     pub trapped: u64,
 }
@@ -97,6 +102,9 @@ field!(jumps, generated.jumps);
 field!(leave, generated.leave);
 field!(argument, generated.argument);
 field!(context, generated.context);
+field!(bank_without_ac, generated.bank_without_ac);
+field!(bank_with_ac, generated.bank_with_ac);
+field!(waiting, generated.waiting);
 field!(trapped, generated.trapped);
 
 pub fn gpr(number: Reg) -> Mem {

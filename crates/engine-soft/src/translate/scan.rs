@@ -19,9 +19,12 @@ use crate::tlb::PAGE_SIZE;
 pub const REGION_LIMIT: usize = 160;
 
 /// Arithmetic flags as iced names them.
-pub const ALL_FLAGS: u8 =
-    (RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF
-        | RflagsBits::PF) as u8;
+pub const ALL_FLAGS: u8 = (RflagsBits::OF
+    | RflagsBits::SF
+    | RflagsBits::ZF
+    | RflagsBits::AF
+    | RflagsBits::CF
+    | RflagsBits::PF) as u8;
 
 /// Where control goes after an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -392,6 +395,8 @@ pub fn is_interpreted_branch(instruction: &Instruction) -> bool {
             | Mnemonic::Jecxz
             | Mnemonic::Jrcxz
             | Mnemonic::Xbegin
-    ) || matches!(instruction.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32
-        | OpKind::FarBranch16 | OpKind::FarBranch32)
+    ) || matches!(
+        instruction.op0_kind(),
+        OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::FarBranch16 | OpKind::FarBranch32
+    )
 }

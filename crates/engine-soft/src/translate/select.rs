@@ -47,12 +47,9 @@ fn level_of(feature: CpuidFeature) -> Option<VectorLevel> {
         | F::PCLMULQDQ
         | F::SHA => VectorLevel::Sse,
         F::AVX | F::AVX2 | F::FMA | F::F16C => VectorLevel::Avx,
-        F::AVX512F
-        | F::AVX512VL
-        | F::AVX512BW
-        | F::AVX512DQ
-        | F::AVX512CD
-        | F::AVX512_VNNI => VectorLevel::Avx512,
+        F::AVX512F | F::AVX512VL | F::AVX512BW | F::AVX512DQ | F::AVX512CD | F::AVX512_VNNI => {
+            VectorLevel::Avx512
+        }
         _ => return None,
     })
 }
@@ -92,14 +89,46 @@ fn is_denied(instruction: &Instruction) -> bool {
     }
     match instruction.mnemonic() {
         M::Leave => instruction.code() != Code::Leaveq,
-        M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd
-        | M::Int | M::Into | M::Int1 | M::Int3 | M::Iret | M::Iretd | M::Iretq | M::Hlt
-        | M::Cli | M::Sti | M::Popf | M::Popfd | M::Popfq | M::Pushf | M::Pushfd
-        | M::Std | M::Xlatb | M::Enter | M::Bound | M::Retf => true,
-        M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq | M::Scasb | M::Scasw | M::Scasd | M::Scasq
-        | M::Lodsb | M::Lodsw | M::Lodsd | M::Lodsq => {
-            instruction.op_kinds().any(is_string_kind)
-        }
+        M::In
+        | M::Out
+        | M::Insb
+        | M::Insw
+        | M::Insd
+        | M::Outsb
+        | M::Outsw
+        | M::Outsd
+        | M::Int
+        | M::Into
+        | M::Int1
+        | M::Int3
+        | M::Iret
+        | M::Iretd
+        | M::Iretq
+        | M::Hlt
+        | M::Cli
+        | M::Sti
+        | M::Popf
+        | M::Popfd
+        | M::Popfq
+        | M::Pushf
+        | M::Pushfd
+        | M::Std
+        | M::Xlatb
+        | M::Enter
+        | M::Bound
+        | M::Retf => true,
+        M::Cmpsb
+        | M::Cmpsw
+        | M::Cmpsd
+        | M::Cmpsq
+        | M::Scasb
+        | M::Scasw
+        | M::Scasd
+        | M::Scasq
+        | M::Lodsb
+        | M::Lodsw
+        | M::Lodsd
+        | M::Lodsq => instruction.op_kinds().any(is_string_kind),
         M::Movsb | M::Movsw | M::Movsd | M::Movsq | M::Stosb | M::Stosw | M::Stosd | M::Stosq => {
             instruction.op_kinds().any(is_string_kind) && !is_bulk_string(instruction)
         }
@@ -120,20 +149,24 @@ fn is_denied(instruction: &Instruction) -> bool {
             instruction.code(),
             Code::Push_r64 | Code::Push_rm64 | Code::Pushq_imm8 | Code::Pushq_imm32
         ),
-        M::Pop => !matches!(instruction.code(), Code::Pop_r64 | Code::Pop_rm64) || {
-            instruction.op0_kind() == OpKind::Memory
-        },
-        M::Mov => matches!(
-            instruction.code(),
-            Code::Mov_AL_moffs8
-                | Code::Mov_AX_moffs16
-                | Code::Mov_EAX_moffs32
-                | Code::Mov_RAX_moffs64
-                | Code::Mov_moffs8_AL
-                | Code::Mov_moffs16_AX
-                | Code::Mov_moffs32_EAX
-                | Code::Mov_moffs64_RAX
-        ) || has_foreign_register(instruction),
+        M::Pop => {
+            !matches!(instruction.code(), Code::Pop_r64 | Code::Pop_rm64) || {
+                instruction.op0_kind() == OpKind::Memory
+            }
+        }
+        M::Mov => {
+            matches!(
+                instruction.code(),
+                Code::Mov_AL_moffs8
+                    | Code::Mov_AX_moffs16
+                    | Code::Mov_EAX_moffs32
+                    | Code::Mov_RAX_moffs64
+                    | Code::Mov_moffs8_AL
+                    | Code::Mov_moffs16_AX
+                    | Code::Mov_moffs32_EAX
+                    | Code::Mov_moffs64_RAX
+            ) || has_foreign_register(instruction)
+        }
         _ => {
             instruction.has_xacquire_prefix() && !instruction.has_lock_prefix()
                 || has_foreign_register(instruction)

@@ -95,4 +95,3 @@ impl Compiler<'_> {
         self.emit.alu_mem_imm32(Alu::And, frame::rflags(), !0x400);
     }
 }
-

@@ -23,8 +23,8 @@ impl Compiler<'_> {
         self.emit.call_to(routine);
         self.emit.op_reg(false, &[0x85], S0, S0); // test r10d, r10d
         let enter = self.emit.jcc(cc::NE);
-        let (rip, length) = (instruction.ip(), instruction.len() as u32);
-        self.cold.push(Cold::Bulk { enter, rip, length, back: self.emit.here() });
+        let (instruction, back) = (*instruction, self.emit.here());
+        self.cold.push(Cold::InPlace { enter, instruction, back });
         self.flags = Flags::SAVED;
     }
 }

@@ -83,7 +83,10 @@ impl Backend for Machine {
         if self.branch(&instruction) {
             return true;
         }
-        let stub = self.stubs.compile(&instruction).unwrap_or_else(|refusal| panic!("{:?}: {refusal}", instruction.code()));
+        let stub = self
+            .stubs
+            .compile(&instruction)
+            .unwrap_or_else(|refusal| panic!("{:?}: {refusal}", instruction.code()));
         let address = self.address(&instruction);
         // SAFETY: the operand lies in memory that this process owns.
         let result = unsafe { stub.run(&raw mut *self.state, address as *mut u8) };
@@ -237,8 +240,7 @@ impl Flat {
         traps::prepare_thread().expect("a signal stack");
         let mut bank = Bank::new();
         // SAFETY: all fields of the state are integers, and pointers that are set below.
-        let mut state: Box<CpuState> =
-            unsafe { Box::<CpuState>::new_zeroed().assume_init() };
+        let mut state: Box<CpuState> = unsafe { Box::<CpuState>::new_zeroed().assume_init() };
         state.bank = &raw mut *bank;
         state.mxcsr = 0x1f80;
         state.rflags = 2;
