@@ -13,7 +13,7 @@ pub enum EngineChoice {
     Auto,
     /// The processor's own virtualization
     Kvm,
-    /// Guise's own engine: translator and interpreter
+    /// Guise's own engine
     Soft,
     /// Its interpreter alone
     Interp,
@@ -27,8 +27,9 @@ pub fn choose(choice: EngineChoice) -> Result<Box<dyn Engine>, Failure> {
             None => choose(EngineChoice::Soft),
         },
         EngineChoice::Kvm => Ok(Box::new(KvmEngine::new().map_err(Failure::failed)?)),
-        EngineChoice::Soft => Ok(Box::new(SoftEngine::new(Tier::Translator))),
-        EngineChoice::Interp => Ok(Box::new(SoftEngine::new(Tier::Interpreter))),
+        EngineChoice::Soft | EngineChoice::Interp => {
+            Ok(Box::new(SoftEngine::new(Tier::Interpreter)))
+        }
     }
 }
 
