@@ -21,15 +21,17 @@ use guise_engine::{
     Doorbell, EngineError, MAX_VCPUS, MemorySlot, Msi, Vcpu, Vm, VmConfig, VmState,
 };
 
+use crate::Tier;
 use crate::apic::ApicBus;
 use crate::vcpu::SoftVcpu;
 use map::{MemoryMap, Region};
 use shared::{Request, VcpuShared, VmShared, attention};
 
 pub struct SoftVm {
+    tier: Tier,
     shared: Arc<VmShared>,
     created: Mutex<u8>,
-    statistics: Arc<Mutex<BTreeMap<&'static str, u64>>>,
+    statistics: Arc<Mutex<BTreeMap<String, u64>>>,
     timer: Option<JoinHandle<()>>,
 }
 
@@ -70,7 +72,7 @@ pub fn ring(eventfd: &OwnedFd) {
 }
 
 impl SoftVm {
-    pub fn new(config: &VmConfig) -> Result<Arc<SoftVm>, EngineError> {
+    pub fn new(config: &VmConfig, tier: Tier) -> Result<Arc<SoftVm>, EngineError> {
         if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
             return Err(EngineError::VcpuCount { wanted: config.vcpus, max: MAX_VCPUS });
         }
@@ -92,6 +94,7 @@ impl SoftVm {
             })
             .map_err(|source| EngineError::Host { doing: "starting the timer thread", source })?;
         Ok(Arc::new(SoftVm {
+            tier,
             shared,
             created: Mutex::new(0),
             statistics: Arc::default(),
@@ -196,7 +199,7 @@ impl Vm for SoftVm {
         *created |= 1 << index;
         let me = Arc::new(VcpuShared::new(index));
         let me = self.shared.vcpus[index as usize].get_or_init(|| me).clone();
-        let vcpu = SoftVcpu::new(self.shared.clone(), me, self.statistics.clone())?;
+        let vcpu = SoftVcpu::new(self.shared.clone(), me, self.statistics.clone(), self.tier)?;
         Ok(Box::new(vcpu))
     }
 

@@ -107,9 +107,9 @@ impl Entry<'_> {
         // setting capabilities, and executing.
         let name = trampoline.name();
         cred::set_capabilities(held, held, 0).during(|| "raise the capabilities")?;
-        if let Some(listener) = filter.load().during(|| {
-            "load the seccomp filter (without process.noNewPrivileges that needs CAP_SYS_ADMIN)"
-        })? {
+        if let Some(listener) = filter.load().during(
+            || "load the seccomp filter (without process.noNewPrivileges that needs CAP_SYS_ADMIN)",
+        )? {
             outside.seccomp_listener(listener)?;
         }
         sets.apply(held)?;

@@ -16,6 +16,8 @@ use crate::memory::access::is_canonical;
 use crate::memory::fetch::Source;
 use crate::state::{CS, SS};
 
+/// Tells blocks of one instruction from others, among the bits of a mode.
+const SINGLE: u64 = 1 << 4;
 /// The longest instruction.
 const LONGEST: usize = 15;
 
@@ -89,6 +91,35 @@ impl Cpu {
         let block = self.decode_single()?;
         let step = self.run_block(block)?;
         Ok(step != Step::Again)
+    }
+
+    /// Executes the instruction at RIP, which stays decoded. For the translator, which
+    /// has the same few done again and again.
+    pub fn step_cached(&mut self) -> Run {
+        let linear = self.linear_rip();
+        if self.cache.is_full() {
+            self.forget_all_code();
+        }
+        let left = (0x1000 - (linear & 0xfff) as usize).min(LONGEST);
+        if self.mode.is_64()
+            && is_canonical(linear)
+            && let Source::Memory(host) = self.fetch_source(linear)?
+        {
+            let key = key(host, self.mode.key() | SINGLE);
+            if let Some(block) = self.cache.get(key) {
+                let block = std::ptr::from_ref(block);
+                return self.run_block(block).map(|_| ());
+            }
+            self.watch_code(host, left);
+            let mut bytes = [0u8; LONGEST];
+            // SAFETY: within a page of guest memory.
+            unsafe { copy_code(host, &mut bytes[..left]) };
+            if let Decoded::Ops { ops, length } = decode::single(&bytes[..left], self.decoding()) {
+                let block = self.cache.insert(key, new_block(host, length, None, ops));
+                return self.run_block(block).map(|_| ());
+            }
+        }
+        self.execute_one().map(|_| ())
     }
 
     #[inline(always)]

@@ -61,8 +61,7 @@ pub fn run(arguments: Vec<std::ffi::OsString>) -> ExitCode {
 /// `false`: a command failed, which was told already.
 fn session(args: QemuIo) -> Result<bool, Failure> {
     let cache = if args.nocache { Some("none") } else { args.cache.as_deref() };
-    let named =
-        args.opening.named(&args.file, args.format.as_deref(), cache, Persona::QemuImg)?;
+    let named = args.opening.named(&args.file, args.format.as_deref(), cache, Persona::QemuImg)?;
     let image = if args.read_only { named.read()? } else { named.write(Persona::QemuImg)? };
     let mut all_well = true;
     let mut run = |line: &str| {
@@ -180,7 +179,8 @@ fn command(image: &Image, words: &[&str]) -> Result<bool, String> {
                 .map_err(|e| format!("truncate failed: {e}"))?;
         }
         "sleep" => {
-            let ms = rest.first().and_then(|ms| ms.parse().ok()).ok_or("sleep takes milliseconds")?;
+            let ms =
+                rest.first().and_then(|ms| ms.parse().ok()).ok_or("sleep takes milliseconds")?;
             std::thread::sleep(Duration::from_millis(ms));
         }
         "quit" | "q" => return Ok(false),
