@@ -156,7 +156,7 @@ impl Builder {
     }
 
     fn align(&mut self) {
-        while self.emit.here() % 16 != 0 {
+        while !self.emit.here().is_multiple_of(16) {
             self.emit.code.push(0xcc);
         }
     }

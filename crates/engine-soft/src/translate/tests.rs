@@ -46,17 +46,17 @@ extern "C" fn floats(count: u64, seed: u64) -> u64 {
             for j in 0..bodies.len() {
                 if i != j {
                     let mut distance = 0.01;
-                    for k in 0..3 {
-                        distance += (bodies[i][k] - bodies[j][k]).powi(2);
+                    for (mine, other) in bodies[i].iter().zip(&bodies[j]).take(3) {
+                        distance += (mine - other).powi(2);
                     }
                     let scale = bodies[j][3] / (distance * distance.sqrt());
-                    for k in 0..3 {
-                        force[k] += (bodies[j][k] - bodies[i][k]) * scale;
+                    for (k, force) in force.iter_mut().enumerate() {
+                        *force += (bodies[j][k] - bodies[i][k]) * scale;
                     }
                 }
             }
-            for k in 0..3 {
-                bodies[i][k] += force[k] * 0.01;
+            for (place, force) in bodies[i].iter_mut().zip(force) {
+                *place += force * 0.01;
             }
         }
     }

@@ -210,15 +210,14 @@ fn example(code: Code) -> Option<Instruction> {
     let mut instruction = Instruction::new();
     instruction.set_code(code);
     let info = code.op_code();
-    let mut next = 0;
     for (operand, &kind) in info.op_kinds().iter().enumerate() {
         let operand = operand as u32;
-        next += 1;
+        let next = operand + 1;
         let memory = |instruction: &mut Instruction| {
             instruction.set_op_kind(operand, OpKind::Memory);
             instruction.set_memory_base(Register::RBX);
         };
-        let mut register = |first: Register| {
+        let register = |first: Register| {
             instruction.set_op_kind(operand, OpKind::Register);
             instruction.set_op_register(operand, first + next);
         };

@@ -265,7 +265,7 @@ impl Flat {
         let machine = Machine {
             state,
             bank,
-            stubs: Stubs::new(Features::host().clone(), 1 << 20).expect("stubs"),
+            stubs: Stubs::new(Features::host(), 1 << 20).expect("stubs"),
             code: HashMap::new(),
             writes: Vec::new(),
             stepped: Vec::new(),
@@ -282,7 +282,7 @@ impl Flat {
         self.stack[top + 1] = &raw const HALT as u64;
         let state = &mut self.machine.state;
         state.gpr[RSP] = &raw const self.stack[top + 1] as u64;
-        if state.gpr[RSP] % 16 == 0 {
+        if state.gpr[RSP].is_multiple_of(16) {
             self.stack[top] = &raw const HALT as u64;
             state.gpr[RSP] -= 8;
         }
