@@ -2,13 +2,13 @@
 # Ubuntu machine with Rust and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages run test bench lint
+.PHONY: help setup packages run test soak bench bench-container bench-disk bench-net lint
 
 CARGO ?= cargo
 GUISE := target/release/guise
 
 help: ## Say what there is to make
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 18
 
 packages:
 	@sh crates/testkit/packages.sh
@@ -25,9 +25,24 @@ test: setup ## Run every test
 	$(CARGO) test --release --workspace
 	@sh crates/testkit/not-tested.sh
 
+soak: setup ## What takes too long for every test run: more cases, more random guests
+	GUISE_RANDOM_SECONDS=60 GUISE_PROCESSOR_CASES=50000000 \
+		$(CARGO) test --release --package guise-engine-soft --test processor --test random_guests
+
 bench: setup ## Time a boot
 	@$(CARGO) build --quiet --release --package guise
 	@sh bench/boot.sh $(GUISE)
+
+bench-container: ## Time containers beside crun, runc and bwrap, where they are installed
+	@$(CARGO) build --quiet --release --package guise
+	@bench/container/run.py $(GUISE) 100
+
+bench-disk: setup ## Time conversions of disk images beside qemu-img
+	@$(CARGO) build --quiet --release --package guise
+	@bench/disk/run.sh $(GUISE) 3
+
+bench-net: ## Time the user-mode network in process
+	@$(CARGO) bench --quiet --package guise-net --bench user_tcp
 
 lint: ## Check the format and the lints, warnings denied
 	$(CARGO) fmt --all --check

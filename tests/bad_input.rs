@@ -1,12 +1,10 @@
 //! What cannot be booted is refused with one clear line and exit code 1 or 2.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 
+use crate::support::{Boot, have};
 use guise_testkit::assets::Kernel;
 use guise_testkit::initramfs;
-use support::{Boot, have};
 
 /// A file with this content that goes away with the value.
 struct Scratch(PathBuf);

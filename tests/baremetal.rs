@@ -1,9 +1,7 @@
 //! Bare-metal guests on the real binary: what they print, and how they end.
 
-mod support;
-
+use crate::support::{Boot, Ended, alone, have, lines};
 use guise_testkit::baremetal::Program;
-use support::{Boot, Ended, alone, have, lines};
 
 /// The debug-exit port's value 0 as an exit code.
 const GOOD: i32 = 1;

@@ -1,13 +1,11 @@
 //! Debian's kernels, as packaged, on the real binary.
 
-mod support;
-
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::support::{Boot, Ended, Running, alone, have, lines};
 use guise_testkit::assets::Kernel;
 use guise_testkit::{initramfs, torture};
-use support::{Boot, Ended, Running, alone, have, lines};
 
 fn boot(kernel: Kernel, cpus: &str) -> Boot {
     Boot::kernel(&have(kernel.image())).args(["--cpus", cpus])

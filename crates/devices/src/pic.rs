@@ -54,6 +54,8 @@ struct Chip {
 }
 
 impl Chip {
+    /// An edge is kept until it is acknowledged, even if the line falls before: what
+    /// interrupts by pulses would lose them otherwise. A level is not.
     fn set_line(&mut self, input: u8, level: bool) {
         let bit = 1 << input;
         let rising = level && self.levels & bit == 0;
@@ -62,11 +64,10 @@ impl Chip {
         } else {
             self.levels &= !bit
         }
-        if self.level_triggered & bit != 0 || !level {
-            // Without a latched edge, a request lasts as long as the level does.
-            if level { self.request |= bit } else { self.request &= !bit }
-        } else if rising {
+        if rising {
             self.request |= bit;
+        } else if !level && self.level_triggered & bit != 0 {
+            self.request &= !bit;
         }
     }
 
@@ -184,6 +185,9 @@ impl Chip {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PicState {
     chips: [Chip; 2],
+    /// The level of INTR as it was last told.
+    #[serde(skip)]
+    output: bool,
 }
 
 /// The pair.
@@ -210,11 +214,8 @@ impl PicState {
     /// served, if any.
     fn settle(&mut self) -> Option<u8> {
         let output = self.chips[1].pending(false).is_some();
-        // The slave lowers its output between requests, so each one is an edge.
-        if output && self.chips[0].request & 1 << CASCADE == 0 {
-            self.chips[0].set_line(CASCADE, false);
-        }
-        self.chips[0].set_line(CASCADE, output);
+        let cascade = &mut self.chips[0].request;
+        *cascade = *cascade & !(1 << CASCADE) | u8::from(output) << CASCADE;
         self.chips[0].pending(output)
     }
 
@@ -265,7 +266,10 @@ impl Pic {
     }
 
     fn update(&self, state: &mut PicState) {
-        self.interrupt.set(state.settle().is_some());
+        let output = state.settle().is_some();
+        if std::mem::replace(&mut state.output, output) != output {
+            self.interrupt.set(output);
+        }
     }
 
     /// The vector of the request that is served next, or none when it has gone away.
@@ -291,7 +295,7 @@ impl Pic {
     /// Takes over a saved state, and sets INTR as it says.
     pub fn set_state(&self, saved: &PicState) {
         let mut state = self.lock();
-        state.clone_from(saved);
+        state.chips.clone_from(&saved.chips);
         for chip in &mut state.chips {
             // What a chip keeps in the range that it can count on.
             chip.first &= 7;
@@ -325,7 +329,10 @@ impl Pic {
         match port {
             0x20 | 0xa0 => chip.write_command(value),
             0x21 | 0xa1 => chip.write_data(value),
-            0x4d0 | 0x4d1 => chip.level_triggered = value & !EDGE_ONLY[index],
+            0x4d0 | 0x4d1 => {
+                chip.level_triggered = value & !EDGE_ONLY[index];
+                chip.request |= chip.levels & chip.level_triggered;
+            }
             _ => {}
         }
         self.update(&mut state);

@@ -9,7 +9,7 @@ use serde::ser::{SerializeMap, Serializer};
 
 use crate::codec::Codec;
 use crate::error::{Error, Result};
-use crate::formats::qcow2::Qcow2;
+use crate::formats::qcow2::{Qcow2, Ticket};
 use crate::storage::{SharedStorage, Storage};
 
 /// The formats by name.
@@ -242,6 +242,19 @@ impl Preallocation {
     }
 }
 
+/// Held while somebody else does I/O at places that the format named: they are
+/// not used for something else meanwhile.
+#[derive(Default)]
+pub struct Guard {
+    _ticket: Option<Ticket>,
+}
+
+impl Guard {
+    pub(crate) fn holding(ticket: Ticket) -> Self {
+        Self { _ticket: Some(ticket) }
+    }
+}
+
 /// One image of one format, open.
 ///
 /// All methods take `&self`: an image serves several queue threads. Requests
@@ -328,6 +341,11 @@ pub trait Format: Send + Sync {
     /// of the stretch is like that: what a ring can submit by itself.
     fn write_in_place(&self, _offset: u64, _len: u64) -> Result<Option<Vec<(Place, u64)>>> {
         Ok(None)
+    }
+
+    /// To be taken before places are asked for, and held while they are used.
+    fn guard(&self) -> Guard {
+        Guard::default()
     }
 
     /// Flushes and marks the image as cleanly closed. No I/O comes after.

@@ -9,6 +9,7 @@ mod file;
 mod lock;
 mod memory;
 mod record;
+mod slice;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ pub use file::{Access, FileOptions, FileStorage};
 pub use lock::{FileLock, Share};
 pub use memory::MemoryStorage;
 pub use record::{Operation, RecordingStorage};
+pub use slice::SliceStorage;
 
 use crate::error::Result;
 
@@ -83,7 +85,13 @@ pub trait Storage: Send + Sync {
     }
 
     /// Copies from another storage inside of the kernel. `Ok(0)`: cannot.
-    fn copy_from(&self, _from: &dyn Storage, _from_offset: u64, _to: u64, _len: u64) -> Result<u64> {
+    fn copy_from(
+        &self,
+        _from: &dyn Storage,
+        _from_offset: u64,
+        _to: u64,
+        _len: u64,
+    ) -> Result<u64> {
         Ok(0)
     }
 }

@@ -39,8 +39,9 @@ use crate::interpret::op::{Run, Slot, Trap};
 use crate::memory::fetch::FetchCache;
 use crate::memory::spaces::Spaces;
 use crate::state::CpuState;
-use crate::vm::map::MemoryMap;
+use crate::translate::backend::Translated;
 use crate::vcpu::debug::Debug;
+use crate::vm::map::MemoryMap;
 use crate::vm::shared::{VcpuShared, VmShared, attention};
 
 pub use mode::Mode;
@@ -112,6 +113,7 @@ pub struct Cpu {
     pub run: RunState,
     pub msr: Msrs,
     pub counters: Counters,
+    pub translated: Translated,
     pub stubs: Stubs,
     pub debug: Debug,
     pub platform: Option<NonNull<dyn Platform>>,

@@ -16,6 +16,7 @@
 //! | [`state`] | the registers of a vCPU, laid out for generated code |
 //! | [`tlb`] | the software TLB that both tiers read |
 //! | [`exception`] | exceptions on their way to the guest |
+//! | [`translate`] | the translator |
 //! | [`access`] | what instructions with large operands need of a vCPU |
 //! | [`model`] | what CPUID and the feature MSRs tell of each CPU model |
 //! | [`paravirt`] | the interface that kernels know from KVM: clock, hypercalls |
@@ -34,6 +35,7 @@ pub mod model;
 pub mod paravirt;
 pub mod state;
 pub mod tlb;
+pub mod translate;
 pub mod vcpu;
 pub mod vm;
 
@@ -46,6 +48,8 @@ use guise_engine::{Engine, EngineError, Vm, VmConfig};
 pub enum Tier {
     /// The interpreter only.
     Interpreter,
+    /// The translator, with the interpreter for the rest.
+    Translator,
 }
 
 /// The engine that needs nothing of the host but its processor.
@@ -64,10 +68,11 @@ impl Engine for SoftEngine {
     fn name(&self) -> &'static str {
         match self.tier {
             Tier::Interpreter => "interp",
+            Tier::Translator => "soft",
         }
     }
 
     fn create_vm(&self, config: &VmConfig) -> Result<Arc<dyn Vm>, EngineError> {
-        Ok(vm::SoftVm::new(config)?)
+        Ok(vm::SoftVm::new(config, self.tier)?)
     }
 }

@@ -9,6 +9,7 @@
 use std::sync::atomic::AtomicU32;
 
 use crate::tlb::Bank;
+use crate::translate::frame::Frame;
 
 /// A segment register with its hidden part. Access rights are in the format of
 /// [`guise_engine::state::SegmentState::access`].
@@ -85,6 +86,8 @@ pub struct CpuState {
     /// Room for generated code to put a register aside.
     pub scratch: [u64; 8],
     pub trap: HostTrap,
+    /// What generated code and the translator tell each other.
+    pub generated: Frame,
 
     pub seg: [Segment; 6],
     pub ldtr: Segment,

@@ -18,6 +18,8 @@
 //! It fails for another page, for an access that leaves the page, and for an empty
 //! entry, whose `page` is one that does not belong in its place.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 /// Entries of each table; a power of two.
 pub const ENTRIES: usize = 1024;
 pub const PAGE_SIZE: u64 = 4096;
@@ -36,6 +38,16 @@ pub struct Entry {
 pub struct Bank {
     pub read: [Entry; ENTRIES],
     pub write: [Entry; ENTRIES],
+    /// For instruction fetches: the translator's id of the page that is mapped, or 0.
+    pub code: [u32; ENTRIES],
+    /// A number that no bank has had before, new whenever an id above is taken away.
+    pub epoch: u64,
+}
+
+static LAST_EPOCH: AtomicU64 = AtomicU64::new(0);
+
+fn new_epoch() -> u64 {
+    LAST_EPOCH.fetch_add(1, Ordering::Relaxed) + 1
 }
 
 /// Where an address belongs in a table.
@@ -61,7 +73,7 @@ impl Bank {
     /// A bank without entries. It is 32 KiB, so it is made on the heap.
     pub fn new() -> Box<Bank> {
         let table: [Entry; ENTRIES] = std::array::from_fn(empty);
-        Box::new(Bank { read: table, write: table })
+        Box::new(Bank { read: table, write: table, code: [0; ENTRIES], epoch: new_epoch() })
     }
 
     /// Where `size` bytes (1 to 4096) can be read at once.
@@ -104,6 +116,15 @@ impl Bank {
         if self.write[place].page == page {
             self.write[place] = empty(place);
         }
+        if self.code[place] != 0 {
+            self.code[place] = 0;
+            self.epoch = new_epoch();
+        }
+    }
+
+    /// Notes what code is at a linear address now.
+    pub fn set_code(&mut self, address: u64, id: u32) {
+        self.code[index(address)] = id;
     }
 
     /// Forgets every write entry that leads to this host page.
@@ -120,6 +141,13 @@ impl Bank {
             self.read[place] = empty(place);
             self.write[place] = empty(place);
         }
+        self.forget_code();
+    }
+
+    /// Forgets where code is.
+    pub fn forget_code(&mut self) {
+        self.code = [0; ENTRIES];
+        self.epoch = new_epoch();
     }
 }
 

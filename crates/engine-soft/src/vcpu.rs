@@ -19,18 +19,19 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use guise_engine::state::RunState;
-use guise_engine::{
-    DebugControl, EngineError, Exit, Platform, Vcpu, VcpuHandle, VcpuState,
-};
+use guise_engine::{DebugControl, EngineError, Exit, Platform, Vcpu, VcpuHandle, VcpuState};
 
+use crate::Tier;
 use crate::cpu::deliver::Event;
 use crate::cpu::{Cpu, Raised};
 use crate::host::traps;
+use crate::translate::Translator;
 use crate::vm::shared::{VcpuShared, VmShared, attention};
 
 pub struct SoftVcpu {
     cpu: Box<Cpu>,
-    statistics: Arc<Mutex<BTreeMap<&'static str, u64>>>,
+    translator: Option<Translator>,
+    statistics: Arc<Mutex<BTreeMap<String, u64>>>,
 }
 
 struct Handle(Arc<VcpuShared>);
@@ -45,12 +46,20 @@ impl SoftVcpu {
     pub fn new(
         shared: Arc<VmShared>,
         me: Arc<VcpuShared>,
-        statistics: Arc<Mutex<BTreeMap<&'static str, u64>>>,
+        statistics: Arc<Mutex<BTreeMap<String, u64>>>,
+        tier: Tier,
     ) -> Result<SoftVcpu, EngineError> {
         let cpu = Cpu::new(shared, me)?;
         // SAFETY: the word is in a box that this vCPU owns; `drop` disconnects it.
         unsafe { cpu.me.connect(Some(NonNull::from(&cpu.state.attention))) };
-        Ok(SoftVcpu { cpu, statistics })
+        let translator = match tier {
+            Tier::Interpreter => None,
+            Tier::Translator => Some(cpu.new_translator().map_err(|source| EngineError::Host {
+                doing: "making room for translated code",
+                source,
+            })?),
+        };
+        Ok(SoftVcpu { cpu, translator, statistics })
     }
 
     /// Adds this vCPU's counters to the VM's.
@@ -69,6 +78,9 @@ impl SoftVcpu {
             ("device_accesses", counters.device_accesses),
             ("port_accesses", counters.port_accesses),
         ] {
+            *all.entry(name.to_owned()).or_default() += value;
+        }
+        for (name, value) in self.translator.iter_mut().flat_map(Translator::take_counts) {
             *all.entry(name).or_default() += value;
         }
     }
@@ -87,11 +99,16 @@ impl Vcpu for SoftVcpu {
             doing: "preparing the thread for generated code",
             source,
         })?;
+        // SAFETY: the state is in a box, and nothing is generated that outlives it.
+        unsafe { self.cpu.state.bind_to_thread() }.map_err(|source| EngineError::Host {
+            doing: "setting the thread's GS base",
+            source,
+        })?;
         // SAFETY: taken back below, before the borrow ends; a panic in between leaves
         // a vCPU that its owner cannot run without lending again.
         unsafe { self.cpu.lend_platform(platform) };
         self.cpu.enter();
-        let result = self.cpu.run_guest();
+        let result = self.cpu.run_guest(self.translator.as_mut());
         self.cpu.leave();
         self.cpu.take_platform();
         self.count();
@@ -122,7 +139,7 @@ impl Vcpu for SoftVcpu {
 }
 
 impl Cpu {
-    fn run_guest(&mut self) -> Result<Exit, EngineError> {
+    fn run_guest(&mut self, mut translator: Option<&mut Translator>) -> Result<Exit, EngineError> {
         loop {
             if self.run != RunState::Running {
                 if self.run == RunState::Shutdown {
@@ -138,23 +155,24 @@ impl Cpu {
             {
                 return Ok(exit);
             }
-            if self.run == RunState::Running
-                && self.state.attention.load(Ordering::SeqCst) == 0
-                && self.execute().is_err()
-            {
-                self.deliver_raised();
+            if self.run == RunState::Running && self.state.attention.load(Ordering::SeqCst) == 0 {
+                match &mut translator {
+                    Some(translator) if self.is_translatable() => translator.run(self),
+                    _ if self.execute().is_err() => self.deliver_raised(),
+                    _ => {}
+                }
             }
         }
     }
 
     /// Delivers what an instruction raised; a shut-down ends the run.
-    fn deliver_raised(&mut self) {
+    pub(crate) fn deliver_raised(&mut self) {
         let raised = std::mem::replace(&mut self.raised, Raised::Nothing);
         let delivered = match raised {
             Raised::Exception(exception) => self.deliver(Event::Exception(exception)),
-            Raised::NonCanonical => self.deliver(Event::Exception(
-                crate::exception::Exception::general_protection(0),
-            )),
+            Raised::NonCanonical => {
+                self.deliver(Event::Exception(crate::exception::Exception::general_protection(0)))
+            }
             Raised::Nothing => Ok(()),
             Raised::Shutdown => Err(crate::interpret::op::Trap),
         };

@@ -21,15 +21,17 @@ use guise_engine::{
     Doorbell, EngineError, MAX_VCPUS, MemorySlot, Msi, Vcpu, Vm, VmConfig, VmState,
 };
 
+use crate::Tier;
 use crate::apic::ApicBus;
 use crate::vcpu::SoftVcpu;
 use map::{MemoryMap, Region};
 use shared::{Request, VcpuShared, VmShared, attention};
 
 pub struct SoftVm {
+    tier: Tier,
     shared: Arc<VmShared>,
     created: Mutex<u8>,
-    statistics: Arc<Mutex<BTreeMap<&'static str, u64>>>,
+    statistics: Arc<Mutex<BTreeMap<String, u64>>>,
     timer: Option<JoinHandle<()>>,
 }
 
@@ -70,7 +72,7 @@ pub fn ring(eventfd: &OwnedFd) {
 }
 
 impl SoftVm {
-    pub fn new(config: &VmConfig) -> Result<Arc<SoftVm>, EngineError> {
+    pub fn new(config: &VmConfig, tier: Tier) -> Result<Arc<SoftVm>, EngineError> {
         if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
             return Err(EngineError::VcpuCount { wanted: config.vcpus, max: MAX_VCPUS });
         }
@@ -92,6 +94,7 @@ impl SoftVm {
             })
             .map_err(|source| EngineError::Host { doing: "starting the timer thread", source })?;
         Ok(Arc::new(SoftVm {
+            tier,
             shared,
             created: Mutex::new(0),
             statistics: Arc::default(),
@@ -115,9 +118,11 @@ impl SoftVm {
 
     fn region(&self, slot: u32) -> Result<(Arc<Region>, std::ops::Range<usize>), EngineError> {
         let map = self.shared.memory_map();
-        let slot = map.slots().iter().find(|s| s.number == slot).ok_or_else(|| {
-            EngineError::State(format!("memory slot {slot} is not mapped"))
-        })?;
+        let slot = map
+            .slots()
+            .iter()
+            .find(|s| s.number == slot)
+            .ok_or_else(|| EngineError::State(format!("memory slot {slot} is not mapped")))?;
         let first = slot.region.page_of(slot.host);
         let pages = (slot.size / guise_engine::memory::PAGE_SIZE as u64) as usize;
         Ok((slot.region.clone(), first..first + pages))
@@ -194,7 +199,7 @@ impl Vm for SoftVm {
         *created |= 1 << index;
         let me = Arc::new(VcpuShared::new(index));
         let me = self.shared.vcpus[index as usize].get_or_init(|| me).clone();
-        let vcpu = SoftVcpu::new(self.shared.clone(), me, self.statistics.clone())?;
+        let vcpu = SoftVcpu::new(self.shared.clone(), me, self.statistics.clone(), self.tier)?;
         Ok(Box::new(vcpu))
     }
 
@@ -247,16 +252,14 @@ impl Vm for SoftVm {
     }
 
     fn register_doorbell(&self, doorbell: Doorbell) -> Result<(), EngineError> {
-        let mut doorbells =
-            self.shared.doorbells.write().unwrap_or_else(PoisonError::into_inner);
+        let mut doorbells = self.shared.doorbells.write().unwrap_or_else(PoisonError::into_inner);
         doorbells.push(doorbell);
         self.shared.has_doorbells.store(true, Ordering::SeqCst);
         Ok(())
     }
 
     fn unregister_doorbell(&self, doorbell: &Doorbell) -> Result<(), EngineError> {
-        let mut doorbells =
-            self.shared.doorbells.write().unwrap_or_else(PoisonError::into_inner);
+        let mut doorbells = self.shared.doorbells.write().unwrap_or_else(PoisonError::into_inner);
         doorbells.retain(|other| {
             other.address != doorbell.address
                 || other.length != doorbell.length

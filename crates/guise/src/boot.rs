@@ -125,8 +125,14 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         machine.resume();
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let ending = machine.wait(left);
-        machine.pause();
+        let stopped = machine.pause();
         totals.add(&machine);
+        if let Err(error) = stopped {
+            // Its thread cannot be joined; it ends with the process.
+            std::mem::forget(machine);
+            eprintln!("guise: {error}");
+            break ending;
+        }
         match ending {
             // A machine that resets is made anew; nothing of the old one stays.
             Some(Ending::Reset) if !arguments.no_reboot => continue,

@@ -9,7 +9,9 @@ mod convert;
 mod create;
 mod inspect;
 mod output;
+mod qemu_io;
 mod run;
+mod serve;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -74,6 +76,8 @@ enum Command {
     Dd(convert::DdArgs),
     /// Measure how fast requests are served
     Bench(run::BenchArgs),
+    /// Serve a disk to other programs (NBD)
+    Serve(serve::ServeArgs),
 }
 
 /// Runs `guise disk`.
@@ -98,6 +102,11 @@ pub fn run_as_qemu_img(arguments: Vec<OsString>) -> ExitCode {
     }
 }
 
+/// Runs under the name `qemu-io`.
+pub fn run_as_qemu_io(arguments: Vec<OsString>) -> ExitCode {
+    qemu_io::run(arguments)
+}
+
 fn dispatch(command: Command, persona: Persona) -> common::Outcome {
     match command {
         Command::Create(args) => create::create(args, persona),
@@ -115,6 +124,7 @@ fn dispatch(command: Command, persona: Persona) -> common::Outcome {
         Command::Bitmap(args) => change::bitmap(args, persona),
         Command::Dd(args) => convert::dd(args, persona),
         Command::Bench(args) => run::bench(args, persona),
+        Command::Serve(args) => serve::serve(args, persona),
     }
 }
 

@@ -15,7 +15,7 @@ pub enum EngineChoice {
     Kvm,
     /// Guise's own engine
     Soft,
-    /// The soft engine's interpreter alone
+    /// Its interpreter alone
     Interp,
 }
 

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
 use guise_image::spec::Platform;
-use guise_image::{Limits, Name, Pull, Result, Store};
+use guise_image::{Limits, Name, Pull, Result, Store, archive, registry};
 
 use progress::Bars;
 
@@ -60,10 +60,47 @@ enum ImageCommand {
         #[arg(long)]
         platform: Option<Platform>,
     },
+    /// Send an image to a registry
+    Push {
+        name: Name,
+        /// Where to, if the name in the store is not the name in the registry
+        to: Option<Name>,
+        /// Print nothing but errors
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// Take an image from a file: an OCI layout or archive, a Docker archive,
+    /// or a tar file of a root file system
+    Import {
+        path: PathBuf,
+        /// What to call it [default: what the archive calls it]
+        name: Option<Name>,
+        /// Which image of an archive with several
+        #[arg(long, value_name = "NAME")]
+        image: Option<String>,
+        #[command(flatten)]
+        limits: LimitArgs,
+        /// Print nothing but errors
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// Write an image to a file or an OCI layout
+    Export {
+        name: Name,
+        path: PathBuf,
+        #[arg(long, value_enum, default_value = "oci-archive")]
+        format: ExportFormat,
+        /// For Docker archives, which have one platform only
+        #[arg(long)]
+        platform: Option<Platform>,
+    },
     /// Remove images, and what only they needed
     Rm {
         #[arg(required = true)]
         names: Vec<Name>,
+        /// Remove them from their registries instead
+        #[arg(long)]
+        remote: bool,
     },
     /// Give an image another name
     Tag { name: Name, new: Name },
@@ -112,6 +149,26 @@ enum Output {
     #[default]
     Table,
     Json,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ExportFormat {
+    /// A directory, which may hold several images
+    OciLayout,
+    /// The same as one tar file
+    OciArchive,
+    /// What `docker load` reads
+    DockerArchive,
+}
+
+impl From<ExportFormat> for archive::Format {
+    fn from(format: ExportFormat) -> Self {
+        match format {
+            ExportFormat::OciLayout => Self::OciLayout,
+            ExportFormat::OciArchive => Self::OciArchive,
+            ExportFormat::DockerArchive => Self::DockerArchive,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -168,7 +225,39 @@ fn dispatch(args: ImageArgs) -> Result<()> {
         }
         ImageCommand::Ls { output } => show::list(&store, output.output),
         ImageCommand::Inspect { name, platform } => show::inspect(&store, &name, platform.as_ref()),
-        ImageCommand::Rm { names } => {
+        ImageCommand::Push { name, to, quiet } => {
+            let bars = Bars::new(quiet);
+            let to = to.unwrap_or_else(|| name.clone());
+            let digest = registry::push(&store, &name, &to, &bars)?;
+            bars.finish();
+            if !quiet {
+                println!("{digest}");
+            }
+            Ok(())
+        }
+        ImageCommand::Import { path, name, image, limits, quiet } => {
+            let bars = Bars::new(quiet);
+            let session = store.session()?;
+            let imported =
+                archive::import(&session, &path, image.as_deref(), limits.limits(), &bars)?;
+            bars.finish();
+            let name = show::imported_name(&path, name, imported.name.as_deref())?;
+            session.set_reference(&name, &imported.target)?;
+            if !quiet {
+                println!("{name} {}", imported.target.digest);
+            }
+            Ok(())
+        }
+        ImageCommand::Export { name, path, format, platform } => {
+            archive::export(&store, &name, platform.as_ref(), format.into(), &path)
+        }
+        ImageCommand::Rm { names, remote: true } => {
+            for name in &names {
+                println!("{name} {}", registry::delete(name)?);
+            }
+            Ok(())
+        }
+        ImageCommand::Rm { names, remote: false } => {
             for name in &names {
                 store.remove_reference(name)?;
                 println!("{name}");

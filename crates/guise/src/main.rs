@@ -7,7 +7,9 @@ mod disk;
 mod doctor;
 mod engine;
 mod image;
+mod oci;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -30,6 +32,12 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Fetch, list, inspect and remove images
     Image(image::ImageArgs),
+    /// The command line of an OCI runtime, for podman, Docker and containerd
+    #[command(disable_help_flag = true)]
+    Oci {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
 }
 
 /// Something went wrong in the way that the exit code says.
@@ -51,9 +59,17 @@ impl Failure {
 }
 
 fn main() -> ExitCode {
+    // A tenth of the time that a container takes to start would go into the
+    // description of all subcommands.
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|first| first == "oci") {
+        return oci::main(args.collect());
+    }
     let arguments: Vec<_> = std::env::args_os().collect();
-    if disk::called_as(&arguments).as_deref() == Some("qemu-img") {
-        return disk::run_as_qemu_img(arguments);
+    match disk::called_as(&arguments).as_deref() {
+        Some("qemu-img") => return disk::run_as_qemu_img(arguments),
+        Some("qemu-io") => return disk::run_as_qemu_io(arguments),
+        _ => {}
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -64,6 +80,7 @@ fn main() -> ExitCode {
         Command::Disk(arguments) => disk::run(arguments),
         Command::Doctor(arguments) => report(doctor::run(&arguments)),
         Command::Image(arguments) => image::run(arguments),
+        Command::Oci { args } => oci::main(args),
     }
 }
 

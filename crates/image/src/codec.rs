@@ -100,6 +100,18 @@ impl<R: Read> Read for Prefixed<R> {
     }
 }
 
+/// Compresses bytes in memory.
+pub fn compress(bytes: &[u8], compression: Compression) -> Vec<u8> {
+    let compressed = Encoder::new(Vec::new(), compression).and_then(|mut encoder| {
+        encoder.write_all(bytes)?;
+        encoder.finish()
+    });
+    match compressed {
+        Ok(compressed) => compressed,
+        Err(e) => unreachable!("writing to memory failed: {e}"),
+    }
+}
+
 /// Compresses what is written. `finish` must be called.
 pub enum Encoder<W: Write> {
     None(W),

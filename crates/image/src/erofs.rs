@@ -22,7 +22,7 @@ use crate::error::{IoContext, LayerError};
 use crate::layer::source::Source;
 use crate::limits::Limits;
 use crate::progress::Progress;
-use crate::store::{FileLock, Image, Session, sync_dir, unique_name};
+use crate::store::{FileLock, Image, Session, scratch_file, sync_dir, unique_name};
 use crate::{Digest, Error, Result};
 
 use data::DataArea;
@@ -69,7 +69,7 @@ impl Session<'_> {
             .create_new(true)
             .open(temporary)
             .at("making", temporary)?;
-        let tails = tempfile_in(&self.path("tmp"))?;
+        let tails = scratch_file(&self.path("tmp"))?;
         let mut data = DataArea::new(file, tails).at("writing", temporary)?;
         let mut tree = Tree::new(limits.entries);
         let mut left = limits.unpacked_bytes;
@@ -85,19 +85,6 @@ impl Session<'_> {
         let file = layout::write(&tree, data, chain).at("writing", temporary)?;
         file.sync_all().at("writing", temporary)
     }
-}
-
-/// An unnamed scratch file.
-fn tempfile_in(dir: &std::path::Path) -> Result<fs::File> {
-    let path = dir.join(unique_name());
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&path)
-        .at("making", &path)?;
-    fs::remove_file(&path).at("unlinking", &path)?;
-    Ok(file)
 }
 
 /// Puts one layer on top of the tree. Returns how many bytes it held.
@@ -117,3 +104,6 @@ fn merge(
     source.finish(diff_id)?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,3 +28,6 @@ pub(crate) fn unpack_alone(
 ) -> Result<(), LayerError> {
     unpack::unpack(blob, diff_id, into, limits)?.settle(&[]).map(drop)
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 //! package archive (`debian`), and go out to each guise in the form it wants:
 //! directories for overlayfs, one EROFS file, a kernel with its modules.
 
+pub mod archive;
 mod clock;
 mod codec;
 mod digest;
@@ -18,11 +19,13 @@ mod pull;
 pub mod spec;
 mod store;
 pub mod tar;
+#[cfg(test)]
+mod testing;
 
 pub mod debian;
 pub mod registry;
 
-pub use codec::Compression;
+pub use codec::{Compression, compress};
 pub use digest::{BadDigest, Digest};
 pub use error::{Error, LayerError, Mismatch, Result};
 pub use limits::Limits;

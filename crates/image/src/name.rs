@@ -37,11 +37,7 @@ impl Name {
     /// The tag: `latest` if the name has neither tag nor digest.
     #[must_use]
     pub fn tag(&self) -> Option<&str> {
-        match (&self.tag, &self.digest) {
-            (Some(tag), _) => Some(tag),
-            (None, None) => Some("latest"),
-            (None, Some(_)) => None,
-        }
+        self.tag.as_deref()
     }
 
     #[must_use]
@@ -160,7 +156,8 @@ impl FromStr for Name {
         Ok(Self {
             host: host.map(str::to_owned),
             path: path.to_owned(),
-            tag: tag.map(str::to_owned),
+            // So that `app` and `app:latest` are one name.
+            tag: tag.or(digest.is_none().then_some("latest")).map(str::to_owned),
             digest,
         })
     }

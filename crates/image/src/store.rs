@@ -267,6 +267,15 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     fs::File::open(dir).and_then(|dir| dir.sync_all()).at("syncing", dir)
 }
 
+/// An unnamed file below `dir`, gone when it is closed.
+pub(crate) fn scratch_file(dir: &Path) -> Result<fs::File> {
+    let path = dir.join(unique_name());
+    let mut options = fs::OpenOptions::new();
+    let file = options.read(true).write(true).create_new(true).open(&path).at("making", &path)?;
+    fs::remove_file(&path).at("unlinking", &path)?;
+    Ok(file)
+}
+
 /// A name that no other process and no other thread uses.
 pub(crate) fn unique_name() -> String {
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -276,3 +285,6 @@ pub(crate) fn unique_name() -> String {
         .map_or(0, |since| since.as_nanos());
     format!("{}-{now:x}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
 }
+
+#[cfg(test)]
+mod tests;

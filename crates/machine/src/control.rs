@@ -113,13 +113,18 @@ impl Control {
         self.set_wanted(Wanted::Stop);
     }
 
-    /// Returns when every thread is out of the guest.
-    pub fn pause(&self) {
+    /// Returns when every thread is out of the guest, or, saying no, when one of them
+    /// has not come out within the limit.
+    pub fn pause(&self, limit: Duration) -> bool {
         self.set_wanted(Wanted::Pause);
-        let mut shared = self.lock();
-        while shared.parked < shared.tasks.len() && shared.wanted == Wanted::Pause {
-            shared = self.changed.wait(shared).unwrap_or_else(PoisonError::into_inner);
-        }
+        let inside = |shared: &mut Shared| {
+            shared.parked < shared.tasks.len() && shared.wanted == Wanted::Pause
+        };
+        let (mut shared, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), limit, inside)
+            .unwrap_or_else(PoisonError::into_inner);
+        !inside(&mut shared)
     }
 
     /// Ends the machine, unless it has ended already.

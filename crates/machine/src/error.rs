@@ -28,6 +28,9 @@ pub enum MachineError {
         #[source]
         source: std::io::Error,
     },
+    /// An engine that does not listen to kicks.
+    #[error("a vCPU does not leave the guest; this is a fault of the engine")]
+    Unresponsive,
     /// The ACPI tables are longer than the room for them.
     #[error("the ACPI tables do not fit into memory")]
     AcpiTables,

@@ -35,6 +35,10 @@ pub struct MachineConfig {
     pub test_devices: bool,
 }
 
+/// How long a vCPU may take to come out of the guest. On a busy host a device's
+/// system call in the middle of an instruction may take its time.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Made paused; [`Machine::resume`] starts it.
 pub struct Machine {
     pub(crate) config: MachineConfig,
@@ -145,9 +149,12 @@ impl Machine {
     }
 
     /// Stops the vCPUs between two instructions each, then time.
-    pub fn pause(&self) {
-        self.control.pause();
+    pub fn pause(&self) -> Result<(), MachineError> {
+        if !self.control.pause(PATIENCE) {
+            return Err(MachineError::Unresponsive);
+        }
         self.clock.pause();
+        Ok(())
     }
 
     /// Waits until the machine ends; nothing when it has not within the limit.

@@ -59,7 +59,7 @@ fn check_size(size: u64, host: u64) -> Result<(), MachineError> {
     if size > layout::MAX_MEMORY {
         return refuse(format!("a machine may have {} at most", Size(layout::MAX_MEMORY)));
     }
-    if size % MIB != 0 {
+    if !size.is_multiple_of(MIB) {
         return refuse("memory comes in whole mebibytes".to_owned());
     }
     if size > host {

@@ -46,11 +46,11 @@ fn an_edge_is_served_once() {
     rig.pic.write(MASTER, &[0x20]);
     assert!(!rig.high(), "the level alone is no request");
     line.set(false);
-    line.set(true);
-    assert!(rig.high());
-    line.set(false);
-    assert!(!rig.high(), "the request went away");
-    assert_eq!(rig.pic.acknowledge(), None);
+    line.pulse();
+    assert!(rig.high(), "an edge is kept");
+    assert_eq!(rig.pic.acknowledge(), Some(0x24));
+    rig.pic.write(MASTER, &[0x20]);
+    assert!(!rig.high());
 }
 
 #[test]
@@ -67,6 +67,16 @@ fn a_level_is_served_until_it_goes_away() {
     assert!(rig.high());
     line.set(false);
     assert!(!rig.high());
+}
+
+#[test]
+fn a_slaves_request_that_is_masked_goes_away() {
+    let rig = Rig::new();
+    rig.pic.line(9).set(true);
+    assert!(rig.high());
+    rig.pic.write(SLAVE + 1, &[0xff]);
+    assert!(!rig.high());
+    assert_eq!(rig.pic.acknowledge(), None);
 }
 
 #[test]

@@ -36,13 +36,14 @@ use self::entry::Shape;
 use self::header::{
     AUTOCLEAR_KNOWN, COMPAT_LAZY, Crypt, Header, INCOMPAT_CORRUPT, INCOMPAT_DIRTY, read_table,
 };
+pub(crate) use self::meta::Ticket;
 use self::meta::{Epochs, Meta, write_staged};
 use self::refcounts::Refcounts;
 use crate::codec::Codec;
 use crate::crypt::{LegacyAes, Luks, SectorCipher};
 use crate::error::{Blame, Error, Result};
 use crate::format::{
-    BackingReference, Below, CheckReport, Detail, Extent, Format, FormatKind, Place,
+    BackingReference, Below, CheckReport, Detail, Extent, Format, FormatKind, Guard, Place,
     Preallocation, Repair,
 };
 use crate::storage::{SharedStorage, Storage};
@@ -382,6 +383,10 @@ impl Format for Qcow2 {
 
     fn write_in_place(&self, offset: u64, len: u64) -> Result<Option<Vec<(Place, u64)>>> {
         self.in_place(offset, len)
+    }
+
+    fn guard(&self) -> Guard {
+        Guard::holding(self.epochs.enter())
     }
 
     fn close(&self) -> Result<()> {

@@ -73,8 +73,7 @@ impl Format for Raw {
     fn map(&self, offset: u64, len: u64) -> Result<Extent> {
         let run = self.storage().run_at(offset)?;
         let at = Place { file: 0, offset };
-        let state =
-            if run.data { State::Data { at } } else { State::Zero { at: Some(at) } };
+        let state = if run.data { State::Data { at } } else { State::Zero { at: Some(at) } };
         // A file shorter than it was reads as an error, not as zeroes.
         let run_len = if run.len == 0 { len } else { run.len };
         let state = if run.len == 0 { State::Data { at } } else { state };

@@ -11,8 +11,15 @@ use std::sync::Arc;
 use super::Image;
 use crate::error::{Error, Result};
 use crate::format::{BackingReference, Format, FormatKind, probe};
+use crate::formats::luks::LuksVolume;
+use crate::formats::ova::Ova;
+use crate::formats::parallels::Parallels;
 use crate::formats::qcow2::{self, Qcow2};
 use crate::formats::raw::Raw;
+use crate::formats::vdi::Vdi;
+use crate::formats::vhd::Vhd;
+use crate::formats::vhdx::Vhdx;
+use crate::formats::vmdk::Vmdk;
 use crate::storage::{Access, FileOptions, FileStorage, Share, SharedStorage};
 
 /// The longest chain of backing files.
@@ -134,7 +141,8 @@ impl Opener<'_> {
     fn image(&mut self, path: &Path, format: Option<FormatKind>, write: bool) -> Result<Image> {
         let storage: SharedStorage =
             Arc::new(FileStorage::open(path, self.options.file_options(write))?);
-        let real = path.canonicalize().map_err(|e| Error::io("open", path.display().to_string(), e))?;
+        let real =
+            path.canonicalize().map_err(|e| Error::io("open", path.display().to_string(), e))?;
         self.chain.push(real);
         let kind = match format {
             Some(kind) => kind,
@@ -191,7 +199,20 @@ impl Opener<'_> {
                 };
                 Box::new(Qcow2::open(storage, open)?)
             }
-            other => return Err(Error::NoSuchOperation { format: other.name(), what: "driver" }),
+            FormatKind::Vmdk => {
+                let sibling = |name: &str| self.sibling(path, name, write);
+                Box::new(Vmdk::open(storage, write, &sibling)?)
+            }
+            FormatKind::Vhd => Box::new(Vhd::open(storage, write)?),
+            FormatKind::Vhdx => Box::new(Vhdx::open(storage, write)?),
+            FormatKind::Vdi => Box::new(Vdi::open(storage, write)?),
+            FormatKind::Parallels => Box::new(Parallels::open(storage, write)?),
+            FormatKind::Luks => Box::new(LuksVolume::open(
+                storage,
+                self.options.passphrases.get(),
+                self.options.without_contents,
+            )?),
+            FormatKind::Ova => Box::new(Ova::open(storage, write)?),
         })
     }
 
@@ -201,13 +222,9 @@ impl Opener<'_> {
         Ok(Arc::new(FileStorage::open(&at, self.options.file_options(write))?))
     }
 
-    fn backing(
-        &mut self,
-        path: &Path,
-        reference: &BackingReference,
-        top: bool,
-    ) -> Result<Image> {
-        let refuse = |why: &str| Error::Backing { name: reference.name.clone(), why: why.to_owned() };
+    fn backing(&mut self, path: &Path, reference: &BackingReference, top: bool) -> Result<Image> {
+        let refuse =
+            |why: &str| Error::Backing { name: reference.name.clone(), why: why.to_owned() };
         if self.chain.len() >= MAX_DEPTH {
             return Err(refuse("the chain of backing files is too long"));
         }
@@ -218,9 +235,10 @@ impl Opener<'_> {
         }
         let format = match (&reference.format, self.options.backing_format.filter(|_| top)) {
             (_, Some(kind)) => Some(kind),
-            (Some(name), None) => Some(FormatKind::from_name(name).ok_or_else(|| {
-                refuse(&format!("its format '{name}' is not known"))
-            })?),
+            (Some(name), None) => Some(
+                FormatKind::from_name(name)
+                    .ok_or_else(|| refuse(&format!("its format '{name}' is not known")))?,
+            ),
             (None, None) => None,
         };
         self.image(&at, format, false)
@@ -236,9 +254,9 @@ impl Opener<'_> {
         if plain.starts_with("json:") || plain.contains("://") {
             return Err(refuse("only names of files are followed"));
         }
-        let own = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-        let own = own.unwrap_or(Path::new("."));
-        let at = own.join(plain);
+        let beside = path.parent().unwrap_or(Path::new(""));
+        let own = if beside.as_os_str().is_empty() { Path::new(".") } else { beside };
+        let at = beside.join(plain);
         let real = |path: &Path| {
             path.canonicalize().map_err(|e| Error::io("open", path.display().to_string(), e))
         };

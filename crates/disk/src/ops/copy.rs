@@ -71,7 +71,8 @@ pub fn copy(
     progress: &dyn Progress,
 ) -> Result<()> {
     let size = source.size().min(target.size());
-    let copy = Copy { source, target, options, progress, size, name: target.path().display().to_string() };
+    let copy =
+        Copy { source, target, options, progress, size, name: target.path().display().to_string() };
     if options.compress {
         let Some(codec) = target.format().codec() else {
             return Err(Error::NoSuchOperation {
@@ -191,16 +192,28 @@ impl Copy<'_> {
             0 => thread::available_parallelism().map_or(1, usize::from),
             threads => threads.min(64),
         };
+        // Where only packed clusters are taken, noise is packed as well.
+        let always = self.target.format().always_packed();
+        let grow = if always { cluster as usize / 8 + 1024 } else { 0 };
         let (jobs, work) = channel();
         let work = Mutex::new(work);
         let (results, done) = channel();
         thread::scope(|scope| {
             for _ in 0..threads {
                 let results = results.clone();
-                scope.spawn(|| pack(&work, results, codec.encoder()));
+                scope.spawn(|| pack(&work, results, codec.encoder(), grow));
             }
             drop(results);
-            let mut line = Line { copy: self, jobs, done, threads, waiting: BTreeMap::new(), sent: 0, written: 0, spare: Vec::new() };
+            let mut line = Line {
+                copy: self,
+                jobs,
+                done,
+                threads,
+                waiting: BTreeMap::new(),
+                sent: 0,
+                written: 0,
+                spare: Vec::new(),
+            };
             self.feed(&mut line, cluster)?;
             while line.written < line.sent {
                 line.take()?;
@@ -217,11 +230,8 @@ impl Copy<'_> {
             step(self.progress, offset, self.size, &self.name)?;
             let (piece, len) = self.piece(offset, self.size - offset)?;
             // Clusters that are data in part are packed as a whole.
-            let end = if offset + len == self.size {
-                self.size
-            } else {
-                (offset + len) & !(cluster - 1)
-            };
+            let end =
+                if offset + len == self.size { self.size } else { (offset + len) & !(cluster - 1) };
             if piece != Piece::Data && end > offset {
                 if piece == Piece::Zero {
                     self.target.write_zeroes(offset, end - offset, true)?;
@@ -268,7 +278,12 @@ enum Packed {
     Plain(Vec<u8>),
 }
 
-fn pack(work: &Mutex<Receiver<Job>>, results: Sender<(u64, u64, u64, Packed)>, mut encoder: Encoder) {
+fn pack(
+    work: &Mutex<Receiver<Job>>,
+    results: Sender<(u64, u64, u64, Packed)>,
+    mut encoder: Encoder,
+    grow: usize,
+) {
     loop {
         // The lock is held while waiting: the next idle thread is next.
         let Ok(Job { sequence, offset, len, data }) = work.lock().recv() else { return };
@@ -276,7 +291,7 @@ fn pack(work: &Mutex<Receiver<Job>>, results: Sender<(u64, u64, u64, Packed)>, m
             Packed::Zero(data)
         } else {
             let mut bytes = Vec::new();
-            if encoder.pack(&data, data.len() - 1, &mut bytes) {
+            if encoder.pack(&data, data.len() - 1 + grow, &mut bytes) {
                 Packed::Small(data, bytes)
             } else {
                 Packed::Plain(data)

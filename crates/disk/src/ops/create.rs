@@ -1,5 +1,7 @@
 //! New images, from options by name.
 
+mod others;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,10 +54,9 @@ impl CreateRequest {
 /// The options of a format, with what they mean.
 pub fn option_names(kind: FormatKind) -> &'static [(&'static str, &'static str)] {
     match kind {
-        FormatKind::Raw => &[
-            ("preallocation", "off, falloc or full"),
-            ("size", "size of the disk"),
-        ],
+        FormatKind::Raw => {
+            &[("preallocation", "off, falloc or full"), ("size", "size of the disk")]
+        }
         FormatKind::Qcow2 => &[
             ("backing_file", "image below this one"),
             ("backing_fmt", "format of the image below"),
@@ -73,7 +74,7 @@ pub fn option_names(kind: FormatKind) -> &'static [(&'static str, &'static str)]
             ("refcount_bits", "width of a reference count, 1 to 64"),
             ("size", "size of the disk"),
         ],
-        _ => &[("size", "size of the disk")],
+        other => others::option_names(other),
     }
 }
 
@@ -158,7 +159,12 @@ pub fn create(request: &CreateRequest) -> Result<u64> {
             create_qcow2(request, &choices)?;
             Ok(size)
         }
-        other => Err(Error::NoSuchOperation { format: other.name(), what: "writer" }),
+        other => {
+            // These formats count in sectors.
+            let size = size.next_multiple_of(512);
+            others::create(request, other, size, backing.as_ref(), options)?;
+            Ok(size)
+        }
     }
 }
 
@@ -194,10 +200,7 @@ fn create_qcow2(request: &CreateRequest, choices: &CreateOptions) -> Result<()> 
 
 /// Choices for a qcow2 image from options by name, for tools that only
 /// calculate with them.
-pub fn qcow2_options(
-    given: &BTreeMap<String, String>,
-    size: u64,
-) -> Result<CreateOptions> {
+pub fn qcow2_options(given: &BTreeMap<String, String>, size: u64) -> Result<CreateOptions> {
     let mut options = Options {
         kind: FormatKind::Qcow2,
         left: given.iter().map(|(k, v)| (&**k, &**v)).collect(),

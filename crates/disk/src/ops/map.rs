@@ -23,7 +23,12 @@ pub struct MapEntry {
 }
 
 /// All stretches of a part of the disk, neighbours joined.
-pub fn map(image: &Image, start: u64, len: u64, mut tell: impl FnMut(MapEntry) -> Result<()>) -> Result<()> {
+pub fn map(
+    image: &Image,
+    start: u64,
+    len: u64,
+    mut tell: impl FnMut(MapEntry) -> Result<()>,
+) -> Result<()> {
     let end = start.saturating_add(len).min(image.size());
     let mut offset = start;
     let mut pending: Option<MapEntry> = None;

@@ -25,7 +25,10 @@ pub fn parse_size(text: &str) -> Result<u64> {
         return u64::from_str_radix(hex, 16).map_err(|_| bad());
     }
     if let Ok(whole) = number.parse::<u64>() {
-        return whole.checked_mul(1 << shift).filter(|&size| size <= i64::MAX as u64).ok_or_else(bad);
+        return whole
+            .checked_mul(1 << shift)
+            .filter(|&size| size <= i64::MAX as u64)
+            .ok_or_else(bad);
     }
     let value = number.parse::<f64>().map_err(|_| bad())? * (1_u64 << shift) as f64;
     if !(0.0..=i64::MAX as f64).contains(&value) {

@@ -111,6 +111,26 @@ impl FileStorage {
         Ok(storage)
     }
 
+    /// A file without a name, gone when it is closed.
+    pub fn temporary(dir: &Path) -> Result<Self> {
+        let name = dir.display().to_string();
+        let mut how = OpenOptions::new();
+        how.read(true).write(true).custom_flags(libc::O_TMPFILE);
+        let file = how.open(dir).map_err(|e| Error::io("make a temporary file in", &name, e))?;
+        Ok(Self {
+            file,
+            name,
+            path: dir.to_owned(),
+            writable: true,
+            direct: false,
+            never_flush: true,
+            block_device: false,
+            known_len: AtomicU64::new(0),
+            can_punch: AtomicBool::new(true),
+            _lock: None,
+        })
+    }
+
     /// The path it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
@@ -361,7 +381,13 @@ impl Storage for FileStorage {
         Some(self.file.as_fd())
     }
 
-    fn copy_from(&self, from: &dyn Storage, mut from_offset: u64, to: u64, len: u64) -> Result<u64> {
+    fn copy_from(
+        &self,
+        from: &dyn Storage,
+        mut from_offset: u64,
+        to: u64,
+        len: u64,
+    ) -> Result<u64> {
         let Some(source) = from.fd() else { return Ok(0) };
         if source.as_raw_fd() == self.file.as_raw_fd() || self.direct {
             return Ok(0);

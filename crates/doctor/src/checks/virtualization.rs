@@ -87,9 +87,9 @@ fn kvm_device() -> Finding {
 fn sentence(error: impl std::fmt::Display) -> String {
     let text = error.to_string();
     let mut characters = text.chars();
-    characters.next().map_or_else(String::new, |first| {
-        first.to_uppercase().chain(characters).collect()
-    })
+    characters
+        .next()
+        .map_or_else(String::new, |first| first.to_uppercase().chain(characters).collect())
 }
 
 fn iommu() -> Finding {

@@ -178,12 +178,8 @@ impl Registers {
             return Err(Refused);
         }
         let (old, new) = (self.base & MODE, value & MODE);
-        let allowed = match (old, new) {
-            (_, BASE_X2APIC) => false,
-            (0, MODE) | (MODE, BASE_ENABLE) => false,
-            _ => true,
-        };
-        if !allowed {
+        let refused = matches!((old, new), (_, BASE_X2APIC) | (0, MODE) | (MODE, BASE_ENABLE));
+        if refused {
             return Err(Refused);
         }
         self.base = value;

@@ -109,9 +109,7 @@ impl Cpu {
         if value & !known != 0 || self.mode.long && value & CR4_PAE == 0 {
             return self.general_protection(0);
         }
-        if changed & value & CR4_PCIDE != 0
-            && (!self.mode.long || self.state.cr3 & 0xfff != 0)
-        {
+        if changed & value & CR4_PCIDE != 0 && (!self.mode.long || self.state.cr3 & 0xfff != 0) {
             return self.general_protection(0);
         }
         let translation = CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP;
@@ -148,9 +146,7 @@ impl Cpu {
     pub fn set_efer(&mut self, value: u64) -> Run {
         let known = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE;
         let old = self.state.efer;
-        if value & !known != 0
-            || (value ^ old) & EFER_LME != 0 && self.state.cr0 & CR0_PG != 0
-        {
+        if value & !known != 0 || (value ^ old) & EFER_LME != 0 && self.state.cr0 & CR0_PG != 0 {
             return self.general_protection(0);
         }
         self.state.efer = value & !EFER_LMA | old & EFER_LMA;
@@ -182,9 +178,7 @@ impl Cpu {
     pub fn invalidate_pcid(&mut self, kind: u64, pcid: u64, linear: u64) -> Run {
         let pcide = self.state.cr4 & CR4_PCIDE != 0;
         let wrong = match kind {
-            0 => {
-                pcid >> 12 != 0 || !pcide && pcid != 0 || !is_canonical(linear)
-            }
+            0 => pcid >> 12 != 0 || !pcide && pcid != 0 || !is_canonical(linear),
             1 => pcid >> 12 != 0 || !pcide && pcid != 0,
             2 | 3 => false,
             _ => true,
@@ -252,4 +246,3 @@ impl Cpu {
         Err(crate::interpret::op::Trap)
     }
 }
-

@@ -80,9 +80,7 @@ impl Cpu {
             debug_assert_eq!(level, self.mode.cpl);
             let second = match self.raised {
                 Raised::Exception(exception) => exception,
-                Raised::NonCanonical => {
-                    Exception::with_code(exception::STACK_FAULT, 0)
-                }
+                Raised::NonCanonical => Exception::with_code(exception::STACK_FAULT, 0),
                 Raised::Nothing | Raised::Shutdown => return Err(Trap),
             };
             let next = match event {
@@ -107,11 +105,7 @@ impl Cpu {
             }
             _ => self.counters.interrupts += 1,
         }
-        if self.mode.protected {
-            self.deliver_protected(event)
-        } else {
-            self.deliver_real(event)
-        }
+        if self.mode.protected { self.deliver_protected(event) } else { self.deliver_real(event) }
     }
 
     fn deliver_real(&mut self, event: &Event) -> Run {
@@ -197,11 +191,7 @@ impl Cpu {
             _ => self.state.rip,
         };
         if gate.kind() == system::TASK_GATE {
-            return self.switch_by_interrupt(
-                gate.gate_selector(),
-                return_to,
-                event.error_code(),
-            );
+            return self.switch_by_interrupt(gate.gate_selector(), return_to, event.error_code());
         }
         let (code, level) = self.gate_target(gate)?;
         if self.mode.long {
@@ -348,4 +338,3 @@ impl Cpu {
         Ok(())
     }
 }
-

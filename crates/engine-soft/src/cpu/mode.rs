@@ -104,7 +104,7 @@ impl Mode {
             32 => 1,
             _ => 2,
         };
-        size | (self.stack_mask == 0xffff) as u64 * 4 | self.flat as u64 * 8
+        size | ((self.stack_mask == 0xffff) as u64 * 4) | (self.flat as u64 * 8)
     }
 }
 
@@ -174,6 +174,12 @@ impl Cpu {
     pub fn update_view(&mut self) {
         let view = self.view();
         self.state.bank = self.spaces.bank(view);
+        if view != View::User {
+            let smap = self.state.cr4 & CR4_SMAP != 0;
+            let without = if smap { View::Supervisor } else { View::SupervisorOnUser };
+            self.state.generated.bank_without_ac = self.spaces.bank(without) as u64;
+            self.state.generated.bank_with_ac = self.spaces.bank(View::SupervisorOnUser) as u64;
+        }
         let user = (self.mode.cpl == 3) as u64;
         self.context = self.spaces.generation() << 8 | self.mode.key() << 1 | user;
     }

@@ -215,9 +215,7 @@ impl Cpu {
         let descriptor = self.read_descriptor(selector)?;
         let rpl = (selector & 3) as u8;
         let conforming = descriptor.is_conforming();
-        if !descriptor.is_readable()
-            || !conforming && (rpl.max(self.mode.cpl) > descriptor.dpl())
-        {
+        if !descriptor.is_readable() || !conforming && (rpl.max(self.mode.cpl) > descriptor.dpl()) {
             return self.segment_fault(exception::GENERAL_PROTECTION, selector);
         }
         if !descriptor.is_present() {
@@ -293,7 +291,11 @@ impl Cpu {
         let real = !self.mode.protected;
         let allowed = segment.access & access::UNUSABLE == 0
             && (real
-                || if write { !code && writable_or_readable } else { !code || writable_or_readable });
+                || if write {
+                    !code && writable_or_readable
+                } else {
+                    !code || writable_or_readable
+                });
         let (limit, last) = (segment.limit as u64, offset + size - 1);
         let inside = if !code && segment.access & access::DIRECTION != 0 {
             let top = if segment.access & access::BIG != 0 { 0xffff_ffff } else { 0xffff };
@@ -305,8 +307,7 @@ impl Cpu {
             return Ok(());
         }
         let error = self.ext();
-        let vector =
-            if is_stack { exception::STACK_FAULT } else { exception::GENERAL_PROTECTION };
+        let vector = if is_stack { exception::STACK_FAULT } else { exception::GENERAL_PROTECTION };
         self.raise(Exception::with_code(vector, error))
     }
 
@@ -367,11 +368,8 @@ impl Cpu {
     pub fn push<T: Int>(&mut self, value: T) -> Run {
         let mask = self.mode.stack_mask;
         let pointer = self.state.gpr[RSP].wrapping_sub(T::SIZE) & mask;
-        let linear = if self.mode.flat {
-            pointer
-        } else {
-            self.checked_linear(SS, pointer, T::SIZE, true)?
-        };
+        let linear =
+            if self.mode.flat { pointer } else { self.checked_linear(SS, pointer, T::SIZE, true)? };
         self.write(linear, value)?;
         self.set_stack_pointer(pointer);
         Ok(())

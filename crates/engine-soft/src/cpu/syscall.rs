@@ -15,11 +15,7 @@ fn flat(selector: u16, kind: u32, dpl: u32) -> Segment {
         selector,
         base: 0,
         limit: u32::MAX,
-        access: kind
-            | access::S
-            | access::PRESENT
-            | access::GRANULAR
-            | dpl << access::DPL_SHIFT,
+        access: kind | access::S | access::PRESENT | access::GRANULAR | dpl << access::DPL_SHIFT,
     }
 }
 
@@ -102,4 +98,3 @@ impl Cpu {
         Ok(())
     }
 }
-

@@ -156,7 +156,8 @@ impl Cpu {
         task.rip = self.read_field(base + layout.rip, layout.size)?;
         task.flags = self.read_field(base + layout.flags, layout.size)?;
         for (number, value) in task.gpr.iter_mut().enumerate() {
-            *value = self.read_field(base + layout.gpr + number as u64 * layout.size, layout.size)?;
+            *value =
+                self.read_field(base + layout.gpr + number as u64 * layout.size, layout.size)?;
         }
         for number in 0..layout.segment_count {
             let at = base + layout.segments + number as u64 * layout.segment_step;
@@ -227,11 +228,8 @@ impl Cpu {
             self.state.seg[register] =
                 Segment { selector, access: access::UNUSABLE, ..Segment::default() };
         }
-        self.state.ldtr = Segment {
-            selector: task.ldt,
-            access: access::UNUSABLE,
-            ..Segment::default()
-        };
+        self.state.ldtr =
+            Segment { selector: task.ldt, access: access::UNUSABLE, ..Segment::default() };
         self.load_ldt(task.ldt).or_else(|_| self.invalid_tss(task.ldt))?;
         if flags & VM != 0 {
             self.mode.v86 = true;
@@ -263,8 +261,7 @@ impl Cpu {
         }
         let code = self.read_descriptor(cs).or_else(|_| self.invalid_tss(cs))?;
         let rpl = (cs & 3) as u8;
-        let level_fits =
-            if code.is_conforming() { code.dpl() <= rpl } else { code.dpl() == rpl };
+        let level_fits = if code.is_conforming() { code.dpl() <= rpl } else { code.dpl() == rpl };
         if !code.is_code() || !level_fits {
             return self.invalid_tss(cs);
         }

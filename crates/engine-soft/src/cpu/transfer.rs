@@ -189,7 +189,7 @@ impl Cpu {
             self.push_on(&mut stack, old_stack.0, size)?;
             self.push_on(&mut stack, old_stack.1, size)?;
             if !self.mode.long {
-                self.copy_parameters(&mut stack, (gate.0 >> 32 & 31) as u64, size)?;
+                self.copy_parameters(&mut stack, gate.0 >> 32 & 31, size)?;
             }
         }
         self.check_target(&code, offset)?;
@@ -252,8 +252,8 @@ impl Cpu {
             self.set_level(level);
             return Ok(());
         }
-        stack.pointer = stack.pointer & !stack.mask
-            | stack.pointer.wrapping_add(release) & stack.mask;
+        stack.pointer =
+            stack.pointer & !stack.mask | stack.pointer.wrapping_add(release) & stack.mask;
         let pointer = self.pop_from(&mut stack, size)?;
         let ss = self.pop_from(&mut stack, size)? as u16;
         let segment = self.outer_stack(ss, level, &code)?;
@@ -310,8 +310,8 @@ impl Cpu {
         for register in [ES, DS, FS, GS] {
             let segment = &mut self.state.seg[register];
             let dpl = (segment.access >> access::DPL_SHIFT & 3) as u8;
-            let conforming = segment.access & access::CODE != 0
-                && segment.access & access::DIRECTION != 0;
+            let conforming =
+                segment.access & access::CODE != 0 && segment.access & access::DIRECTION != 0;
             if segment.access & access::UNUSABLE == 0 && dpl < level && !conforming {
                 *segment = Segment { access: access::UNUSABLE, ..Segment::default() };
             }
@@ -424,4 +424,3 @@ impl Cpu {
         Ok(())
     }
 }
-

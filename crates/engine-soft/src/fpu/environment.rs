@@ -165,6 +165,15 @@ pub fn load(image: &mut X87, bytes: &[u8; 28], layout: Layout) {
     image.0[16..24].copy_from_slice(&u64::from(data).to_le_bytes());
 }
 
+/// What every MMX instruction does to the x87 stack: the top becomes register 0, which
+/// is MM0, and all registers count as in use.
+pub fn enter_mmx(image: &mut X87) {
+    let registers = physical_registers(image);
+    image.set_words(image.control(), image.status() & !0x3800);
+    image.0[4] = 0xff;
+    set_physical_registers(image, &registers);
+}
+
 fn physical_registers(image: &X87) -> [[u8; 10]; 8] {
     let top = (image.status() >> 11 & 7) as usize;
     std::array::from_fn(|physical| {

@@ -179,7 +179,7 @@ impl Features {
     /// Whether an instruction of this form exists with these extensions.
     pub fn allow(&self, code: Code) -> bool {
         code.cpuid_features().iter().all(|&feature| self.has(feature))
-            && !(code.mnemonic() == Mnemonic::Fisttp && !self.has(SSE3))
+            && (code.mnemonic() != Mnemonic::Fisttp || self.has(SSE3))
     }
 }
 

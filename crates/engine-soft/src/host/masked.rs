@@ -11,6 +11,8 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::stub::Stub;
 use crate::access::Access;
+use crate::exception::{Exception, X87_FLOATING_POINT};
+use crate::fpu::{environment, fxsave};
 use crate::state::CpuState;
 
 /// An address as the instruction makes it.
@@ -106,12 +108,17 @@ fn move_bytes<A: Access>(
 ) -> Result<(), A::Fault> {
     let register = |i: u32| instruction.op_register(i);
     let mmx = register(1).is_mm();
+    if mmx {
+        if cpu.state().x87.has_pending_exception() {
+            return Err(cpu.raise(Exception::plain(X87_FLOATING_POINT)));
+        }
+        environment::enter_mmx(&mut cpu.state().x87);
+    }
     let length = if mmx { 8 } else { 16 };
     let bytes = |cpu: &mut A, register: Register| -> [u8; 16] {
         let state = cpu.state();
         if mmx {
-            let start =
-                crate::fpu::fxsave::REGISTERS + (register as usize - Register::MM0 as usize) * 16;
+            let start = fxsave::REGISTERS + (register as usize - Register::MM0 as usize) * 16;
             std::array::from_fn(|i| if i < 8 { state.x87.0[start + i] } else { 0 })
         } else {
             let source = vector(state, register);
@@ -122,16 +129,7 @@ fn move_bytes<A: Access>(
     for i in (0..length).filter(|&i| mask[i] & 0x80 != 0) {
         cpu.write(place.address.wrapping_add(i as u64) & place.mask, &data[i..=i])?;
     }
-    if mmx {
-        enter_mmx(cpu.state());
-    }
     Ok(())
-}
-
-/// What every MMX instruction does to the x87 stack: top 0, all registers in use.
-fn enter_mmx(state: &mut CpuState) {
-    state.x87.0[3] &= !0x38;
-    state.x87.0[4] = 0xff;
 }
 
 /// VMASKMOV and VPMASKMOV: elements whose mask has its sign bit set.
@@ -213,23 +211,19 @@ fn on_copy<A: Access>(
     stub: &Stub,
 ) -> Result<(), A::Fault> {
     let size = usize::from(stub.size).min(64);
-    let elements = element_count(instruction, size);
-    let element = size / elements;
+    let element = mask_element(instruction).clamp(1, size.max(1));
+    let elements = size / element;
+    let lanes = lanes(instruction, elements);
     let mask = opmask(cpu.state(), instruction.op_mask());
-    let wanted = move |i: &usize| {
-        // One element that all lanes share is wanted if any lane is.
-        if elements == 1 && lanes(instruction) > 1 {
-            mask & lane_bits(lanes(instruction)) != 0
-        } else {
-            mask >> i & 1 != 0
-        }
-    };
+    let whole = reads_whole_operand(instruction);
+    // Where there are more lanes than elements, the elements repeat.
+    let masked_in = |i: &usize| (*i..lanes).step_by(elements).any(|lane| mask >> lane & 1 != 0);
     // As aligned as the guest's address, for the instructions that insist.
     let start = place.address as usize & 63;
     let mut copy = Bounce([0; 128]);
     let address = |i: usize| place.address.wrapping_add((i * element) as u64) & place.mask;
     if stub.reads {
-        for i in (0..elements).filter(wanted) {
+        for i in (0..elements).filter(|i| whole || masked_in(i)) {
             let at = start + i * element;
             cpu.read(address(i), &mut copy.0[at..at + element])?;
         }
@@ -242,7 +236,7 @@ fn on_copy<A: Access>(
     };
     ran.map_err(|exception| cpu.raise(exception))?;
     if stub.writes {
-        for i in (0..elements).filter(wanted) {
+        for i in (0..elements).filter(masked_in) {
             let at = start + i * element;
             cpu.write(address(i), &copy.0[at..at + element])?;
         }
@@ -250,45 +244,59 @@ fn on_copy<A: Access>(
     Ok(())
 }
 
-fn lane_bits(lanes: usize) -> u64 {
-    if lanes >= 64 { !0 } else { (1 << lanes) - 1 }
+/// How many bytes of the operand a bit of the mask stands for. That is what a broadcast
+/// reads: products and sums can be of smaller numbers.
+fn mask_element(instruction: &Instruction) -> usize {
+    let info = instruction.op_code();
+    if info.can_broadcast() {
+        info.broadcast_memory_size().size()
+    } else {
+        info.memory_size().element_size()
+    }
 }
 
 /// How many bits of the mask count.
-fn lanes(instruction: &Instruction) -> usize {
-    let widest = (0..instruction.op_count())
-        .filter(|&i| instruction.op_kind(i) == OpKind::Register)
-        .map(|i| instruction.op_register(i))
-        .filter(|register| register.is_vector_register())
-        .map(|register| register.size())
-        .max()
-        .unwrap_or(64);
-    widest / mask_element(instruction)
-}
-
-/// Size of what one bit of the mask stands for, in the widest register.
-fn mask_element(instruction: &Instruction) -> usize {
-    let memory = instruction.memory_size();
-    let element = memory.element_size().max(1);
-    let register = (0..instruction.op_count())
-        .map(|i| instruction.op_register(i))
-        .find(|register| register.is_vector_register());
-    let Some(register) = register else { return element };
-    // Conversions between sizes have as many elements on both sides.
-    if instruction.is_broadcast() || memory.size() == 0 {
-        return element;
-    }
-    let count = (memory.size() / element).max(1);
-    if count == 1 { element } else { register.size().max(memory.size()) / count }
-}
-
-/// Elements of the memory operand.
-fn element_count(instruction: &Instruction, size: usize) -> usize {
+fn lanes(instruction: &Instruction, elements: usize) -> usize {
     if instruction.is_broadcast() {
-        return 1;
+        return instruction.op_code().memory_size().size() / mask_element(instruction).max(1);
     }
-    let element = instruction.memory_size().element_size().max(1);
-    (size / element).max(1)
+    let name = format!("{:?}", instruction.mnemonic());
+    if name.starts_with("Vbroadcast") || name.starts_with("Vpbroadcast") {
+        let element = instruction.memory_size().element_size().max(1);
+        return instruction.op0_register().size() / element;
+    }
+    elements
+}
+
+/// Mnemonics (and their beginnings) that move elements across lanes: they read all of
+/// their operand whatever the mask.
+const SHUFFLES: &[&str] = &[
+    "Vmovsldup",
+    "Vmovshdup",
+    "Vmovddup",
+    "Vunpck",
+    "Vpunpck",
+    "Vpack",
+    "Vshuf",
+    "Vperm",
+    "Valign",
+    "Vpalignr",
+    "Vpshuf",
+    "Vinsert",
+    "Vpmaddubsw",
+    "Vpmaddwd",
+    "Vdbpsadbw",
+    "Vpconflict",
+    "Vpmultishift",
+];
+/// Shifts whose count is one operand for all lanes.
+const SHIFTS: &[&str] =
+    &["Vpsllw", "Vpslld", "Vpsllq", "Vpsrlw", "Vpsrld", "Vpsrlq", "Vpsraw", "Vpsrad", "Vpsraq"];
+
+fn reads_whole_operand(instruction: &Instruction) -> bool {
+    let name = format!("{:?}", instruction.mnemonic());
+    let counts = instruction.op2_kind() == OpKind::Memory && SHIFTS.contains(&name.as_str());
+    counts || SHUFFLES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// A gather or a scatter.

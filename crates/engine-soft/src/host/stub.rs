@@ -156,8 +156,8 @@ impl Hasher for ShapeHasher {
 }
 
 /// Where a trapped stub goes on: the start of the arena.
-/// `fninit; mov eax, 1; ret`
-const TRAP_EXIT: [u8; 8] = [0xdb, 0xe3, 0xb8, 1, 0, 0, 0, 0xc3];
+/// `mov eax, 1; ret`
+const TRAP_EXIT: [u8; 6] = [0xb8, 1, 0, 0, 0, 0xc3];
 
 /// The host's MXCSR: what Rust code expects.
 const HOST_MXCSR: u32 = 0x1f80;
@@ -286,7 +286,29 @@ impl Stub {
             Ok(())
         } else {
             // SAFETY: the caller lends the state to us.
-            Err(exception_of(unsafe { &(*state).trap }))
+            Err(self.trapped(unsafe { &mut *state }))
+        }
+    }
+
+    #[cold]
+    fn trapped(&self, state: &mut CpuState) -> Exception {
+        if matches!(self.unit, Unit::X87 | Unit::Mmx | Unit::SseMmx) {
+            // The x87 registers are still the guest's, and an instruction that faults can
+            // have moved the stack's top.
+            let image = state.x87.0.as_mut_ptr();
+            // SAFETY: the image has the size and alignment that FXSAVE wants; the
+            // registers are the stub's to leave as it likes.
+            unsafe { asm!("fxsave64 [{image}]", "fninit", image = in(reg) image) };
+        }
+        /// OSXMMEXCPT of CR4: whether SIMD exceptions have a vector of their own.
+        const SIMD_EXCEPTIONS: u64 = 1 << 10;
+        match state.trap.vector as u8 {
+            exception::GENERAL_PROTECTION => Exception::general_protection(0),
+            exception::ALIGNMENT_CHECK => Exception::with_code(exception::ALIGNMENT_CHECK, 0),
+            exception::SIMD_FLOATING_POINT if state.cr4 & SIMD_EXCEPTIONS == 0 => {
+                Exception::invalid_opcode()
+            }
+            vector => Exception::plain(vector),
         }
     }
 
@@ -307,15 +329,6 @@ impl Stub {
                 field.copy_from_slice(&guest.to_le_bytes());
             }
         }
-    }
-}
-
-#[cold]
-fn exception_of(trap: &HostTrap) -> Exception {
-    match trap.vector as u8 {
-        exception::GENERAL_PROTECTION => Exception::general_protection(0),
-        exception::ALIGNMENT_CHECK => Exception::with_code(exception::ALIGNMENT_CHECK, 0),
-        vector => Exception::plain(vector),
     }
 }
 

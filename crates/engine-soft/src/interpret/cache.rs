@@ -63,6 +63,8 @@ pub struct CodeCache {
     blocks: AddressMap<Box<Block>>,
     /// The keys of blocks that have bytes in a page of host memory.
     pages: AddressMap<Vec<u64>>,
+    /// Boxed, because operations that are running and links point at them.
+    #[expect(clippy::vec_box, reason = "their addresses must not change")]
     dead: Vec<Box<Block>>,
     ops: usize,
     /// A block that runs once.
@@ -276,6 +278,7 @@ impl Cpu {
 
     fn invalidate_in_page(&mut self, start: usize, end: usize) {
         let (count, left) = self.cache.invalidate(start, end);
+        let left = left | self.translated.written(start, end);
         if count == 0 && left != 0 {
             return;
         }
@@ -310,7 +313,9 @@ impl Cpu {
         let map = self.map.clone();
         let shared = self.shared.clone();
         let _guard = shared.code_lock.lock().unwrap_or_else(PoisonError::into_inner);
-        for page in self.cache.bury_all() {
+        let mut pages = self.cache.bury_all();
+        pages.extend(self.translated.forget_all());
+        for page in pages {
             let host = page as *const u8;
             let Some(region) = map.region_of(host) else { continue };
             let number = region.page_of(host);

@@ -15,9 +15,7 @@ mod privileged;
 
 use std::cell::Cell;
 
-use iced_x86::{
-    Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpKind, Register,
-};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
 use super::op::{Address, Extra, Handler, Op, Run, Slot, Step};
 use super::{branch, vector};
@@ -30,7 +28,10 @@ use crate::state::{CS, DS, ES, FS, GS, SS};
 const MOST: usize = 64;
 
 pub enum Decoded {
-    Ops { ops: Vec<Op>, length: u32 },
+    Ops {
+        ops: Vec<Op>,
+        length: u32,
+    },
     /// The bytes end within the first instruction.
     TooShort,
 }
@@ -337,4 +338,3 @@ macro_rules! wide {
 }
 
 use {sized, wide};
-

@@ -134,8 +134,7 @@ pub fn cmpxchg_reg<T: Int>(cpu: &mut Cpu, op: &Op) -> Run<Step> {
     if expected == there {
         cpu.set_reg(op.a, new);
     } else {
-        // The destination is written with its own value.
-        cpu.set_reg(op.a, there);
+        // The destination keeps its upper half: Intel's processors do not write it.
         cpu.set_reg(accumulator, there);
     }
     Ok(Step::Next)

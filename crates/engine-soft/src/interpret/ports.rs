@@ -1,7 +1,7 @@
 //! Port input and output.
 
-use std::sync::atomic::Ordering;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use guise_engine::DoorbellAddress;
 

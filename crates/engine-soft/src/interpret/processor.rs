@@ -1,5 +1,6 @@
 //! Instructions about the processor itself: CPUID, time, MSRs, HLT, hypercalls.
 
+use super::int::STATUS;
 use super::op::{Op, Run, Step};
 use crate::cpu::Cpu;
 use crate::cpu::mode::bits::*;
@@ -49,7 +50,12 @@ pub fn rdtsc(cpu: &mut Cpu, _op: &Op) -> Run<Step> {
     Ok(Step::Next)
 }
 
-fn require_rdtscp(cpu: &mut Cpu, leaf: u32, register: crate::host::features::Register, bit: u32) -> Run {
+fn require_rdtscp(
+    cpu: &mut Cpu,
+    leaf: u32,
+    register: crate::host::features::Register,
+    bit: u32,
+) -> Run {
     if cpu.shared.model.tells(leaf, register, bit) { Ok(()) } else { cpu.invalid_opcode() }
 }
 
@@ -72,9 +78,38 @@ pub fn rdpmc(cpu: &mut Cpu, _op: &Op) -> Run<Step> {
     cpu.general_protection(0)
 }
 
-/// RDRAND and RDSEED, by the host's instruction where the guest may know them.
+/// The host's RDRAND or RDSEED: a value, and whether there was one.
+fn host_random(seed: bool) -> (u64, bool) {
+    let (value, carry): (u64, u8);
+    // SAFETY: the guest's features are a part of the host's, and were asked for.
+    unsafe {
+        if seed {
+            std::arch::asm!("rdseed {v}", "setc {c}", v = out(reg) value, c = out(reg_byte) carry,
+                options(nomem, nostack));
+        } else {
+            std::arch::asm!("rdrand {v}", "setc {c}", v = out(reg) value, c = out(reg_byte) carry,
+                options(nomem, nostack));
+        }
+    }
+    (value, carry != 0)
+}
+
+/// RDRAND and RDSEED: all flags but CF are cleared.
 pub fn random(cpu: &mut Cpu, op: &Op) -> Run<Step> {
-    super::vector::stub(cpu, op)
+    let Some(extra) = &op.extra else { return cpu.invalid_opcode() };
+    if !cpu.stubs.features().allow(extra.instruction.code()) {
+        return cpu.invalid_opcode();
+    }
+    let seed = extra.instruction.mnemonic() == iced_x86::Mnemonic::Rdseed;
+    let (value, there) = host_random(seed);
+    let value = if there { value } else { 0 };
+    match extra.instruction.op0_register().size() {
+        2 => cpu.set_reg(op.a, value as u16),
+        4 => cpu.set_reg(op.a, value as u32),
+        _ => cpu.set_reg(op.a, value),
+    }
+    cpu.state.rflags = cpu.state.rflags & !STATUS | there as u64;
+    Ok(Step::Next)
 }
 
 pub fn rdmsr(cpu: &mut Cpu, _op: &Op) -> Run<Step> {
@@ -130,4 +165,3 @@ pub fn hypercall(cpu: &mut Cpu, op: &Op) -> Run<Step> {
     cpu.state.rip = cpu.next_rip(op);
     Ok(Step::Jump)
 }
-

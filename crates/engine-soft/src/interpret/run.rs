@@ -7,15 +7,17 @@
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
+use super::cache::key;
 use super::decode::{self, Decoded};
 use super::op::{Block, Run, Step, Trap};
-use super::cache::key;
 use crate::cpu::{Cpu, Raised};
 use crate::exception::{self, Exception};
 use crate::memory::access::is_canonical;
 use crate::memory::fetch::Source;
 use crate::state::{CS, SS};
 
+/// Tells blocks of one instruction from others, among the bits of a mode.
+const SINGLE: u64 = 1 << 4;
 /// The longest instruction.
 const LONGEST: usize = 15;
 
@@ -73,7 +75,11 @@ impl Cpu {
                         // SAFETY: as above: nothing was freed since it ran.
                         unsafe { (*from).links[number].set(std::ptr::null()) };
                     }
-                    block = self.find_block()?;
+                    if self.state.attention.load(Ordering::Relaxed) != 0 {
+                        return Ok(());
+                    }
+                    // Not by the short way, which may still lead to the stale block.
+                    block = self.look_for_block(self.linear_rip())?;
                 }
             }
         }
@@ -85,6 +91,35 @@ impl Cpu {
         let block = self.decode_single()?;
         let step = self.run_block(block)?;
         Ok(step != Step::Again)
+    }
+
+    /// Executes the instruction at RIP, which stays decoded. For the translator, which
+    /// has the same few done again and again.
+    pub fn step_cached(&mut self) -> Run {
+        let linear = self.linear_rip();
+        if self.cache.is_full() {
+            self.forget_all_code();
+        }
+        let left = (0x1000 - (linear & 0xfff) as usize).min(LONGEST);
+        if self.mode.is_64()
+            && is_canonical(linear)
+            && let Source::Memory(host) = self.fetch_source(linear)?
+        {
+            let key = key(host, self.mode.key() | SINGLE);
+            if let Some(block) = self.cache.get(key) {
+                let block = std::ptr::from_ref(block);
+                return self.run_block(block).map(|_| ());
+            }
+            self.watch_code(host, left);
+            let mut bytes = [0u8; LONGEST];
+            // SAFETY: within a page of guest memory.
+            unsafe { copy_code(host, &mut bytes[..left]) };
+            if let Decoded::Ops { ops, length } = decode::single(&bytes[..left], self.decoding()) {
+                let block = self.cache.insert(key, new_block(host, length, None, ops));
+                return self.run_block(block).map(|_| ());
+            }
+        }
+        self.execute_one().map(|_| ())
     }
 
     #[inline(always)]
@@ -129,7 +164,10 @@ impl Cpu {
         // SAFETY: both live: nothing was freed since `from` ran.
         let (from, to) = unsafe { (&*from, &*to) };
         let same_page = from.host as usize >> 12 == to.host as usize >> 12;
-        if same_page && !from.host.is_null() && from.second_page.is_none() && to.second_page.is_none()
+        if same_page
+            && !from.host.is_null()
+            && from.second_page.is_none()
+            && to.second_page.is_none()
         {
             from.links[number].set(to);
         }
@@ -245,8 +283,7 @@ impl Cpu {
                 break;
             }
             let to_page_end = 0x1000 - (linear & 0xfff) as usize;
-            let to_limit =
-                if self.mode.is_64() { LONGEST as u64 } else { limit - offset + 1 };
+            let to_limit = if self.mode.is_64() { LONGEST as u64 } else { limit - offset + 1 };
             let count = (LONGEST - have).min(to_page_end).min(to_limit as usize);
             // A fault of the second page counts only if the instruction reaches it.
             let source = match self.fetch_source(linear) {

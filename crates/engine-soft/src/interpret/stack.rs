@@ -150,8 +150,7 @@ pub fn enter<T: Int>(cpu: &mut Cpu, op: &Op) -> Run<Step> {
     }
     let end = stack.pointer.wrapping_sub(op.immediate) & mask;
     // The new top of the stack must be writable, or the next push could not be trusted.
-    let linear =
-        if stack.long { end } else { cpu.checked_linear(SS, end, T::SIZE, true)? };
+    let linear = if stack.long { end } else { cpu.checked_linear(SS, end, T::SIZE, true)? };
     cpu.probe(linear, T::SIZE, Access::Write, stack.view)?;
     cpu.set_stack_pointer(end);
     let rbp_slot = Slot::gpr(RBP);

@@ -100,7 +100,7 @@ fn repeat(
             return Ok(Step::Next);
         }
         patience -= 1;
-        if patience == 0 || patience % 16 == 0 && cpu.wants_attention() {
+        if patience == 0 || patience.is_multiple_of(16) && cpu.wants_attention() {
             return Ok(Step::Again);
         }
     }
@@ -146,9 +146,12 @@ fn move_piece<T: Int>(cpu: &mut Cpu, op: &Op, count: u64) -> Run<u64> {
         let from = cpu.source_linear(op, T::SIZE)?;
         let to = cpu.destination_linear(op, T::SIZE, true)?;
         let mask = op.address.mask;
-        let piece = count
-            .min(room(from, cpu.index(RSI, op), mask, T::SIZE))
-            .min(room(to, cpu.index(RDI, op), mask, T::SIZE));
+        let piece = count.min(room(from, cpu.index(RSI, op), mask, T::SIZE)).min(room(
+            to,
+            cpu.index(RDI, op),
+            mask,
+            T::SIZE,
+        ));
         let bytes = piece * T::SIZE;
         // SAFETY: the bank belongs to `spaces`; what it finds may be accessed for as
         // many bytes as were asked for.

@@ -219,8 +219,7 @@ pub fn ltr(cpu: &mut Cpu, op: &Op) -> Run<Step> {
 impl Cpu {
     pub fn load_ldt(&mut self, selector: u16) -> Run {
         if is_null(selector) {
-            self.state.ldtr =
-                Segment { selector, access: access::UNUSABLE, ..Segment::default() };
+            self.state.ldtr = Segment { selector, access: access::UNUSABLE, ..Segment::default() };
             return Ok(());
         }
         let error = selector_error(selector);

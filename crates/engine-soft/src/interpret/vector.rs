@@ -238,10 +238,8 @@ pub fn state(cpu: &mut Cpu, op: &Op) -> Run<Step> {
     if !cpu.stubs.features().allow(extra.instruction.code()) {
         return cpu.invalid_opcode();
     }
-    let mode = fpu::execute::Mode {
-        long: cpu.mode.is_64(),
-        real: !cpu.mode.protected || cpu.mode.v86,
-    };
+    let mode =
+        fpu::execute::Mode { long: cpu.mode.is_64(), real: !cpu.mode.protected || cpu.mode.v86 };
     let address = cpu.offset(op);
     let components = cpu.shared.model.xcr0();
     let next = cpu.next_rip(op);

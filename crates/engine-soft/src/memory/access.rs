@@ -387,9 +387,7 @@ impl Cpu {
     pub fn write_physical(&mut self, address: u64, bytes: &[u8]) {
         let map = self.map.clone();
         match map.find(address) {
-            Some(place)
-                if !place.slot.read_only && address % PAGE + bytes.len() as u64 <= PAGE =>
-            {
+            Some(place) if !place.slot.read_only && address % PAGE + bytes.len() as u64 <= PAGE => {
                 self.write_spot(Spot::Code(place.host), bytes);
             }
             _ => self.device_write(address, bytes),

@@ -66,6 +66,7 @@ impl Table {
         let bank = &mut self.bank;
         self.read.drain(keep_global, |place| bank.reset_read(place));
         self.write.drain(keep_global, |place| bank.reset_write(place));
+        bank.forget_code();
     }
 
     fn clear_writes(&mut self) {
@@ -75,6 +76,7 @@ impl Table {
 
     /// Forgets every entry in the aligned range of `1 << shift` bytes around `address`.
     fn forget_range(&mut self, address: u64, shift: u32) {
+        self.bank.forget_code();
         for place in 0..ENTRIES {
             if self.bank.read[place].page >> shift == address >> shift {
                 self.bank.reset_read(place);

@@ -97,8 +97,7 @@ impl Cpu {
 
     /// Translates without side effects, for a debugger.
     pub fn look_up(&self, linear: u64) -> Option<u64> {
-        let leaf =
-            self.try_walk(linear, Access::Read, View::SupervisorOnUser, false).ok()?;
+        let leaf = self.try_walk(linear, Access::Read, View::SupervisorOnUser, false).ok()?;
         Some(leaf.frame | linear & 0xfff)
     }
 
@@ -127,7 +126,7 @@ impl Cpu {
     pub fn load_pdptes(&mut self, cr3: u64) -> Run {
         let mut entries = [0; 4];
         for (number, entry) in entries.iter_mut().enumerate() {
-            *entry = self.read_entry(cr3 & 0xffff_ffe0 | number as u64 * 8);
+            *entry = self.read_entry(cr3 & 0xffff_ffe0 | (number as u64 * 8));
             if *entry & P != 0 && *entry & (0x1e6 | BEYOND_PHYSICAL | !FRAME & !0xfff) != 0 {
                 return self.general_protection(0);
             }
@@ -381,4 +380,3 @@ impl Walk<'_> {
         })
     }
 }
-

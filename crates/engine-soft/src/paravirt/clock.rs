@@ -69,7 +69,7 @@ impl Clock {
     fn nanoseconds(&self, ticks: u64) -> u64 {
         let ticks = u128::from(ticks);
         let shifted = if self.shift >= 0 { ticks << self.shift } else { ticks >> -self.shift };
-        (shifted * u128::from(self.multiplier) >> 32) as u64
+        ((shifted * u128::from(self.multiplier)) >> 32) as u64
     }
 
     /// Nanoseconds since the machine started, when the guest's TSC is `tsc`.

@@ -40,7 +40,7 @@ fn guest_time(memory: &Memory, page: usize, tsc: u64) -> u64 {
     let ticks = u128::from(tsc - memory.u64(page + 8));
     let shift = memory.0[page + 28] as i8;
     let shifted = if shift >= 0 { ticks << shift } else { ticks >> -shift };
-    memory.u64(page + 16) + (shifted * u128::from(memory.u32(page + 24)) >> 32) as u64
+    memory.u64(page + 16) + ((shifted * u128::from(memory.u32(page + 24))) >> 32) as u64
 }
 
 #[test]

@@ -63,11 +63,9 @@ impl Debug {
         }
         let page = page & !0xfff;
         self.registers.iter().any(|r| matches!(r.kind, 1 | 3) && r.overlaps(page, 4096))
-            || self
-                .control
-                .watchpoints
-                .iter()
-                .any(|w| w.address < page.saturating_add(4096) && page < w.address.saturating_add(w.length))
+            || self.control.watchpoints.iter().any(|w| {
+                w.address < page.saturating_add(4096) && page < w.address.saturating_add(w.length)
+            })
     }
 
     /// DR6 bits of data breakpoints that this access meets.

@@ -186,6 +186,8 @@ impl Cpu {
             }
             return;
         }
+        let waits = self.state.rflags & IF == 0 && self.has_interrupt();
+        self.state.generated.waiting = u32::from(waits);
         if self.state.rflags & IF == 0 {
             return;
         }

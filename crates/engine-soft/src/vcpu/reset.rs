@@ -28,6 +28,7 @@ fn empty_state() -> CpuState {
         bank: std::ptr::null_mut(),
         host_rsp: 0,
         host_mxcsr: 0,
+        generated: Default::default(),
         scratch: [0; 8],
         trap: Default::default(),
         seg: [Segment::default(); 6],
@@ -77,6 +78,7 @@ impl Cpu {
             run: RunState::Running,
             msr: Msrs::default(),
             counters: Counters::default(),
+            translated: Default::default(),
             stubs,
             debug: Default::default(),
             platform: None,
@@ -113,12 +115,8 @@ impl Cpu {
         let data = access::PRESENT | access::S | access::RW | access::ACCESSED;
         let segment = Segment { selector: 0, base: 0, limit: 0xffff, access: data };
         state.seg = [segment; 6];
-        state.seg[CS] = Segment {
-            selector: 0xf000,
-            base: 0xffff_0000,
-            access: data | access::CODE,
-            ..segment
-        };
+        state.seg[CS] =
+            Segment { selector: 0xf000, base: 0xffff_0000, access: data | access::CODE, ..segment };
         state.gdtr = Table { base: 0, limit: 0xffff };
         state.idtr = Table { base: 0, limit: 0xffff };
         state.ldtr = Segment { access: access::PRESENT | 2, ..segment };

@@ -1,8 +1,6 @@
 //! A vCPU to and from the neutral state.
 
-use guise_engine::state::{
-    EventState, RegisterState, SegmentState, SystemState, TableState,
-};
+use guise_engine::state::{EventState, RegisterState, SegmentState, SystemState, TableState};
 use guise_engine::{EngineError, VcpuState};
 
 use crate::apic::SavedApic;
@@ -152,15 +150,13 @@ impl Cpu {
         self.load_msrs(from)?;
         self.load_apic(from)?;
         self.debug_registers_changed();
-        self.want(!0 & !crate::vm::shared::attention::KICK);
+        self.want(!crate::vm::shared::attention::KICK);
         self.inject(from)
     }
 
     fn load_pae(&mut self, from: &VcpuState) -> Result<(), EngineError> {
         use crate::cpu::mode::bits::{CR0_PG, CR4_PAE};
-        let pae = self.state.cr0 & CR0_PG != 0
-            && self.state.cr4 & CR4_PAE != 0
-            && !self.mode.long;
+        let pae = self.state.cr0 & CR0_PG != 0 && self.state.cr4 & CR4_PAE != 0 && !self.mode.long;
         if pae && self.load_pdptes(from.system.cr3).is_err() {
             return Err(EngineError::State("CR3 points to invalid PDPTEs".to_owned()));
         }

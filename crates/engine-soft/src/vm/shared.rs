@@ -7,7 +7,7 @@
 //! his own queue meanwhile, or two could wait for each other.
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use guise_engine::{Doorbell, EngineError, MAX_VCPUS, VmConfig};

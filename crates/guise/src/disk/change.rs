@@ -14,9 +14,10 @@ use super::common::{Failure, Opening, Outcome, all_options};
 use super::output::Meter;
 
 fn qcow2<'a>(image: &'a Image, what: &str) -> Result<&'a Qcow2, Failure> {
-    image.format().as_qcow2().ok_or_else(|| {
-        Failure::new(format!("{} images have no {what}", image.kind().name()))
-    })
+    image
+        .format()
+        .as_qcow2()
+        .ok_or_else(|| Failure::new(format!("{} images have no {what}", image.kind().name())))
 }
 
 #[derive(Args)]
@@ -163,8 +164,7 @@ pub fn rebase(args: RebaseArgs, persona: Persona) -> Outcome {
     let named =
         args.opening.named(&args.file, args.format.as_deref(), args.cache.as_deref(), persona)?;
     let name = args.backing.clone().filter(|name| !name.is_empty());
-    let reference =
-        name.map(|name| BackingReference { name, format: args.backing_format.clone() });
+    let reference = name.map(|name| BackingReference { name, format: args.backing_format.clone() });
     if args.unsafe_mode {
         let image = named.write_with(persona, |options| {
             options.backing = guise_disk::graph::BackingPolicy::Ignore;
@@ -388,8 +388,10 @@ pub fn bitmap(args: BitmapArgs, persona: Persona) -> Outcome {
         match &args.source_file {
             None => disk.merge_bitmap(name, disk, source)?,
             Some(file) => {
-                let other =
-                    args.opening.named(file, args.source_format.as_deref(), None, persona)?.read()?;
+                let other = args
+                    .opening
+                    .named(file, args.source_format.as_deref(), None, persona)?
+                    .read()?;
                 disk.merge_bitmap(name, qcow2(&other, "bitmaps")?, source)?;
             }
         }

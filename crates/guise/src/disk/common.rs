@@ -93,11 +93,8 @@ impl Opening {
             apply_cache(&mut options, cache)?;
         }
         options.format = format.map(kind).transpose()?;
-        let path = if self.image_opts {
-            image_options(name, &mut options)?
-        } else {
-            plain_name(name)?
-        };
+        let path =
+            if self.image_opts { image_options(name, &mut options)? } else { plain_name(name)? };
         Ok(Named { path, options })
     }
 
@@ -132,8 +129,7 @@ impl Opening {
 }
 
 fn read_secret(file: &str) -> Result<Passphrases, Failure> {
-    let mut bytes =
-        std::fs::read(file).map_err(|e| Failure::new(format!("open '{file}': {e}")))?;
+    let mut bytes = std::fs::read(file).map_err(|e| Failure::new(format!("open '{file}': {e}")))?;
     if bytes.last() == Some(&b'\n') {
         bytes.pop();
     }

@@ -106,10 +106,10 @@ pub fn convert(mut args: ConvertArgs, persona: Persona) -> Outcome {
     }
     let disk = Join::new(&sources);
     let size = disk.size();
-    let backing = args.backing.clone().map(|name| BackingReference {
-        name,
-        format: args.backing_format.clone(),
-    });
+    let backing = args
+        .backing
+        .clone()
+        .map(|name| BackingReference { name, format: args.backing_format.clone() });
     let target_opening = Opening { image_opts: args.target_image_opts, ..args.opening.clone() };
     let format = Some(args.format.as_str()).filter(|_| !args.target_image_opts);
     let target = target_opening.named(&target_name, format, Some(&args.cache), persona)?;
@@ -120,7 +120,8 @@ pub fn convert(mut args: ConvertArgs, persona: Persona) -> Outcome {
             request.size = Some(parse_size(&asked)?);
         }
         request.backing = backing.clone();
-        request.open = OpenOptions { backing: args.opening.policy(persona), ..OpenOptions::default() };
+        request.open =
+            OpenOptions { backing: args.opening.policy(persona), ..OpenOptions::default() };
         request.passphrases = args.opening.passphrases()?;
         request.unsafe_cache = args.cache == "unsafe";
         ops::create(&request)?;

@@ -70,9 +70,8 @@ pub fn create(args: CreateArgs, persona: Persona) -> Outcome {
         request.backing = Some(BackingReference { name, format });
     }
     let shown = describe(&request);
-    let size = ops::create(&request).map_err(|error| {
-        Failure::new(format!("{file}: {}", Failure::from(error).text))
-    })?;
+    let size = ops::create(&request)
+        .map_err(|error| Failure::new(format!("{file}: {}", Failure::from(error).text)))?;
     if !args.quiet {
         println!("Formatting '{file}', fmt={}{}", args.format, shown(size));
     }

@@ -183,7 +183,9 @@ pub fn check(args: CheckArgs, persona: Persona) -> Outcome {
         None => Repair::Nothing,
         Some("leaks") => Repair::Leaks,
         Some("all") => Repair::All,
-        Some(other) => return Err(Failure::new(format!("--repair takes leaks or all, not '{other}'"))),
+        Some(other) => {
+            return Err(Failure::new(format!("--repair takes leaks or all, not '{other}'")));
+        }
     };
     let set = |options: &mut guise_disk::graph::OpenOptions| {
         options.for_repair = true;
@@ -370,9 +372,9 @@ pub fn map(args: MapArgs, persona: Persona) -> Outcome {
                     match (entry.offset, &entry.file) {
                         (Some(offset), Some(file)) => println!(
                             "{:<16}{:<16}{:<16}{file}",
-                            format!("{:#x}", entry.start),
-                            format!("{:#x}", entry.length),
-                            format!("{offset:#x}")
+                            hex(entry.start),
+                            hex(entry.length),
+                            hex(offset)
                         ),
                         _ => opaque = true,
                     }
@@ -388,6 +390,11 @@ pub fn map(args: MapArgs, persona: Persona) -> Outcome {
         return Err(Failure::new("File contains external, encrypted or compressed clusters."));
     }
     Ok(0)
+}
+
+/// As C prints it: zero has no prefix.
+fn hex(number: u64) -> String {
+    if number == 0 { "0".to_owned() } else { format!("{number:#x}") }
 }
 
 /// One line of JSON, with the spaces that scripts have seen so far.

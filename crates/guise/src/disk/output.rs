@@ -99,6 +99,11 @@ pub fn catch_interrupts() {
     }
 }
 
+/// Whether somebody wants the program to end.
+pub fn interrupted() -> bool {
+    STOP.load(Ordering::Relaxed)
+}
+
 /// Shows how far an operation is, where that is asked for.
 pub struct Meter {
     shown: bool,
@@ -124,8 +129,11 @@ impl Progress for Meter {
         if !self.shown {
             return;
         }
-        let hundredths =
-            if total == 0 { 10_000 } else { (u128::from(done) * 10_000 / u128::from(total)) as u64 };
+        let hundredths = if total == 0 {
+            10_000
+        } else {
+            (u128::from(done) * 10_000 / u128::from(total)) as u64
+        };
         let step = if std::io::stdout().is_terminal() { 20 } else { 100 };
         let before = self.last.load(Ordering::Relaxed);
         if before != u64::MAX && hundredths < before + step && hundredths != 10_000 {

@@ -1,6 +1,6 @@
 //! What `guise image` prints.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use guise_image::progress::Progress;
 use guise_image::spec::{Document, Platform, media};
@@ -184,6 +184,25 @@ pub fn print_made(made: &Made, output: Output) {
         (Made::Kernel(kernel), Output::Table) => {
             println!("{}\n{}", kernel.vmlinuz.display(), kernel.modules.display());
         }
+    }
+}
+
+/// What to call an imported image: as asked, or as the archive calls it. A
+/// mere tag, as in OCI layouts, follows the file's name.
+pub fn imported_name(path: &Path, asked: Option<Name>, inside: Option<&str>) -> Result<Name> {
+    if let Some(name) = asked {
+        return Ok(name);
+    }
+    if let Some(name) = inside
+        && name.contains([':', '/'])
+    {
+        return name.parse();
+    }
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("");
+    let stem = stem.strip_suffix(".tar").unwrap_or(stem).to_ascii_lowercase();
+    match inside {
+        Some(tag) => format!("{stem}:{tag}").parse(),
+        None => stem.parse(),
     }
 }
 

@@ -19,10 +19,22 @@ pub struct Found {
     stat: Stat,
 }
 
+impl Found {
+    pub fn is_directory(&self) -> bool {
+        FileType::from_raw_mode(self.stat.st_mode) == FileType::Directory
+    }
+}
+
 /// Finds a path in the topmost layer that has it, unless one above hides it.
 /// Symbolic links on the way are not followed: archives name real directories.
 pub fn find(layers: &[Root], parts: &[&[u8]]) -> io::Result<Option<Found>> {
-    let Some((last, parents)) = parts.split_last() else { return Ok(None) };
+    let Some((last, parents)) = parts.split_last() else {
+        let Some(dir) = layers.first().map(|root| root.dir(&[])).transpose()?.flatten() else {
+            return Ok(None);
+        };
+        let last = b".".to_vec();
+        return Ok(stat(dir.as_fd(), &last)?.map(|stat| Found { dir, last, stat }));
+    };
     'layers: for root in layers {
         let mut hides_below = false;
         let Some(mut dir) = root.dir(&[])? else { continue };
@@ -51,6 +63,23 @@ pub fn find(layers: &[Root], parts: &[&[u8]]) -> io::Result<Option<Found>> {
         }
     }
     Ok(None)
+}
+
+/// Whether a layer shows nothing of those below it in a directory.
+pub fn is_cut_off(root: &Root, parts: &[&[u8]]) -> io::Result<bool> {
+    let Some(mut dir) = root.dir(&[])? else { return Ok(false) };
+    for part in parts {
+        if is_opaque(root, dir.as_fd(), part) {
+            return Ok(true);
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        dir = match rustix::fs::openat(&dir, as_path(part), flags, Mode::empty()) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
+            Err(e) => return Err(e.into()),
+        };
+    }
+    Ok(false)
 }
 
 fn stat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Option<Stat>> {

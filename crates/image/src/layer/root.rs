@@ -43,6 +43,9 @@ pub struct Rights {
     pub xattrs: OverlayXattrs,
 }
 
+/// How many symbolic links one path may lead through, as in the kernel.
+const MAX_LINKS: u32 = 40;
+
 /// A tree, open at its root.
 pub struct Root {
     fd: OwnedFd,
@@ -147,7 +150,7 @@ impl Root {
     pub fn dir_or_make(
         &mut self,
         parts: &[&[u8]],
-        mut made: impl FnMut(&[&[u8]]),
+        mut made: impl FnMut(&[&[u8]], Made),
     ) -> Result<BorrowedFd<'_>, LayerError> {
         let path = join(parts);
         if self.cached.as_ref().is_none_or(|(cached, _)| *cached != path) {
@@ -155,19 +158,8 @@ impl Root {
             let fd = match self.dir(parts).map_err(io)? {
                 Some(fd) => fd,
                 None => {
-                    for depth in 1..=parts.len() {
-                        let here = &parts[..depth];
-                        if self.dir(here).map_err(io)?.is_none() {
-                            let parent = self
-                                .dir(&here[..depth - 1])
-                                .map_err(io)?
-                                .ok_or_else(|| io(Errno::NOENT))?;
-                            let last = here[depth - 1];
-                            if self.make_dir(parent.as_fd(), last, &path, false)? == Made::New {
-                                made(here);
-                            }
-                        }
-                    }
+                    let mut links_left = MAX_LINKS;
+                    self.make_path(parts, &path, &mut links_left, &mut made)?;
                     self.dir(parts).map_err(io)?.ok_or_else(|| io(Errno::NOENT))?
                 }
             };
@@ -177,6 +169,44 @@ impl Root {
             Some((_, fd)) => Ok(fd.as_fd()),
             None => unreachable!("set above"),
         }
+    }
+
+    /// Makes what is missing of a path. A link to what is not there yet, for
+    /// it is in a lower layer, has its target made.
+    fn make_path(
+        &self,
+        parts: &[&[u8]],
+        path: &[u8],
+        links_left: &mut u32,
+        made: &mut impl FnMut(&[&[u8]], Made),
+    ) -> Result<(), LayerError> {
+        let io = |e: Errno| LayerError::io("entering", path, e);
+        for depth in 1..=parts.len() {
+            let here = &parts[..depth];
+            if self.dir(here).map_err(io)?.is_some() {
+                continue;
+            }
+            let (last, above) = (here[depth - 1], &here[..depth - 1]);
+            let parent = self.dir(above).map_err(io)?.ok_or_else(|| io(Errno::NOENT))?;
+            match rustix::fs::readlinkat(&parent, as_path(last), Vec::new()) {
+                Ok(target) => {
+                    *links_left = links_left.checked_sub(1).ok_or_else(|| io(Errno::LOOP))?;
+                    let target = target.into_bytes();
+                    let from: &[&[u8]] = if target.starts_with(b"/") { &[] } else { above };
+                    let inner = target.split(|&c| c == b'/').filter(|p| !matches!(*p, b"" | b"."));
+                    let all: Vec<&[u8]> = from.iter().copied().chain(inner).collect();
+                    self.make_path(&all, path, links_left, made)?;
+                }
+                Err(_) => {
+                    let how = self.make_dir(parent.as_fd(), last, path, false)?;
+                    // Where the path doubles back, entries name it otherwise.
+                    if !here.contains(&&b".."[..]) {
+                        made(here, how);
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Forgets the cached directory: something that a path may lead through

@@ -5,6 +5,7 @@
 //! of a lower layer, and directories that the archive goes through without
 //! describing, which must look like the ones below.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -25,8 +26,11 @@ use crate::tar::{Entry, Kind};
 /// What must wait for the layers below.
 #[derive(Debug, PartialEq, Eq)]
 enum Fixup {
-    /// A directory that must get owner, mode and time from below.
-    Implied(Vec<u8>),
+    /// A directory that no entry described. It must look like the one below,
+    /// if there is one and this layer has not hidden it.
+    Implied(Vec<u8>, Made),
+    /// A whiteout. One that hides nothing must go: overlayfs would list it.
+    Whiteout(Vec<u8>),
     /// A hard link whose target is not in this layer.
     Link { path: Vec<u8>, target: Vec<u8> },
 }
@@ -34,8 +38,9 @@ enum Fixup {
 /// A layer whose files are there, and what is left to do.
 pub struct Unpacked {
     root: Root,
-    /// Directories in the order of the archive: their metadata comes last.
-    directories: Vec<(Vec<u8>, Entry)>,
+    /// What is known of directories: set last, or it would not survive what
+    /// comes into them.
+    directories: BTreeMap<Vec<u8>, Entry>,
     fixups: Vec<Fixup>,
 }
 
@@ -49,7 +54,7 @@ pub fn unpack(
     let mut unpacker = Unpacker {
         root: Root::open(into)?,
         source: Source::new(Box::new(blob) as Box<dyn Read>, limits)?,
-        directories: Vec::new(),
+        directories: BTreeMap::new(),
         fixups: Vec::new(),
         buffer: vec![0; 256 << 10],
     };
@@ -65,10 +70,12 @@ impl Unpacked {
     /// Does what needs the layers below, topmost first, and gives the layer,
     /// now done.
     pub fn settle(mut self, below: &[Root]) -> Result<Root, LayerError> {
-        let mut implied = Vec::new();
+        let mut whiteouts = Vec::new();
+        let mut implied = vec![(Vec::new(), Made::Existed)];
         for fixup in std::mem::take(&mut self.fixups) {
             match fixup {
-                Fixup::Implied(path) => implied.push(path),
+                Fixup::Implied(path, made) => implied.push((path, made)),
+                Fixup::Whiteout(path) => whiteouts.push(path),
                 Fixup::Link { path, target } => {
                     let io = |e| LayerError::io("linking", &path, e);
                     let parts = components(&target)?;
@@ -76,7 +83,9 @@ impl Unpacked {
                         LayerError::hostile(&path, "is a hard link to a file that is nowhere")
                     })?;
                     let Some((last, parents)) = parts.split_last() else { continue };
-                    let dir = self.root.dir_or_make(parents, |made| implied.push(join(made)))?;
+                    let dir = self
+                        .root
+                        .dir_or_make(parents, |path, made| implied.push((join(path), made)))?;
                     let dir = dir
                         .try_clone_to_owned()
                         .map_err(|e| LayerError::io("entering", &path, e))?;
@@ -86,7 +95,9 @@ impl Unpacked {
                     }
                     let parts = components(&path)?;
                     let Some((to, parents)) = parts.split_last() else { continue };
-                    let to_dir = self.root.dir_or_make(parents, |made| implied.push(join(made)))?;
+                    let to_dir = self
+                        .root
+                        .dir_or_make(parents, |path, made| implied.push((join(path), made)))?;
                     replacing(to_dir, to, &path, || {
                         rustix::fs::linkat(
                             &dir,
@@ -99,17 +110,28 @@ impl Unpacked {
                 }
             }
         }
-        let mut directories = std::mem::take(&mut self.directories);
-        for path in implied {
+        for path in whiteouts {
+            self.drop_idle_whiteout(&path, below)?;
+        }
+        for (path, made) in implied {
             let parts = components(&path)?;
             let io = |e| LayerError::io("describing", &path, e);
-            if let Some(found) = lower::find(below, &parts).map_err(io)? {
-                // Entries of the archive come later in the list and win.
-                directories.insert(0, (path.clone(), lower::describe(&found, &path)?));
+            if self.directories.contains_key(&path) {
+                // An entry came after all.
+                continue;
             }
+            let found = match made {
+                Made::OverWhiteout => None,
+                _ => lower::find(below, &parts).map_err(io)?.filter(lower::Found::is_directory),
+            };
+            let entry = match found {
+                Some(found) => lower::describe(&found, &path)?,
+                None => Entry::new(path.clone(), Kind::Directory, 0o755),
+            };
+            self.directories.insert(path, entry);
         }
         // Inner ones first: a closed mode would keep us out.
-        for (path, entry) in directories.iter().rev() {
+        for (path, entry) in self.directories.iter().rev() {
             let parts = components(path)?;
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             match self.root.resolve(&parts, flags) {
@@ -121,6 +143,23 @@ impl Unpacked {
         }
         Ok(self.root)
     }
+
+    /// Removes a whiteout that hides nothing.
+    fn drop_idle_whiteout(&self, path: &[u8], below: &[Root]) -> Result<(), LayerError> {
+        let parts = components(path)?;
+        let Some((last, parents)) = parts.split_last() else { return Ok(()) };
+        let io = |e| LayerError::io("hiding", path, e);
+        let hides = !lower::is_cut_off(&self.root, parents).map_err(io)?
+            && lower::find(below, &parts).map_err(io)?.is_some();
+        let Some(dir) = self.root.dir(parents).map_err(|e| io(e.into()))? else { return Ok(()) };
+        match rustix::fs::statat(&dir, as_path(last), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if !hides && root::is_whiteout(&stat) => {
+                rustix::fs::unlinkat(&dir, as_path(last), AtFlags::empty())
+                    .map_err(|e| io(e.into()))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 fn exists(dir: BorrowedFd<'_>, last: &[u8]) -> bool {
@@ -131,7 +170,7 @@ struct Unpacker {
     root: Root,
     source: Source<Box<dyn Read>>,
     /// Directories whose metadata is set at the end.
-    directories: Vec<(Vec<u8>, Entry)>,
+    directories: BTreeMap<Vec<u8>, Entry>,
     fixups: Vec<Fixup>,
     buffer: Vec<u8>,
 }
@@ -146,7 +185,7 @@ impl Unpacker {
         let Some((last, parents)) = parts.split_last() else {
             return match entry.kind {
                 Kind::Directory => {
-                    self.directories.push((Vec::new(), entry));
+                    self.directories.insert(Vec::new(), entry);
                     Ok(())
                 }
                 _ => Err(LayerError::hostile(&path, "would replace the root: refused")),
@@ -160,6 +199,7 @@ impl Unpacker {
             }
             Meaning::Whiteout(gone) => {
                 let dir = self.parent(parents)?;
+                self.fixups.push(Fixup::Whiteout([&join(parents)[..], b"/", gone].concat()));
                 self.root.white_out(dir.as_fd(), gone, &path)
             }
             Meaning::Plain(last) => self.plain(entry, &parts, parents, last),
@@ -169,7 +209,9 @@ impl Unpacker {
     /// The directory that an entry is in. Made if no entry described it.
     fn parent(&mut self, parents: &[&[u8]]) -> Result<std::os::fd::OwnedFd, LayerError> {
         let fixups = &mut self.fixups;
-        let fd = self.root.dir_or_make(parents, |made| fixups.push(Fixup::Implied(join(made))))?;
+        let fd = self
+            .root
+            .dir_or_make(parents, |path, made| fixups.push(Fixup::Implied(join(path), made)))?;
         fd.try_clone_to_owned().map_err(|e| LayerError::io("entering", &join(parents), e))
     }
 
@@ -188,7 +230,7 @@ impl Unpacker {
         let replaced = match &entry.kind {
             Kind::Directory => {
                 let made = self.root.make_dir(dir, last, &path, true)?;
-                self.directories.push((path, entry));
+                self.directories.insert(path, entry);
                 // A link to a directory may have become a directory.
                 made == Made::New
             }

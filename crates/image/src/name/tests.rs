@@ -7,6 +7,7 @@ fn name(text: &str) -> Name {
 #[test]
 fn short_names_have_no_host() {
     assert_eq!(name("debian").to_string(), "debian:latest");
+    assert_eq!(name("debian"), name("debian:latest"));
     assert_eq!(name("debian:12").tag(), Some("12"));
     assert_eq!(name("team/app:1").host(), None);
     assert_eq!(name("team/app:1").path(), "team/app");

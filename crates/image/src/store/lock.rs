@@ -12,7 +12,7 @@ use crate::error::IoContext;
 /// An advisory lock on a file, held until dropped.
 #[derive(Debug)]
 pub struct FileLock {
-    _file: File,
+    file: File,
 }
 
 impl FileLock {
@@ -28,7 +28,7 @@ impl FileLock {
     pub fn try_exclusive(path: &Path) -> Result<Option<Self>> {
         let file = open(path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Self { _file: file })),
+            Ok(()) => Ok(Some(Self { file })),
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(e) => Err(e).at("locking", path),
         }
@@ -38,11 +38,19 @@ impl FileLock {
         let file = open(path)?;
         loop {
             match flock(&file, operation) {
-                Ok(()) => return Ok(Self { _file: file }),
+                Ok(()) => return Ok(Self { file }),
                 Err(Errno::INTR) => {}
                 Err(e) => return Err(e).at("locking", path),
             }
         }
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that another thread is just starting
+        // has a copy of the descriptor until it executes its program.
+        let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }
 

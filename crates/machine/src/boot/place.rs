@@ -47,7 +47,7 @@ pub fn clear(
     address: u64,
     length: u64,
 ) -> Result<(), BootError> {
-    const ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+    static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
     check(target, what, address, length)?;
     let mut done = 0;
     while done < length {

@@ -28,12 +28,18 @@ fn nobody_runs_while_the_machine_is_paused() {
     while runs.load(Ordering::SeqCst) == 0 {
         std::thread::yield_now();
     }
-    control.pause();
+    assert!(control.pause(Duration::from_secs(30)));
     let paused_at = runs.load(Ordering::SeqCst);
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(runs.load(Ordering::SeqCst), paused_at);
     control.stop();
     thread.join().unwrap();
+}
+
+#[test]
+fn a_thread_that_never_parks_is_not_waited_for_without_end() {
+    let control = Control::new(1);
+    assert!(!control.pause(Duration::from_millis(5)));
 }
 
 #[test]

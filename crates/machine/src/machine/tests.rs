@@ -100,7 +100,7 @@ fn the_guest_writes_to_the_serial_port() {
     let machine = Machine::new(&engine, &config(1), Box::new(output.clone())).unwrap();
     machine.resume();
     machine.wait(PATIENCE).expect("the machine ends");
-    machine.pause();
+    machine.pause().unwrap();
     assert!(output.0.lock().unwrap().starts_with(b"hello"));
     let exits: std::collections::HashMap<_, _> = machine.exits().into_iter().collect();
     assert!(exits["port_write"] >= 6, "{exits:?}");
@@ -122,7 +122,7 @@ fn a_saved_machine_is_the_same_after_a_trip_through_json() {
     let original = machine(&engine, 2);
     original.resume();
     std::thread::sleep(Duration::from_millis(20));
-    original.pause();
+    original.pause().unwrap();
     let saved = original.save().unwrap();
     assert!(saved.clock_ns > 0 && saved.vcpus[1].registers.rip > 0);
     let json = serde_json::to_string(&saved).unwrap();

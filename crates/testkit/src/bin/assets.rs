@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use guise_testkit::assets::Kernel;
-use guise_testkit::{TestkitError, assets, baremetal, initramfs, torture};
+use guise_testkit::{TestkitError, assets, baremetal, initramfs};
 
 fn main() -> ExitCode {
     match prepare() {
@@ -28,7 +28,7 @@ fn prepare() -> Result<(), TestkitError> {
     }
     println!("{:<16} {}", "busybox", assets::busybox()?.display());
     println!("{:<16} {}", "shell", initramfs::shell()?.display());
-    println!("{:<16} {}", "torture", torture::program()?.display());
+    println!("{:<16} {}", "torture", initramfs::with_torture()?.display());
     for program in baremetal::Program::ALL {
         println!("{:<16} {}", program.name(), program.image()?.display());
     }

@@ -238,11 +238,8 @@ fn read_bits(
         }
         *budget -= 1;
         bitmap.clusters.push(offset);
-        let bits = if bitmap.broken {
-            Vec::new()
-        } else {
-            read_vec(storage, offset, cluster as usize)?
-        };
+        let bits =
+            if bitmap.broken { Vec::new() } else { read_vec(storage, offset, cluster as usize)? };
         bitmap.chunks.push(Chunk::Bits(bits));
     }
     Ok(())
@@ -412,7 +409,10 @@ impl Qcow2 {
     pub fn add_bitmap(&self, name: &str, granularity: u64, enabled: bool) -> Result<()> {
         let bits = granularity.trailing_zeros();
         if !granularity.is_power_of_two() || !(9..=31).contains(&bits) {
-            return Err(Error::option("granularity", "takes a power of two from 512 bytes to 2 GiB"));
+            return Err(Error::option(
+                "granularity",
+                "takes a power of two from 512 bytes to 2 GiB",
+            ));
         }
         if name.is_empty() || name.len() > MAX_NAME {
             return Err(Error::option("bitmap", "a name has 1 to 1023 bytes"));

@@ -37,7 +37,9 @@ impl Found {
     }
 
     fn get(&self, cluster: u64) -> u64 {
-        self.pages.get(&(cluster / PAGE)).map_or(0, |page| u64::from(page[(cluster % PAGE) as usize]))
+        self.pages
+            .get(&(cluster / PAGE))
+            .map_or(0, |page| u64::from(page[(cluster % PAGE) as usize]))
     }
 
     fn has_any(&self, from: u64, to: u64) -> bool {
@@ -88,7 +90,7 @@ impl Walk<'_> {
             if table == 0 {
                 continue;
             }
-            let guest = index as u64 * self.shape.entries() << self.shape.cluster_bits;
+            let guest = (index as u64 * self.shape.entries()) << self.shape.cluster_bits;
             if table & (self.shape.cluster() - 1) != 0 {
                 self.report.corrupt(format!("L2 table for {guest:#x} at unaligned {table:#x}"));
                 continue;
@@ -220,8 +222,7 @@ impl Qcow2 {
     fn walk_all(&self, walk: &mut Walk<'_>, meta: &Meta) -> Result<()> {
         let header = &meta.header;
         walk.refer(0, self.shape.cluster(), "the header");
-        let active =
-            Region { offset: header.l1_offset, len: u64::from(header.l1_entries) * 8 };
+        let active = Region { offset: header.l1_offset, len: u64::from(header.l1_entries) * 8 };
         walk.l1(active, &meta.l1, true)?;
         let mut table_len = 0;
         for snapshot in &meta.snapshots {
@@ -329,7 +330,11 @@ impl Qcow2 {
         }
         let text = format!("cluster {cluster} has reference count {stored}, found {wanted}");
         let leak = stored > wanted;
-        if leak { report.leak(text) } else { report.corrupt(text) }
+        if leak {
+            report.leak(text)
+        } else {
+            report.corrupt(text)
+        }
         let fix = repair == Repair::All || (repair == Repair::Leaks && leak);
         if fix {
             meta.refs.set(self.file(), cluster, wanted, &self.blame)?;

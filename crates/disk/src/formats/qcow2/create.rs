@@ -58,9 +58,7 @@ impl CreateOptions {
 
     fn validate(&self) -> Result<()> {
         let bad = |option: &str, what: &str| Err(Error::option(option, what));
-        if !self.cluster_size.is_power_of_two()
-            || !(512..=2 << 20).contains(&self.cluster_size)
-        {
+        if !self.cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&self.cluster_size) {
             return bad("cluster_size", "takes a power of two from 512 bytes to 2 MiB");
         }
         if !self.refcount_bits.is_power_of_two() || self.refcount_bits > 64 {
@@ -93,10 +91,7 @@ impl CreateOptions {
         if self.data_file.is_some() && self.encryption.is_some() {
             return bad("encrypt.format", "does not go with a data_file");
         }
-        if self.backing.is_some()
-            && self.preallocation != Preallocation::Off
-            && !self.extended_l2
-        {
+        if self.backing.is_some() && self.preallocation != Preallocation::Off && !self.extended_l2 {
             return bad("preallocation", "does not go with a backing file, unless extended_l2=on");
         }
         if self.size > i64::MAX as u64 - (2 << 20) {

@@ -97,9 +97,9 @@ impl Shape {
         }
         let host = word & OFFSET_MASK;
         if host & (self.cluster() - 1) != 0 {
-            return Err(blame.corrupt(format!(
-                "data cluster for {guest:#x} at unaligned offset {host:#x}"
-            )));
+            return Err(
+                blame.corrupt(format!("data cluster for {guest:#x} at unaligned offset {host:#x}"))
+            );
         }
         let copied = word & COPIED != 0;
         let (alloc, zero) = if self.extended {
@@ -110,9 +110,9 @@ impl Shape {
             (u32::from(host != 0 || copied), 0)
         };
         if alloc & zero != 0 || (alloc != 0 && host == 0 && !copied) {
-            return Err(blame.corrupt(format!(
-                "contradicting subcluster bits {bits:#x} for {guest:#x}"
-            )));
+            return Err(
+                blame.corrupt(format!("contradicting subcluster bits {bits:#x} for {guest:#x}"))
+            );
         }
         Ok(Entry { host, copied, packed: None, alloc, zero })
     }

@@ -186,7 +186,11 @@ impl Qcow2 {
     }
 
     /// Where a write can go without any change of metadata, all of it.
-    pub(super) fn in_place(&self, mut offset: u64, mut len: u64) -> Result<Option<Vec<(Place, u64)>>> {
+    pub(super) fn in_place(
+        &self,
+        mut offset: u64,
+        mut len: u64,
+    ) -> Result<Option<Vec<(Place, u64)>>> {
         if self.cipher.is_some() || !self.writable || self.has_bitmaps() {
             return Ok(None);
         }
@@ -309,7 +313,13 @@ impl Qcow2 {
         meta.refs.take(self.file(), wanted, &self.blame)
     }
 
-    fn write_fresh(&self, fresh: &Fresh, offset: u64, data: &[u8], below: &dyn Below) -> Result<()> {
+    fn write_fresh(
+        &self,
+        fresh: &Fresh,
+        offset: u64,
+        data: &[u8],
+        below: &dyn Below,
+    ) -> Result<()> {
         let result = self.fill(fresh, offset, data, below);
         let mut meta = self.meta.lock();
         let result = match result {
@@ -391,8 +401,8 @@ impl Qcow2 {
             return Ok(subs);
         }
         let empty = old.packed.is_none() && old.alloc & subs == 0;
-        let zero_around = empty
-            && (old.zero & subs == subs || below.is_zero(guest + low, high - low)?);
+        let zero_around =
+            empty && (old.zero & subs == subs || below.is_zero(guest + low, high - low)?);
         if zero_around && fresh.virgin && self.cipher.is_none() {
             // The file ends before, or has a hole here: zeroes already.
             self.put(host + start, data)?;

@@ -440,13 +440,13 @@ pub(super) fn write_staged(storage: &dyn Storage, staged: &Staged) -> Result<()>
 /// given up in one generation is free for use when that generation has ended
 /// and its requests are gone.
 #[derive(Default)]
-pub(super) struct Epochs {
+pub(crate) struct Epochs {
     current: AtomicU64,
     under_way: [AtomicU64; 2],
 }
 
 /// Held for as long as a request may touch host clusters.
-pub(super) struct Ticket {
+pub(crate) struct Ticket {
     epochs: Arc<Epochs>,
     slot: usize,
 }

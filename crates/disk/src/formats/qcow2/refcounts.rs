@@ -127,7 +127,7 @@ impl Refcounts {
 
     /// Counts in one block.
     pub(super) fn per_block(&self) -> u64 {
-        self.cluster() * 8 >> self.order
+        (self.cluster() * 8) >> self.order
     }
 
     pub(super) fn max(&self) -> u64 {

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::Qcow2;
 use super::entry::Entry;
-use super::header::{COMPAT_LAZY, AUTOCLEAR_RAW_DATA, INCOMPAT_DIRTY, table_bytes};
+use super::header::{AUTOCLEAR_RAW_DATA, COMPAT_LAZY, INCOMPAT_DIRTY, table_bytes};
 use super::meta::Free;
 use super::refcounts::Refcounts;
 use crate::error::{Error, Result};
@@ -230,7 +230,10 @@ impl Qcow2 {
         };
         drop(meta);
         if let Some(obstacle) = obstacle {
-            return Err(Error::option("compat", format!("cannot be lowered: there are {obstacle}")));
+            return Err(Error::option(
+                "compat",
+                format!("cannot be lowered: there are {obstacle}"),
+            ));
         }
         self.expand_zeroes(below)?;
         self.settle()?;

@@ -293,8 +293,8 @@ impl Qcow2 {
                 continue;
             }
             for index in 0..self.shape.entries() {
-                let guest = (l1_index as u64 * self.shape.entries() + index)
-                    << self.shape.cluster_bits;
+                let guest =
+                    (l1_index as u64 * self.shape.entries() + index) << self.shape.cluster_bits;
                 let entry = meta.entry_in(self.file(), table, index, guest)?;
                 visit(meta, table, index, entry)?;
             }

@@ -10,6 +10,7 @@ fn state() -> Box<CpuState> {
     let mut state: Box<CpuState> = unsafe { Box::new_zeroed().assume_init() };
     state.mxcsr = 0x1f80;
     state.rflags = 2;
+    state.cr4 = 1 << 10;
     state.x87.0[..4].copy_from_slice(&[0x7f, 3, 0, 0]);
     state.x87.0[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
     state
@@ -122,6 +123,10 @@ fn an_unmasked_simd_exception_sets_its_flag_and_no_result() {
     assert_eq!(exception, Exception::plain(exception::SIMD_FLOATING_POINT));
     assert_eq!(bench.state.vector[0], before);
     assert_eq!(bench.state.mxcsr, 0x1d84);
+    // An operating system that knows nothing of such exceptions gets another one.
+    bench.state.cr4 = 0;
+    let exception = bench.run(64, &[0xf3, 0x0f, 0x5e, 0xc1]).unwrap_err();
+    assert_eq!(exception, Exception::invalid_opcode());
     // Masked, it gives an infinity.
     bench.state.mxcsr = 0x1f80;
     bench.run(64, &[0xf3, 0x0f, 0x5e, 0xc1]).unwrap();
@@ -205,15 +210,14 @@ fn example(code: Code) -> Option<Instruction> {
     let mut instruction = Instruction::new();
     instruction.set_code(code);
     let info = code.op_code();
-    let mut next = 0;
     for (operand, &kind) in info.op_kinds().iter().enumerate() {
         let operand = operand as u32;
-        next += 1;
+        let next = operand + 1;
         let memory = |instruction: &mut Instruction| {
             instruction.set_op_kind(operand, OpKind::Memory);
             instruction.set_memory_base(Register::RBX);
         };
-        let mut register = |first: Register| {
+        let register = |first: Register| {
             instruction.set_op_kind(operand, OpKind::Register);
             instruction.set_op_register(operand, first + next);
         };

@@ -269,7 +269,11 @@ impl Builder<'_> {
         self.op.small = form;
         self.op.immediate = vector as u64;
         // INTO may fall through to the next instruction.
-        if form == 4 { goes_on(branch::software_interrupt) } else { ends(branch::software_interrupt) }
+        if form == 4 {
+            goes_on(branch::software_interrupt)
+        } else {
+            ends(branch::software_interrupt)
+        }
     }
 
     fn counted(&mut self) -> Option<Choice> {

@@ -369,8 +369,8 @@ impl Builder<'_> {
     }
 
     fn flag(&mut self) -> Option<Choice> {
-        use Mnemonic::*;
         use crate::cpu::mode::bits::{CF, DF};
+        use Mnemonic::*;
         (self.op.immediate, self.op.small) = match self.mnemonic() {
             Clc => (CF, 0),
             Stc => (CF, 1),
@@ -413,8 +413,9 @@ impl Builder<'_> {
             _ => return None,
         };
         // MOVSD and CMPSD are names of vector instructions, too.
-        let is_string = (0..code.op_count())
-            .any(|n| !matches!(code.op_kind(n), OpKind::Register | OpKind::Memory | OpKind::Immediate8));
+        let is_string = (0..code.op_count()).any(|n| {
+            !matches!(code.op_kind(n), OpKind::Register | OpKind::Memory | OpKind::Immediate8)
+        });
         if !is_string {
             return None;
         }

@@ -30,6 +30,7 @@ impl Builder<'_> {
             }
             Rdpmc => goes_on(processor::rdpmc),
             Rdrand | Rdseed => {
+                self.op.a = self.slot(0);
                 self.keep_instruction();
                 goes_on(processor::random)
             }
@@ -53,9 +54,7 @@ impl Builder<'_> {
             Sldt => self.selector_out(system::sldt),
             Str => self.selector_out(system::str),
             Smsw => self.selector_out(system::smsw),
-            Lmsw => {
-                self.selector_in(system::lmsw).map(|choice| Choice { ends: true, ..choice })
-            }
+            Lmsw => self.selector_in(system::lmsw).map(|choice| Choice { ends: true, ..choice }),
             Lar => self.look_up(system::lar),
             Lsl => self.look_up(system::lsl),
             Arpl => {

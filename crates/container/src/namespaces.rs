@@ -1,0 +1,343 @@
+//! Namespaces: which are made, which joined, and what is set up in new ones.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use crate::error::{Context, Error, Result};
+use crate::rootfs::proc::PrivateProc;
+use crate::spec::{IdMap, NamespaceKind, Spec, TimeOffset};
+use crate::sys::clone::{setns, unshare};
+
+impl NamespaceKind {
+    /// The kernel's flag.
+    pub fn flag(self) -> i32 {
+        match self {
+            NamespaceKind::User => libc::CLONE_NEWUSER,
+            NamespaceKind::Pid => libc::CLONE_NEWPID,
+            NamespaceKind::Network => libc::CLONE_NEWNET,
+            NamespaceKind::Mount => libc::CLONE_NEWNS,
+            NamespaceKind::Ipc => libc::CLONE_NEWIPC,
+            NamespaceKind::Uts => libc::CLONE_NEWUTS,
+            NamespaceKind::Cgroup => libc::CLONE_NEWCGROUP,
+            NamespaceKind::Time => libc::CLONE_NEWTIME,
+        }
+    }
+
+    /// The name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            NamespaceKind::User => "user",
+            NamespaceKind::Pid => "pid",
+            NamespaceKind::Network => "network",
+            NamespaceKind::Mount => "mount",
+            NamespaceKind::Ipc => "ipc",
+            NamespaceKind::Uts => "uts",
+            NamespaceKind::Cgroup => "cgroup",
+            NamespaceKind::Time => "time",
+        }
+    }
+}
+
+/// A namespace to join.
+pub struct Join {
+    pub kind: NamespaceKind,
+    pub file: OwnedFd,
+}
+
+/// How the first process gets its namespaces.
+pub struct Plan {
+    /// Flags of the namespaces that are made together with the process.
+    pub at_clone: u64,
+    /// Made by the process itself, once it is in its cgroup.
+    pub cgroup: bool,
+    /// Made by the process itself, because clocks are set before it enters.
+    pub time: bool,
+    pub joins: Vec<Join>,
+}
+
+impl Plan {
+    /// Reads the configuration and opens what is to be joined.
+    pub fn of(spec: &Spec) -> Result<Self> {
+        let mut plan = Plan { at_clone: 0, cgroup: false, time: false, joins: Vec::new() };
+        for namespace in &spec.linux.namespaces {
+            let kind = namespace.kind;
+            match namespace.path.as_deref().filter(|p| !p.is_empty()) {
+                Some(path) => {
+                    let file = File::open(path)
+                        .during(|| format!("open the {} namespace {path}", kind.name()))?;
+                    plan.joins.push(Join { kind, file: file.into() });
+                }
+                None => match kind {
+                    NamespaceKind::Cgroup => plan.cgroup = true,
+                    NamespaceKind::Time => plan.time = true,
+                    _ => plan.at_clone |= kind.flag() as u64,
+                },
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Whether a user namespace is made or joined beside joining others: these
+    /// have to be entered in an order that one clone cannot give.
+    pub fn needs_stages(&self) -> bool {
+        let makes_user = self.at_clone & libc::CLONE_NEWUSER as u64 != 0;
+        let joins_user = self.joins.iter().any(|j| j.kind == NamespaceKind::User);
+        joins_user || (makes_user && !self.joins.is_empty())
+    }
+
+    /// Joins the pid namespace for the children of this process.
+    pub fn join_pid(&self) -> Result<()> {
+        self.join_where(|kind| kind == NamespaceKind::Pid)
+    }
+
+    /// Joins all that concern the process itself.
+    pub fn join_others(&self) -> Result<()> {
+        self.join_where(|kind| kind != NamespaceKind::Pid)
+    }
+
+    fn join_where(&self, wanted: impl Fn(NamespaceKind) -> bool) -> Result<()> {
+        for join in self.joins.iter().filter(|j| wanted(j.kind)) {
+            join.enter()?;
+        }
+        Ok(())
+    }
+
+    /// Joins everything, what belongs to the runtime's user namespace before
+    /// the user namespace changes and the rest after.
+    pub fn join_in_stages(&self) -> Result<()> {
+        let user = self.joins.iter().find(|j| j.kind == NamespaceKind::User);
+        let mut later = Vec::new();
+        for join in self.joins.iter().filter(|j| j.kind != NamespaceKind::User) {
+            match join.enter() {
+                Ok(()) => {}
+                Err(_) if user.is_some() => later.push(join),
+                Err(e) => return Err(e),
+            }
+        }
+        if let Some(user) = user {
+            user.enter()?;
+        }
+        for join in later {
+            join.enter()?;
+        }
+        Ok(())
+    }
+}
+
+impl Join {
+    fn enter(&self) -> Result<()> {
+        setns(self.file.as_fd(), self.kind.flag())
+            .during(|| format!("join a {} namespace", self.kind.name()))
+    }
+}
+
+/// Makes a time namespace with clocks set off, and enters it.
+pub fn enter_new_time(offsets: &BTreeMap<String, TimeOffset>) -> Result<()> {
+    unshare(libc::CLONE_NEWTIME).during(|| "make a time namespace")?;
+    let mut text = String::new();
+    for (clock, offset) in offsets {
+        text.push_str(&format!("{clock} {} {}\n", offset.secs, offset.nanosecs));
+    }
+    if !text.is_empty() {
+        std::fs::write("/proc/self/timens_offsets", text)
+            .during(|| "set the offsets of clocks (linux.timeOffsets)")?;
+    }
+    let file = File::open("/proc/self/ns/time_for_children").during(|| "open a time namespace")?;
+    setns(file.as_fd(), libc::CLONE_NEWTIME).during(|| "enter a time namespace")
+}
+
+/// Whether this process is in a user namespace other than the host's.
+pub fn in_user_namespace() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        let map = crate::sys::files::read_text(std::path::Path::new("/proc/self/uid_map"))
+            .unwrap_or_default();
+        let mut words = map.split_whitespace();
+        (words.next(), words.next(), words.next()) != (Some("0"), Some("0"), Some("4294967295"))
+    })
+}
+
+/// Whether a new user namespace with these group mappings may set groups: not
+/// when a plain user maps only its own group, for which the kernel wants that
+/// right given up.
+pub fn may_set_groups(gids: &[IdMap]) -> bool {
+    rustix::process::geteuid().is_root() || !maps_only(gids, rustix::process::getegid().as_raw())
+}
+
+fn maps_only(maps: &[IdMap], id: u32) -> bool {
+    matches!(maps, [m] if m.host == id && m.size == 1)
+}
+
+/// Writes the id mappings of a process's new user namespace.
+///
+/// A user who may not write them directly has newuidmap and newgidmap do it, by
+/// the ranges of /etc/subuid and /etc/subgid; a mapping of only the user's own
+/// id needs neither, and costs the right to set groups.
+pub fn write_mappings(
+    pid: i32,
+    uids: &[IdMap],
+    gids: &[IdMap],
+    may_ask_helpers: bool,
+) -> Result<()> {
+    let text = |maps: &[IdMap]| {
+        maps.iter().map(|m| format!("{} {} {}\n", m.container, m.host, m.size)).collect::<String>()
+    };
+    let write = |file: &str, text: &str| -> io::Result<()> {
+        let path = format!("/proc/{pid}/{file}");
+        std::fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
+    };
+    let privileged = rustix::process::geteuid().is_root();
+    if privileged || !may_ask_helpers {
+        write("gid_map", &text(gids)).during(|| "write the group mappings")?;
+        write("uid_map", &text(uids)).during(|| "write the user mappings")?;
+        return Ok(());
+    }
+    if maps_only(gids, rustix::process::getegid().as_raw()) {
+        write("setgroups", "deny").during(|| "deny setgroups")?;
+        write("gid_map", &text(gids)).during(|| "write the group mapping")?;
+    } else {
+        run_helper("newgidmap", pid, gids)?;
+    }
+    if maps_only(uids, rustix::process::geteuid().as_raw()) {
+        write("uid_map", &text(uids)).during(|| "write the user mapping")?;
+    } else {
+        run_helper("newuidmap", pid, uids)?;
+    }
+    Ok(())
+}
+
+fn run_helper(program: &str, pid: i32, maps: &[IdMap]) -> Result<()> {
+    let mut command = Command::new(program);
+    command.arg(pid.to_string());
+    for map in maps {
+        command.args([map.container, map.host, map.size].map(|n| n.to_string()));
+    }
+    let output = match command.output() {
+        Ok(output) => output,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::unsupported(
+                program,
+                "install it (Debian: uidmap), or map only your own user and group id",
+            ));
+        }
+        Err(e) => return Err(e).during(|| format!("run {program}")),
+    };
+    if output.status.success() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+    Err(Error::unsupported(
+        format!("this id mapping ({words})"),
+        "give the user a range in /etc/subuid and /etc/subgid",
+    ))
+}
+
+/// Sysctls that belong to a namespace, which a container may set if it has one
+/// of its own.
+fn sysctl_namespace(key: &str) -> Option<NamespaceKind> {
+    const IPC: [&str; 8] = [
+        "kernel/msgmax",
+        "kernel/msgmnb",
+        "kernel/msgmni",
+        "kernel/sem",
+        "kernel/shmall",
+        "kernel/shmmax",
+        "kernel/shmmni",
+        "kernel/shm_rmid_forced",
+    ];
+    if IPC.contains(&key) || key.starts_with("fs/mqueue/") {
+        Some(NamespaceKind::Ipc)
+    } else if key.starts_with("net/") {
+        Some(NamespaceKind::Network)
+    } else if matches!(key, "kernel/domainname" | "kernel/hostname") {
+        Some(NamespaceKind::Uts)
+    } else if key.starts_with("user/") {
+        Some(NamespaceKind::User)
+    } else {
+        None
+    }
+}
+
+/// The file below `/proc/sys` for a sysctl: dots and slashes separate, and
+/// whichever comes first says which of the two it is.
+fn sysctl_file(key: &str) -> String {
+    match key.find(['.', '/']) {
+        Some(at) if key.as_bytes()[at] == b'.' => key
+            .chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect(),
+        _ => key.to_owned(),
+    }
+}
+
+/// Refuses sysctls that would change the host, before anything is made.
+pub fn check_sysctls(spec: &Spec) -> Result<()> {
+    for key in spec.linux.sysctl.keys() {
+        let file = sysctl_file(key);
+        if file.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
+            return Err(Error::config("linux.sysctl", format!("{key:?} is not a sysctl")));
+        }
+        match sysctl_namespace(&file) {
+            Some(kind) if spec.has(kind) => {}
+            Some(kind) => {
+                return Err(Error::config(
+                    "linux.sysctl",
+                    format!("{key} needs a {} namespace of the container", kind.name()),
+                ));
+            }
+            None => {
+                return Err(Error::config(
+                    "linux.sysctl",
+                    format!("{key} is not separate for containers: set it on the host"),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sets the sysctls.
+pub fn apply_sysctls(spec: &Spec, proc: &PrivateProc) -> Result<()> {
+    for (key, value) in &spec.linux.sysctl {
+        proc.write(&format!("sys/{}", sysctl_file(key)), value.as_bytes())
+            .during(|| format!("set the sysctl {key} to {value:?}"))?;
+    }
+    Ok(())
+}
+
+/// Brings up the loopback interface of this network namespace.
+pub fn bring_up_loopback() -> Result<()> {
+    // SAFETY: integers; a fresh descriptor or -1 is returned.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error()).during(|| "open a socket");
+    }
+    // SAFETY: as above, nobody else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: ifreq is plain data, for which all-zero is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: the request reads one ifreq, which outlives the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    if result < 0 {
+        return Err(io::Error::last_os_error()).during(|| "bring up the loopback interface");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,50 @@
+//! `features`: what this runtime can do, in the form of the specification.
+
+use serde_json::{Value, json};
+
+use crate::process::caps;
+use crate::rootfs::options;
+use crate::seccomp::{ACTIONS, ARCHITECTURES, FLAGS, OPERATORS};
+
+/// The description.
+pub fn features() -> Value {
+    json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": crate::spec::OCI_VERSION,
+        "hooks": [
+            "prestart", "createRuntime", "createContainer", "startContainer", "poststart",
+            "poststop",
+        ],
+        "mountOptions": options::known(),
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
+            "capabilities": &caps::NAMES[..],
+            "cgroup": {
+                "v1": true,
+                "v2": true,
+                "systemd": false,
+                "systemdUser": false,
+                "rdma": true,
+            },
+            "seccomp": {
+                "enabled": true,
+                "actions": names(&ACTIONS),
+                "operators": names(&OPERATORS),
+                "archs": names(&ARCHITECTURES),
+                "knownFlags": names(&FLAGS),
+                "supportedFlags": names(&FLAGS),
+            },
+            "apparmor": { "enabled": true },
+            "selinux": { "enabled": true },
+            "intelRdt": { "enabled": false },
+            "mountExtensions": { "idmap": { "enabled": true } },
+        },
+        "annotations": {},
+        "potentiallyUnsafeConfigAnnotations": [],
+    })
+}
+
+/// The names of a table.
+fn names<T>(table: &[(&'static str, T)]) -> Vec<&'static str> {
+    table.iter().map(|(name, _)| *name).collect()
+}

@@ -1,0 +1,141 @@
+use std::io::{IoSlice, IoSliceMut};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::*;
+use crate::format::FormatKind;
+use crate::ops::{CreateRequest, create};
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A file that goes with the test.
+struct Scratch(std::path::PathBuf);
+
+impl Scratch {
+    fn new(kind: FormatKind) -> Self {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("guise-device-{}-{number}", std::process::id());
+        let scratch = Self(std::env::temp_dir().join(name));
+        create(&CreateRequest::new(&scratch.0, kind, Some(8 << 20))).expect("create");
+        scratch
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).expect("remove");
+    }
+}
+
+fn fill(queue: &mut Queue, offset: u64, byte: u8) {
+    queue.push(offset, Request::Write { offset, buffer: Buffer::Owned(vec![byte; 4096]) });
+}
+
+fn drain(queue: &mut Queue) -> Vec<Completion> {
+    queue.submit().expect("submit");
+    let mut all = Vec::new();
+    while queue.wait().expect("wait") {
+        while let Some(completion) = queue.take() {
+            all.push(completion);
+        }
+    }
+    all
+}
+
+#[test]
+fn a_queue_reads_what_it_wrote() {
+    for kind in [FormatKind::Raw, FormatKind::Qcow2, FormatKind::Vhdx, FormatKind::Vdi] {
+        let file = Scratch::new(kind);
+        let device = BlockDevice::open(&DeviceOptions::new(&file.0, kind)).expect("open");
+        let mut queue = device.queue(32);
+        for round in 0..3_u8 {
+            for index in 0..64 {
+                fill(&mut queue, index * 40_960, round + index as u8);
+            }
+            assert!(drain(&mut queue).iter().all(|done| done.result.is_ok()));
+        }
+        queue.push(0, Request::Flush);
+        for index in 0..64 {
+            let buffer = Buffer::Owned(vec![0; 4096]);
+            queue.push(index, Request::Read { offset: index * 40_960, buffer });
+        }
+        for done in drain(&mut queue) {
+            assert!(done.result.is_ok());
+            if let Some(Buffer::Owned(bytes)) = done.buffer {
+                assert!(bytes.iter().all(|&byte| byte == 2 + done.tag as u8), "{kind:?}");
+            }
+        }
+        drop(queue);
+        device.close().expect("close");
+    }
+}
+
+#[test]
+fn several_queues_at_once() {
+    let file = Scratch::new(FormatKind::Qcow2);
+    let device = BlockDevice::open(&DeviceOptions::new(&file.0, FormatKind::Qcow2)).expect("open");
+    std::thread::scope(|scope| {
+        for thread in 0..4_u64 {
+            let device = device.clone();
+            scope.spawn(move || {
+                let mut queue = device.queue(16);
+                for index in 0..100 {
+                    // Threads share clusters, not sectors.
+                    fill(&mut queue, (index * 4 + thread) * 4096, thread as u8 + 1);
+                    if index % 10 == 9 {
+                        queue.push(0, Request::Flush);
+                        assert!(drain(&mut queue).iter().all(|done| done.result.is_ok()));
+                    }
+                }
+            });
+        }
+    });
+    let mut all = vec![0; 400 * 4096];
+    device.read_vectored(0, &mut [IoSliceMut::new(&mut all)]).expect("read");
+    for (index, block) in all.chunks_exact(4096).enumerate() {
+        assert!(block.iter().all(|&byte| byte == (index % 4) as u8 + 1), "block {index}");
+    }
+    device.close().expect("close");
+    let report = device.image().format().check(crate::format::Repair::Nothing).expect("check");
+    assert_eq!((report.corruptions, report.leaks), (0, 0));
+}
+
+#[test]
+fn changes_thrown_away() {
+    let file = Scratch::new(FormatKind::Qcow2);
+    let before = std::fs::read(&file.0).expect("read file");
+    let mut options = DeviceOptions::new(&file.0, FormatKind::Qcow2);
+    options.snapshot = true;
+    let device = BlockDevice::open(&options).expect("open");
+    device
+        .write_vectored(4096, &[IoSlice::new(&[7; 100]), IoSlice::new(&[8; 924])])
+        .expect("write");
+    let mut back = [0; 1024];
+    device.read_vectored(4096, &mut [IoSliceMut::new(&mut back)]).expect("read");
+    assert!(back[..100] == [7; 100] && back[100..] == [8; 924]);
+    device.close().expect("close");
+    drop(device);
+    assert!(std::fs::read(&file.0).expect("read file") == before);
+}
+
+#[test]
+fn outside_the_disk() {
+    let file = Scratch::new(FormatKind::Raw);
+    let device = BlockDevice::open(&DeviceOptions::new(&file.0, FormatKind::Raw)).expect("open");
+    let mut queue = device.queue(4);
+    fill(&mut queue, device.size() - 512, 1);
+    fill(&mut queue, u64::MAX - 100, 1);
+    let done = drain(&mut queue);
+    assert_eq!(done.len(), 2);
+    assert!(done.iter().all(|done| done.result.is_err()));
+}
+
+#[test]
+fn options_as_text() {
+    let options = DeviceOptions::parse("a,,b.img,format=vpc,readonly,cache=none").expect("parse");
+    assert_eq!(options.path.to_str(), Some("a,b.img"));
+    assert_eq!(options.format, Some(FormatKind::Vhd));
+    assert!(options.readonly && options.direct && !options.snapshot);
+    for wrong in ["", ",format=raw", "a,format=floppy", "a,readonly=maybe", "a,colour=red"] {
+        assert!(DeviceOptions::parse(wrong).is_err(), "{wrong}");
+    }
+}

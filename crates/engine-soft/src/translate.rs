@@ -1,0 +1,527 @@
+//! The second tier: from x86-64 to x86-64.
+//!
+//! Guest code is translated region by region ([`scan`]) into host code that differs
+//! from it where the guest's memory, privilege and control flow are concerned, and is
+//! the same everywhere else ([`block`]). General and vector registers are the host's
+//! while it runs, except three general ones ([`frame`]).
+//!
+//! | file | subject |
+//! |---|---|
+//! | `scan` | what is translated together; which flags matter |
+//! | `select` | which instructions are translated at all |
+//! | `block` | one region, instruction by instruction |
+//! | `registers`, `flags`, `memory`, `stack`, `strings`, `branches`, `system` | how each kind of thing is translated |
+//! | `emit` | a small assembler |
+//! | `frame`, `runtime` | the way in and out, and calls to helpers |
+//! | `backend` | what the translator sees of a vCPU |
+//! | `cache` | what was translated, its connections, and its end |
+//!
+//! What it does not translate it hands to its [`Backend`], one instruction at a time.
+//! It knows the guest through that trait only, so that it can be tested without one.
+//!
+//! A translator belongs to one vCPU and one thread. Nobody else touches its code.
+
+pub mod backend;
+mod block;
+mod branches;
+mod cache;
+mod emit;
+mod flags;
+pub mod frame;
+mod memory;
+mod registers;
+mod runtime;
+mod scan;
+mod select;
+mod stack;
+mod strings;
+mod system;
+
+use std::io;
+
+use iced_x86::Mnemonic;
+
+use block::{Compiler, Setting};
+use cache::{Cache, PageKey};
+use frame::{ARITHMETIC, JUMPS, Jump, Leave, jump_index, pack_flags, unpack_flags};
+use memory::AccessInfo;
+use runtime::{Helpers, Routines};
+use scan::{LONGEST, Scanner};
+pub use select::VectorLevel;
+
+use crate::host::arena::Arena;
+use crate::host::features::Features;
+use crate::host::traps::{self, Registration, TrapAction, TrapFrame};
+use crate::state::CpuState;
+use crate::tlb::{Bank, PAGE_SIZE, index};
+
+/// Where an instruction's bytes are.
+#[derive(Clone, Copy, Debug)]
+pub struct CodePage {
+    /// What names the page whatever its linear address is.
+    pub physical: u64,
+    /// The page in this process.
+    pub host: *const [u8; PAGE_SIZE as usize],
+}
+
+/// What the translator asks of the rest of the engine.
+pub trait Backend {
+    /// The vCPU's registers; always the same address.
+    fn state(&mut self) -> *mut CpuState;
+    /// How code is to be translated now; none if the interpreter must run. Regions of
+    /// different modes are kept apart.
+    fn mode(&mut self) -> Option<Mode>;
+    /// Host address of `size` bytes of data, if they can be accessed at once. Fills the
+    /// bank. None if the interpreter must execute the instruction.
+    fn resolve(&mut self, address: u64, size: u32, write: bool) -> Option<*mut u8>;
+    /// Executes the instruction at RIP, or what happens instead. False if the run loop
+    /// wants to be asked before the guest goes on.
+    fn step(&mut self) -> bool;
+    /// The page of an address, if it is RAM that may be executed.
+    fn code_page(&mut self, address: u64) -> Option<CodePage>;
+    /// From now on writes to these parts of a page (64 bytes a bit) are noticed.
+    fn mark_code(&mut self, physical: u64, granules: u64);
+    /// Parts of pages that were written since the last call.
+    fn take_code_writes(&mut self, writes: &mut Vec<CodeWrite>);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CodeWrite {
+    pub physical: u64,
+    pub granules: u64,
+}
+
+/// What of the processor's mode matters to translated code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode {
+    pub user: bool,
+    pub vectors: VectorLevel,
+}
+
+impl Mode {
+    fn key(self) -> u32 {
+        self.user as u32 | (self.vectors as u32) << 1
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Bytes of host code before everything is thrown away.
+    pub code_size: usize,
+    /// The widest vectors that the guest may have.
+    pub vectors: VectorLevel,
+    /// What the guest's processor can do.
+    pub features: Features,
+    /// All flags are kept exact at every point, for comparison with the interpreter.
+    pub exact: bool,
+}
+
+/// Counters for `--stats`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    pub entered: u64,
+    pub left_for_next: u64,
+    pub left_for_link: u64,
+    pub interpreted: u64,
+    pub interpreted_inline: u64,
+    pub accesses: u64,
+    pub traps: u64,
+}
+
+const SHADOW_SIZE: usize = 256 << 10;
+/// Below this much room the shadow stack starts again.
+const SHADOW_MARGIN: usize = 16 << 10;
+/// No guest return address is this: it is not canonical.
+const NO_ADDRESS: u64 = 0x8000_dead_beef_0000;
+
+pub struct Translator {
+    cache: Cache,
+    routines: Routines,
+    scanner: Scanner,
+    options: Options,
+    helpers: Helpers,
+    bmi2: bool,
+    jumps: Box<[Jump; JUMPS]>,
+    shadow: Box<[u64]>,
+    writes: Vec<CodeWrite>,
+    backend: *mut (),
+    pub counts: Counts,
+    /// By mnemonic: how often the interpreter had to.
+    fallbacks: Vec<u64>,
+    /// Bytes of code that `take_counts` has told of.
+    reported: usize,
+    _traps: Registration,
+}
+
+// SAFETY: `backend` is only set while `run` is on the stack.
+unsafe impl Send for Translator {}
+
+impl Translator {
+    /// For one kind of backend; [`Translator::run`] is given the same.
+    pub fn new<B: Backend>(options: Options) -> io::Result<Translator> {
+        let mut arena = Arena::new(options.code_size)?;
+        let helpers = Helpers {
+            access: access::<B> as extern "C" fn(_, _, _, _) -> _ as usize as u64,
+            interpret: interpret::<B> as extern "C" fn(_, _, _) -> _ as usize as u64,
+        };
+        let too_small = || io::Error::other("the code cache is too small");
+        let routines =
+            Routines::generate(&mut arena, options.vectors, helpers).ok_or_else(too_small)?;
+        let registration = traps::register(arena.range(), on_trap, routines.trap as usize)?;
+        Ok(Translator {
+            cache: Cache::new(arena),
+            routines,
+            scanner: Scanner::new(),
+            options,
+            helpers,
+            bmi2: std::arch::is_x86_feature_detected!("bmi2"),
+            jumps: Box::new([Jump::EMPTY; JUMPS]),
+            shadow: vec![0; SHADOW_SIZE / 8].into_boxed_slice(),
+            writes: Vec::new(),
+            backend: std::ptr::null_mut(),
+            counts: Counts::default(),
+            fallbacks: vec![0; Mnemonic::values().len()],
+            reported: 0,
+            _traps: registration,
+        })
+    }
+
+    /// Empties the shadow stack.
+    fn reset_shadow(&mut self, state: &mut CpuState) {
+        let words = self.shadow.len();
+        self.shadow[words - 1] = NO_ADDRESS;
+        self.shadow[words - 2] = self.routines.return_bottom;
+        let base = self.shadow.as_mut_ptr() as u64;
+        let frame = &mut state.generated;
+        frame.shadow_top = base + (words as u64 - 2) * 8;
+        frame.shadow = frame.shadow_top;
+        frame.shadow_limit = base + SHADOW_MARGIN as u64;
+    }
+
+    /// Throws all translated code away. Not from within generated code.
+    fn flush(&mut self, state: &mut CpuState) {
+        self.cache.clear();
+        self.reported = 0;
+        let (vectors, helpers) = (self.options.vectors, self.helpers);
+        self.routines = Routines::generate(&mut self.cache.arena, vectors, helpers)
+            .expect("the routines fitted before");
+        self.jumps.fill(Jump::EMPTY);
+        self.reset_shadow(state);
+    }
+
+    /// Kills code whose bytes were written. True if there was any.
+    fn drain<B: Backend>(&mut self, backend: &mut B) -> bool {
+        backend.take_code_writes(&mut self.writes);
+        let mut any = false;
+        for write in std::mem::take(&mut self.writes) {
+            any |= self.cache.invalidate(write.physical, write.granules, &self.routines);
+        }
+        if any {
+            self.jumps.fill(Jump::EMPTY);
+        }
+        any
+    }
+
+    /// Runs the guest until something wants attention, the backend says so, or the
+    /// processor is in a mode that is not translated.
+    pub fn run<B: Backend>(&mut self, backend: &mut B) {
+        let state_address = backend.state();
+        self.backend = std::ptr::from_mut(backend).cast();
+        // SAFETY: the backend's state is valid; other threads change `attention` only,
+        // which is atomic. References to it made here do not live across calls to the
+        // backend or into generated code.
+        let state = || unsafe { &mut *state_address };
+        state().generated.context = std::ptr::from_mut(self) as u64;
+        state().generated.jumps = self.jumps.as_ptr() as u64;
+        if state().generated.shadow_top == 0 {
+            self.reset_shadow(state());
+        }
+        let mut link = None;
+        loop {
+            if self.drain(backend) {
+                link = None;
+            }
+            if self.cache.exhausted {
+                self.flush(state());
+                link = None;
+            }
+            if state().attention.load(std::sync::atomic::Ordering::Acquire) != 0 {
+                return;
+            }
+            let Some(mode) = backend.mode() else { return };
+            let Some((page_id, code)) = self.find(backend, mode) else {
+                self.counts.interpreted += 1;
+                if !backend.step() {
+                    return;
+                }
+                link = None;
+                continue;
+            };
+            if let Some(link) = link.take() {
+                self.cache.connect(link, page_id, code);
+            }
+            state().generated.flags = pack_flags(state().rflags);
+            self.counts.entered += 1;
+            // SAFETY: `code` is an entry of generated code for the guest's present mode,
+            // and GS is the state's base.
+            unsafe {
+                let enter: extern "C" fn(u64) = std::mem::transmute(self.routines.enter);
+                enter(code);
+            }
+            self.flags_to_state(state());
+            match state().generated.leave {
+                leave if leave == Leave::Link as u32 => {
+                    self.counts.left_for_link += 1;
+                    link = Some(state().generated.argument);
+                }
+                leave if leave == Leave::Next as u32 => self.counts.left_for_next += 1,
+                leave => {
+                    if leave == Leave::Trap as u32 {
+                        self.after_trap(state());
+                    }
+                    self.counts.interpreted += 1;
+                    self.note_fallback(state().generated.argument as usize);
+                    if !backend.step() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn note_fallback(&mut self, mnemonic: usize) {
+        if let Some(count) = self.fallbacks.get_mut(mnemonic) {
+            *count += 1;
+        }
+    }
+
+    /// What was counted since the last call, by name.
+    pub fn take_counts(&mut self) -> Vec<(String, u64)> {
+        let counts = std::mem::take(&mut self.counts);
+        let cache = std::mem::take(&mut self.cache.counts);
+        let mut all: Vec<(String, u64)> = [
+            ("translated_regions", cache.regions),
+            ("translated_instructions", cache.instructions),
+            ("code_cache_bytes", (self.cache.arena.used() - self.reported) as u64),
+            ("code_cache_flushes", cache.flushes),
+            ("regions_invalidated", cache.invalidated),
+            ("links_made", cache.links),
+            ("links_retargeted", cache.retargeted),
+            ("entered_generated_code", counts.entered),
+            ("left_for_lookup", counts.left_for_next),
+            ("left_for_link", counts.left_for_link),
+            ("left_to_interpret", counts.interpreted),
+            ("interpreted_in_place", counts.interpreted_inline),
+            ("access_misses", counts.accesses),
+            ("host_traps", counts.traps),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        self.reported = self.cache.arena.used();
+        for (mnemonic, count) in Mnemonic::values().zip(&mut self.fallbacks) {
+            if *count != 0 {
+                let name = format!("interpreted_{mnemonic:?}").to_lowercase();
+                all.push((name, std::mem::take(count)));
+            }
+        }
+        all
+    }
+
+    fn flags_to_state(&self, state: &mut CpuState) {
+        state.rflags = state.rflags & !ARITHMETIC | unpack_flags(state.generated.flags);
+    }
+
+    /// The guest's state at the instruction whose code trapped.
+    fn after_trap(&mut self, state: &mut CpuState) {
+        self.counts.traps += 1;
+        let Some(place) = self.cache.find(state.generated.trapped) else { return };
+        if let Some(origin) = place.origin {
+            state.rip = place.linear + u64::from(origin.offset);
+            if origin.native {
+                let flags = unpack_flags(state.scratch[7]);
+                state.rflags = state.rflags & !ARITHMETIC | flags;
+            }
+        }
+    }
+
+    /// The code for RIP, found or made.
+    fn find<B: Backend>(&mut self, backend: &mut B, mode: Mode) -> Option<(u32, u64)> {
+        let state = backend.state();
+        // SAFETY: the backend's state and its bank are valid; no reference outlives the
+        // statement.
+        let (rip, bank): (u64, *mut Bank) = unsafe { ((*state).rip, (*state).bank) };
+        let linear = rip & !(PAGE_SIZE - 1);
+        let offset = (rip - linear) as u16;
+        // SAFETY: as above.
+        let known = unsafe { (*bank).code[index(rip)] };
+        let known = self
+            .cache
+            .page(known)
+            .filter(|page| page.linear == linear && page.mode == mode.key())
+            .map(|_| known);
+        if let Some(id) = known
+            && let Some(code) = self.cache.entry(id, offset)
+        {
+            self.remember(rip, bank, code);
+            return Some((id, code));
+        }
+        let page = backend.code_page(rip)?;
+        let key = PageKey { linear, physical: page.physical, mode: mode.key() };
+        let id = self.cache.id(key);
+        // The backend may have changed the view.
+        // SAFETY: as above.
+        let bank = unsafe { (*state).bank };
+        // SAFETY: as above.
+        unsafe { (*bank).set_code(rip, id) };
+        if let Some(code) = self.cache.entry(id, offset) {
+            self.remember(rip, bank, code);
+            return Some((id, code));
+        }
+        let code = self.translate(backend, mode, key, id, rip, page.host)?;
+        self.remember(rip, bank, code);
+        Some((id, code))
+    }
+
+    fn remember(&mut self, rip: u64, bank: *mut Bank, code: u64) {
+        // SAFETY: the bank is the vCPU's current one.
+        let epoch = unsafe { (*bank).epoch };
+        self.jumps[jump_index(rip)] = Jump { rip, epoch, code };
+    }
+
+    fn translate<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        mode: Mode,
+        key: PageKey,
+        id: u32,
+        rip: u64,
+        host: *const [u8; PAGE_SIZE as usize],
+    ) -> Option<u64> {
+        // SAFETY: the backend's pages are RAM of the guest, mapped as long as the VM. Other
+        // threads may write them: what is read is compared again below.
+        let read = |page: *const [u8; PAGE_SIZE as usize]| unsafe { page.read_volatile() };
+        let next_linear = key.linear.wrapping_add(PAGE_SIZE);
+        // Asked for when an instruction is found to need it.
+        let mut next = None;
+        let front = |page: CodePage| {
+            let mut bytes = [0; LONGEST];
+            bytes.copy_from_slice(&read(page.host)[..LONGEST]);
+            bytes
+        };
+        loop {
+            let bytes = read(host);
+            let tail = next.map(front);
+            let region = self.scanner.scan(rip, &bytes, tail.as_ref(), self.options.exact);
+            if next.is_none() && region.steps.iter().any(|step| step.cut) {
+                next = backend.code_page(next_linear);
+                if next.is_some() {
+                    continue;
+                }
+            }
+            let mut sources = vec![(key.physical, region.granules)];
+            let mut next_id = 0;
+            if region.crosses
+                && let Some(page) = next
+            {
+                let next_key = PageKey { linear: next_linear, physical: page.physical, ..key };
+                sources.push((next_key.physical, 1));
+                next_id = self.cache.id(next_key);
+                // SAFETY: the vCPU's current bank.
+                unsafe { (*(*backend.state()).bank).set_code(next_linear, next_id) };
+            }
+            for &(physical, granules) in &sources {
+                backend.mark_code(physical, granules);
+            }
+            let now = read(host);
+            let same = (0..64).all(|granule| {
+                region.granules >> granule & 1 == 0
+                    || now[granule * 64..][..64] == bytes[granule * 64..][..64]
+            });
+            if !same || region.crosses && next.map(front) != tail {
+                continue;
+            }
+            let features = self.options.features;
+            let (vectors, bmi2, supervisor) = (mode.vectors, self.bmi2, !mode.user);
+            let setting = Setting { vectors, bmi2, supervisor, features };
+            let compiler = Compiler::new(
+                &region,
+                &bytes,
+                &self.routines,
+                setting,
+                (id, next_id),
+                self.cache.next_link(),
+                self.cache.arena.next(),
+            );
+            let compiled = compiler.compile();
+            let instructions = region.steps.len();
+            let code = self.cache.add(key, id, &sources, instructions, compiled);
+            if code.is_none() {
+                self.cache.exhausted = true;
+            }
+            return code;
+        }
+    }
+}
+
+/// A check failed in generated code.
+extern "C" fn access<B: Backend>(context: u64, address: u64, info: u64, back: u64) -> u64 {
+    // SAFETY: `context` is the translator whose `run` is on the stack, with this
+    // backend; generated code runs in its middle, where it holds no references.
+    let translator = unsafe { &mut *(context as *mut Translator) };
+    // SAFETY: as above.
+    let backend = unsafe { &mut *translator.backend.cast::<B>() };
+    translator.counts.accesses += 1;
+    let info = AccessInfo::unpack(info as u32);
+    let pointer = backend.resolve(address, info.size, info.write);
+    let changed = translator.drain(backend);
+    match pointer {
+        Some(pointer) if !changed => pointer as u64,
+        _ => {
+            let place = translator.cache.find(back);
+            // SAFETY: as above.
+            let state = unsafe { &mut *backend.state() };
+            state.rip = place.map_or(0, |place| place.linear) + u64::from(info.offset);
+            state.generated.leave = Leave::Interpret as u32;
+            // Counted as an access that missed, not by its name.
+            state.generated.argument = u32::MAX;
+            0
+        }
+    }
+}
+
+/// An instruction is for the interpreter; generated code waits to go on behind it.
+extern "C" fn interpret<B: Backend>(context: u64, rip: u64, info: u64) -> u64 {
+    // SAFETY: as in `access`.
+    let translator = unsafe { &mut *(context as *mut Translator) };
+    // SAFETY: as in `access`.
+    let backend = unsafe { &mut *translator.backend.cast::<B>() };
+    let state_address = backend.state();
+    // SAFETY: as in `access`; not used across `step`.
+    let state = || unsafe { &mut *state_address };
+    translator.counts.interpreted_inline += 1;
+    state().rip = rip;
+    translator.flags_to_state(state());
+    translator.note_fallback((info >> 48) as usize);
+    let mode = backend.mode();
+    let goes_on = backend.step();
+    let changed = translator.drain(backend);
+    state().generated.flags = pack_flags(state().rflags);
+    state().generated.leave = Leave::Next as u32;
+    let id = (info >> 8) as u32; // the mnemonic is far above
+    // SAFETY: the state's bank is valid.
+    let still_there = unsafe { (*state().bank).code[index(rip)] } == id;
+    let straight = state().rip == rip + (info & 0xff);
+    let quiet = state().attention.load(std::sync::atomic::Ordering::Acquire) == 0;
+    let same_mode = mode.is_some() && backend.mode() == mode;
+    (goes_on && !changed && still_there && straight && quiet && same_mode) as u64
+}
+
+/// Generated code trapped: it goes on at the routine that leaves.
+fn on_trap(frame: &mut TrapFrame<'_>, landing: usize) -> TrapAction {
+    frame.set_gpr(usize::from(frame::S1), frame.rip());
+    frame.set_rip(landing as u64);
+    TrapAction::Resume
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+//! What the translator sees of a vCPU.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::Ordering;
+
+use guise_engine::state::RunState;
+use iced_x86::CpuidFeature;
+
+use super::{Backend, CodePage, CodeWrite, Mode, Options, Translator, VectorLevel};
+use crate::cpu::mode::bits::*;
+use crate::cpu::{Cpu, Raised};
+use crate::memory::access::Spot;
+use crate::memory::fetch::Source;
+use crate::memory::walk::Access;
+use crate::state::CpuState;
+use crate::tlb::PAGE_SIZE;
+use crate::vm::map::lines;
+
+/// Which pages of host memory hold translated code, and what of them was written.
+#[derive(Default)]
+pub struct Translated {
+    /// A bit for each 64 bytes of a page.
+    pages: HashMap<u64, u64>,
+    writes: Vec<CodeWrite>,
+}
+
+impl Translated {
+    /// Bytes of a page were written. The result: the parts that still hold code.
+    pub fn written(&mut self, start: usize, end: usize) -> u64 {
+        let physical = start as u64 & !(PAGE_SIZE - 1);
+        let Some(pages) = self.pages.get_mut(&physical) else { return 0 };
+        let granules = lines(start, end - start);
+        if *pages & granules != 0 {
+            self.writes.push(CodeWrite { physical, granules });
+            *pages &= !granules;
+        }
+        *pages
+    }
+
+    /// Nobody watches any page any more.
+    pub fn forget_all(&mut self) -> Vec<u64> {
+        let pages: Vec<u64> = self.pages.drain().map(|(page, _)| page).collect();
+        let all = |&physical: &u64| CodeWrite { physical, granules: u64::MAX };
+        self.writes.extend(pages.iter().map(all));
+        pages
+    }
+}
+
+impl Backend for Cpu {
+    fn state(&mut self) -> *mut CpuState {
+        &raw mut self.state
+    }
+
+    fn mode(&mut self) -> Option<Mode> {
+        if !self.mode.is_64() || self.run != RunState::Running || self.wants_single_steps() {
+            return None;
+        }
+        let state = &self.state;
+        let features = self.shared.model.features();
+        let usable = state.cr0 & (CR0_EM | CR0_TS) == 0 && state.cr4 & CR4_OSFXSR != 0;
+        let enabled = if state.cr4 & CR4_OSXSAVE != 0 { state.xcr0 } else { 0 };
+        let vectors = if !usable {
+            VectorLevel::None
+        } else if enabled & 0xe6 == 0xe6 && features.has(CpuidFeature::AVX512F) {
+            VectorLevel::Avx512
+        } else if enabled & 6 == 6 && features.has(CpuidFeature::AVX) {
+            VectorLevel::Avx
+        } else {
+            VectorLevel::Sse
+        };
+        Some(Mode { user: self.mode.cpl == 3, vectors })
+    }
+
+    fn resolve(&mut self, address: u64, size: u32, write: bool) -> Option<*mut u8> {
+        let access = if write { Access::Write } else { Access::Read };
+        let view = self.view();
+        match self.spots(address, u64::from(size), access, view) {
+            Ok((Spot::Memory(host), None)) => Some(host),
+            Ok((Spot::Code(host), None)) => {
+                let region = self.map.region_of(host)?;
+                let marks = region.marks(region.page_of(host));
+                let offset = host as usize % PAGE_SIZE as usize;
+                (!marks.code_in(offset, size as usize)).then_some(host)
+            }
+            Ok(_) => None,
+            Err(_) => {
+                // The interpreter raises it again.
+                self.raised = Raised::Nothing;
+                None
+            }
+        }
+    }
+
+    fn step(&mut self) -> bool {
+        if self.step_cached().is_err() {
+            self.deliver_raised();
+        }
+        self.run == RunState::Running && self.state.attention.load(Ordering::Relaxed) == 0
+    }
+
+    fn code_page(&mut self, address: u64) -> Option<CodePage> {
+        match self.fetch_source(address) {
+            Ok(Source::Memory(host)) => {
+                let page = host as u64 & !(PAGE_SIZE - 1);
+                Some(CodePage { physical: page, host: page as *const [u8; PAGE_SIZE as usize] })
+            }
+            Ok(Source::Device(_)) => None,
+            Err(_) => {
+                self.raised = Raised::Nothing;
+                None
+            }
+        }
+    }
+
+    fn mark_code(&mut self, physical: u64, granules: u64) {
+        *self.translated.pages.entry(physical).or_insert(0) |= granules;
+        let mut left = granules;
+        while left != 0 {
+            let first = left.trailing_zeros();
+            let count = (left >> first).trailing_ones();
+            let start = physical + u64::from(first) * 64;
+            self.watch_code(start as *const u8, count as usize * 64);
+            left &= !((u64::MAX >> (64 - count)) << first);
+        }
+    }
+
+    fn take_code_writes(&mut self, writes: &mut Vec<CodeWrite>) {
+        if !self.translated.writes.is_empty() {
+            writes.append(&mut self.translated.writes);
+        }
+    }
+}
+
+/// Host code of one vCPU before everything is translated anew.
+const CODE_SIZE: usize = 48 << 20;
+
+impl Cpu {
+    /// Whether the translator can run what comes next.
+    pub fn is_translatable(&mut self) -> bool {
+        self.mode.is_64() && !self.wants_single_steps()
+    }
+
+    pub fn new_translator(&self) -> io::Result<Translator> {
+        let features = *self.shared.model.features();
+        let vectors = if features.has(CpuidFeature::AVX512F) {
+            VectorLevel::Avx512
+        } else if features.has(CpuidFeature::AVX) {
+            VectorLevel::Avx
+        } else {
+            VectorLevel::Sse
+        };
+        let code_size = CODE_SIZE;
+        Translator::new::<Cpu>(Options { code_size, vectors, features, exact: false })
+    }
+}

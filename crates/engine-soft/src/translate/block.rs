@@ -1,0 +1,348 @@
+//! From a scanned region to host code.
+//!
+//! Instructions are taken in the order of the scan. One without memory operands and
+//! displaced registers is copied byte for byte; the others are re-encoded with their
+//! memory operand at the host address that a check has found, and with scratch
+//! registers in the place of displaced ones. What branches, pushes, or belongs to
+//! the system has its own emitter in a file beside this one.
+
+use iced_x86::{Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
+
+use super::branches::code_place;
+use super::emit::{Emit, Fixup, Mem, cc};
+use super::flags::Flags;
+use super::frame;
+use super::runtime::Routines;
+use super::scan::{Region, Step, Way};
+use super::select::{self, VectorLevel};
+use crate::host::features::Features;
+use crate::tlb::PAGE_SIZE;
+
+/// What the code depends on besides the instructions themselves.
+#[derive(Clone, Copy)]
+pub struct Setting {
+    pub vectors: VectorLevel,
+    pub bmi2: bool,
+    /// At privilege level 0.
+    pub supervisor: bool,
+    pub features: Features,
+}
+
+/// A direct way out of the region that can be connected to other code.
+pub struct LinkSite {
+    /// Where the jump's displacement stands.
+    pub jump: Fixup,
+    /// Where the expected id of the target's page stands, for other pages.
+    pub expected: Option<usize>,
+}
+
+/// For host traps: which guest instruction a piece of code belongs to.
+#[derive(Clone, Copy)]
+pub struct Origin {
+    pub host: u32,
+    pub offset: u16,
+    /// The guest's flags are in the host's there.
+    pub native: bool,
+}
+
+#[derive(Default)]
+pub struct Compiled {
+    pub code: Vec<u8>,
+    /// Where the region can be entered with flags in the frame: guest offset, place.
+    pub entries: Vec<(u16, u32)>,
+    /// Where control comes back after calls.
+    pub returns: Vec<(u16, u32)>,
+    pub links: Vec<LinkSite>,
+    pub origins: Vec<Origin>,
+}
+
+/// What is emitted behind the straight code.
+pub(super) enum Cold {
+    /// A check failed: the helper finds the host address, or leaves.
+    Access { enter: Fixup, back: usize, entry: i32, info: u32 },
+    /// A branch leaves the region.
+    Edge { enter: Fixup, from: u64, to: u64, flags: Flags, live: bool },
+    /// Control goes on at `rip` by way of the Rust code; flags are in the frame.
+    Next { enter: Fixup, rip: u64 },
+    /// A call's target page is not what it was: control leaves with the shadow entry.
+    CallLink { enters: [Option<Fixup>; 2], jump: Fixup, link: u32, target: u64, after: usize },
+    /// A return whose shadow entry is another one.
+    ReturnMiss { enter: Fixup },
+    /// The shared end of an indirect call: looks the target up.
+    Indirect { enter: Fixup },
+    /// What is done in place cannot be this time: the interpreter does it.
+    InPlace { enter: Fixup, instruction: Instruction, back: usize },
+    /// The Rust code has the interpreter execute the instruction there.
+    Interpret { enter: Fixup, rip: u64, mnemonic: Mnemonic },
+}
+
+pub struct Compiler<'a> {
+    pub(super) emit: Emit,
+    pub(super) region: &'a Region,
+    pub(super) routines: &'a Routines,
+    pub(super) setting: Setting,
+    pub(super) page_id: u32,
+    /// The id of the next page, if an instruction reaches into it.
+    pub(super) next_id: u32,
+    pub(super) first_link: u32,
+    pub(super) flags: Flags,
+    pub(super) cold: Vec<Cold>,
+    pub(super) out: Compiled,
+    pub(super) info: InstructionInfoFactory,
+    encoder: Encoder,
+    labels: Vec<Option<usize>>,
+    references: Vec<(Fixup, u16)>,
+    bytes: &'a [u8; 4096],
+}
+
+impl<'a> Compiler<'a> {
+    pub fn new(
+        region: &'a Region,
+        bytes: &'a [u8; 4096],
+        routines: &'a Routines,
+        setting: Setting,
+        (page_id, next_id): (u32, u32),
+        first_link: u32,
+        origin: u64,
+    ) -> Compiler<'a> {
+        let code = Vec::with_capacity(region.steps.len() * 48 + 256);
+        Compiler {
+            emit: Emit { code, origin },
+            region,
+            routines,
+            setting,
+            page_id,
+            next_id,
+            first_link,
+            flags: Flags::SAVED,
+            cold: Vec::new(),
+            out: Compiled::default(),
+            info: InstructionInfoFactory::new(),
+            encoder: Encoder::new(64),
+            labels: vec![None; region.steps.len()],
+            references: Vec::new(),
+            bytes,
+        }
+    }
+
+    /// Translates the region.
+    pub fn compile(mut self) -> Compiled {
+        let region = self.region;
+        let first = &region.steps[0];
+        self.out.entries.push((first.offset, 0));
+        if first.live_in != 0 {
+            self.flags.bring_back(&mut self.emit);
+        }
+        for (index, step) in region.steps.iter().enumerate() {
+            self.begin(index, step);
+            self.step(index, step);
+            self.finish(index, step);
+        }
+        self.emit_cold();
+        self.emit_entries();
+        for (fixup, index) in std::mem::take(&mut self.references) {
+            let place = self.labels[index as usize].expect("every step was emitted");
+            self.emit.bind(fixup, place);
+        }
+        self.out.code = self.emit.code;
+        self.out
+    }
+
+    fn begin(&mut self, index: usize, step: &Step) {
+        if step.leader {
+            self.flags = if step.live_in != 0 {
+                Flags::NATIVE
+            } else {
+                Flags { native: false, saved: false }
+            };
+        }
+        self.labels[index] = Some(self.emit.here());
+    }
+
+    /// After the instruction: on to the next one, wherever it is.
+    fn finish(&mut self, index: usize, step: &Step) {
+        match step.next {
+            Way::Nowhere => {}
+            Way::Inside(next) => {
+                let target = &self.region.steps[next as usize];
+                if target.leader && target.live_in != 0 {
+                    self.flags.bring_back(&mut self.emit);
+                }
+                if next as usize != index + 1 {
+                    self.jump_inside(step, next);
+                }
+            }
+            Way::Outside(address) => {
+                let flags = self.flags;
+                self.leave_to(step.instruction.ip(), address, flags, step.live_out != 0);
+            }
+        }
+    }
+
+    pub(super) fn reference(&mut self, fixup: Fixup, index: u16) {
+        self.references.push((fixup, index));
+    }
+
+    fn step(&mut self, index: usize, step: &Step) {
+        let instruction = &step.instruction;
+        if !step.cut && !step.crosses && self.supervisor(step) {
+            return;
+        }
+        let level = select::required_level(instruction);
+        if step.cut
+            || level.is_none_or(|level| level > self.setting.vectors)
+            || !self.setting.features.allow(instruction.code())
+        {
+            return self.interpret(step);
+        }
+        if step.crosses {
+            self.expect_next_page(step);
+        }
+        match instruction.flow_control() {
+            FlowControl::Next => self.plain(step),
+            FlowControl::ConditionalBranch => self.branch(index, step),
+            FlowControl::UnconditionalBranch => self.jump(step),
+            FlowControl::Call => self.call(step),
+            FlowControl::IndirectCall => self.call_indirect(step),
+            FlowControl::IndirectBranch => self.jump_indirect(step),
+            FlowControl::Return => self.ret(step),
+            _ => self.interpret(step),
+        }
+    }
+
+    fn plain(&mut self, step: &Step) {
+        let instruction = &step.instruction;
+        if select::is_nothing(instruction) {
+            return;
+        }
+        match instruction.mnemonic() {
+            Mnemonic::Push => self.push(step),
+            Mnemonic::Pop => self.pop(step),
+            Mnemonic::Pushfq => self.push_flags(step),
+            Mnemonic::Leave => self.leave(step),
+            Mnemonic::Lea => self.load_address(step),
+            Mnemonic::Cld => self.clear_direction(step),
+            Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
+                if instruction.op0_kind() == OpKind::Memory
+                    && instruction.op1_kind() == OpKind::Register =>
+            {
+                self.bit_string(step)
+            }
+            _ if select::is_bulk_string(instruction) => self.bulk_string(step),
+            _ => self.general(step),
+        }
+    }
+
+    /// An instruction that runs as it is but for its operands.
+    fn general(&mut self, step: &Step) {
+        let instruction = step.instruction;
+        let memory = instruction.op_kinds().any(|kind| kind == OpKind::Memory);
+        if !memory && step.crosses && !self.needs_other_registers(&instruction) {
+            self.flags_for(step);
+            self.origin(step);
+            self.encode(&instruction);
+        } else if !memory && !self.needs_other_registers(&instruction) {
+            self.flags_for(step);
+            self.origin(step);
+            let start = step.offset as usize;
+            let bytes = &self.bytes[start..start + instruction.len()];
+            self.emit.bytes(bytes);
+        } else {
+            if memory {
+                self.check_operand(step);
+            }
+            self.flags_for(step);
+            self.substituted(step, memory);
+        }
+        if step.writes != 0 {
+            self.flags.written();
+        }
+    }
+
+    /// Before an instruction that uses flags, or writes only some of those that matter.
+    pub(super) fn flags_for(&mut self, step: &Step) {
+        let kept = step.live_out & !step.writes;
+        if step.reads != 0 || step.writes != 0 && kept != 0 {
+            self.flags.bring_back(&mut self.emit);
+        }
+    }
+
+    pub(super) fn origin(&mut self, step: &Step) {
+        self.out.origins.push(Origin {
+            host: self.emit.here() as u32,
+            offset: step.offset,
+            native: self.flags.native,
+        });
+    }
+
+    /// Encodes an instruction whose operands are all the host's.
+    pub(super) fn encode(&mut self, instruction: &Instruction) {
+        let code = std::mem::take(&mut self.emit.code);
+        let length = code.len();
+        self.encoder.set_buffer(code);
+        let result = self.encoder.encode(instruction, 0);
+        self.emit.code = self.encoder.take_buffer();
+        if result.is_err() {
+            // What iced decodes it encodes; should it ever not, the code must not run on.
+            self.emit.code.truncate(length);
+            self.emit.bytes(&[0x0f, 0x0b]);
+        }
+    }
+
+    /// An instruction that reaches into the next page: that must be what it was.
+    fn expect_next_page(&mut self, step: &Step) {
+        self.flags.put_aside(&mut self.emit, step.live_in != 0);
+        self.emit.load(frame::S1, frame::bank());
+        let place = code_place(self.region.page + PAGE_SIZE);
+        self.emit.cmp_mem_patchable(Mem::at(frame::S1, place), self.next_id);
+        let enter = self.emit.jcc(cc::NE);
+        let (rip, mnemonic) = (step.instruction.ip(), step.instruction.mnemonic());
+        self.cold.push(Cold::Interpret { enter, rip, mnemonic });
+    }
+
+    /// Has the interpreter execute the instruction.
+    pub(super) fn interpret(&mut self, step: &Step) {
+        self.flags.put_aside(&mut self.emit, true);
+        let rip = step.instruction.ip();
+        if step.next == Way::Nowhere {
+            self.leave_to_interpreter(rip, step.instruction.mnemonic());
+        } else {
+            self.interpret_inline(&step.instruction);
+        }
+        self.flags = Flags::SAVED;
+    }
+
+    /// Leaves for the interpreter; flags are in the frame.
+    pub(super) fn leave_to_interpreter(&mut self, rip: u64, mnemonic: Mnemonic) {
+        self.emit.store32_imm(frame::argument(), mnemonic as i32);
+        self.emit.mov_imm(frame::S1, rip);
+        self.emit.store(frame::rip(), frame::S1);
+        self.emit.jmp_to(self.routines.leave_interpret);
+    }
+
+    pub(super) fn interpret_inline(&mut self, instruction: &Instruction) {
+        let (length, mnemonic) = (instruction.len() as u64, instruction.mnemonic() as u64);
+        self.emit.mov_imm(frame::S1, instruction.ip());
+        let info = mnemonic << 48 | u64::from(self.page_id) << 8 | length;
+        self.emit.mov_imm(frame::S0, info);
+        self.emit.call_to(self.routines.interpret);
+    }
+
+    /// Entries for leaders: they bring flags back where those matter. Each is a piece of
+    /// code of its own, so that it can be overwritten with a jump elsewhere.
+    fn emit_entries(&mut self) {
+        let region = self.region;
+        for (index, step) in region.steps.iter().enumerate().skip(1) {
+            if !step.leader {
+                continue;
+            }
+            self.out.entries.push((step.offset, self.emit.here() as u32));
+            if step.live_in != 0 {
+                let mut flags = Flags::SAVED;
+                flags.bring_back(&mut self.emit);
+            }
+            let jump = self.emit.jmp();
+            self.emit.bind(jump, self.labels[index].expect("every step was emitted"));
+        }
+    }
+}

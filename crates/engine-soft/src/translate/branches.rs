@@ -1,0 +1,339 @@
+//! Jumps, branches, and the ways out of a region.
+//!
+//! Between regions flags travel in the frame, and only if they may matter. A direct
+//! way out is a link: a jump to its stub at first, to the target's code once that is
+//! known. A link to another page first looks whether the page that the target was
+//! translated from is still the one at that address.
+//!
+//! A jump backwards looks at `attention`, so that no loop runs on unseen. Every
+//! endless loop has one: it goes back by a jump or branch (looked at here), by an
+//! indirect jump (looked at there), or by a return, which needs a call before it.
+
+use iced_x86::OpKind;
+
+use super::block::{Cold, Compiler, LinkSite};
+use super::emit::{Alu, Emit, Mem, cc};
+use super::flags::Flags;
+use super::frame::{self, JUMP_HASH, JUMPS, Jump, S0, S1, STACK};
+use super::memory::{EPOCH, TABLE_CODE};
+use super::registers::{host_of, number_of};
+use super::scan::{Step, Way};
+use crate::tlb::{PAGE_SIZE, index};
+
+pub(super) fn code_place(address: u64) -> i32 {
+    TABLE_CODE + 4 * index(address) as i32
+}
+
+/// Goes to the address in S0, which is `rip` already, by way of the jump cache; to
+/// `leave` where that does not know it.
+pub(super) fn look_up(emit: &mut Emit, leave: u64) {
+    emit.alu_mem_imm32(Alu::Cmp, frame::attention(), 0);
+    emit.jcc_to(cc::NE, leave);
+    emit.op_reg(false, &[0x69], S1, S0); // imul r11d, r10d, imm32
+    emit.bytes(&JUMP_HASH.to_le_bytes());
+    emit.shift_imm(false, 5, S1, 21 - size_of::<Jump>().trailing_zeros() as u8);
+    emit.alu_imm(false, Alu::And, S1, ((JUMPS - 1) * size_of::<Jump>()) as i32);
+    emit.alu_mem(Alu::Add, S1, frame::jumps());
+    emit.alu_mem(Alu::Cmp, S0, Mem::at(S1, 0));
+    emit.jcc_to(cc::NE, leave);
+    emit.load(S0, frame::bank());
+    emit.load(S0, Mem::at(S0, EPOCH));
+    emit.alu_mem(Alu::Cmp, S0, Mem::at(S1, 8));
+    emit.jcc_to(cc::NE, leave);
+    emit.op_mem(false, &[0xff], 4, Mem::at(S1, 16)); // jmp [r11 + 16]
+}
+
+impl Compiler<'_> {
+    /// Jcc.
+    pub(super) fn branch(&mut self, position: usize, step: &Step) {
+        self.flags.bring_back(&mut self.emit);
+        // iced counts conditions as the processor does, from 1.
+        let condition = (step.instruction.condition_code() as u8).wrapping_sub(1) & 15;
+        let from = step.instruction.ip();
+        match step.target {
+            Way::Inside(target)
+                if target as usize > position && !self.is_backward(from, target) =>
+            {
+                let fixup = self.emit.jcc(condition);
+                self.reference(fixup, target);
+            }
+            Way::Inside(target) => {
+                let skip = self.emit.jcc(condition ^ 1);
+                let before = self.flags;
+                self.poll_inside(target);
+                self.flags = before;
+                self.emit.bind_here(skip);
+            }
+            Way::Outside(to) => {
+                let enter = self.emit.jcc(condition);
+                let (flags, live) = (self.flags, step.live_out != 0);
+                self.cold.push(Cold::Edge { enter, from, to, flags, live });
+            }
+            Way::Nowhere => {}
+        }
+    }
+
+    fn is_backward(&self, from: u64, target: u16) -> bool {
+        self.region.page + u64::from(self.region.steps[target as usize].offset) <= from
+    }
+
+    /// JMP to a known address.
+    pub(super) fn jump(&mut self, step: &Step) {
+        match step.target {
+            Way::Inside(target) => self.jump_inside(step, target),
+            Way::Outside(to) => {
+                let flags = self.flags;
+                self.leave_to(step.instruction.ip(), to, flags, step.live_out != 0);
+            }
+            Way::Nowhere => {}
+        }
+    }
+
+    /// On to another step of this region.
+    pub(super) fn jump_inside(&mut self, step: &Step, target: u16) {
+        if self.is_backward(step.instruction.ip(), target) {
+            return self.poll_inside(target);
+        }
+        if self.region.steps[target as usize].live_in != 0 {
+            self.flags.bring_back(&mut self.emit);
+        }
+        let fixup = self.emit.jmp();
+        self.reference(fixup, target);
+    }
+
+    /// A jump backwards in the region, unless something wants attention.
+    fn poll_inside(&mut self, target: u16) {
+        let to = &self.region.steps[target as usize];
+        let rip = self.region.page + u64::from(to.offset);
+        let live = to.live_in != 0;
+        self.flags.put_aside(&mut self.emit, live);
+        self.emit.alu_mem_imm32(Alu::Cmp, frame::attention(), 0);
+        let enter = self.emit.jcc(cc::NE);
+        self.cold.push(Cold::Next { enter, rip });
+        if live {
+            self.flags.bring_back(&mut self.emit);
+        }
+        let fixup = self.emit.jmp();
+        self.reference(fixup, target);
+    }
+
+    /// Out of the region to a known address; `flags` is where they are now.
+    pub(super) fn leave_to(&mut self, from: u64, to: u64, mut flags: Flags, live: bool) {
+        flags.put_aside(&mut self.emit, live);
+        if to <= from {
+            self.emit.alu_mem_imm32(Alu::Cmp, frame::attention(), 0);
+            let enter = self.emit.jcc(cc::NE);
+            self.cold.push(Cold::Next { enter, rip: to });
+        }
+        let (expected, miss) = self.expect_page(to);
+        let jump = self.emit.jmp();
+        let link = self.first_link + self.out.links.len() as u32;
+        if let Some(miss) = miss {
+            self.emit.bind_here(miss);
+        }
+        self.emit.bind_here(jump);
+        self.out.links.push(LinkSite { jump, expected });
+        self.leave_by_link(link, to);
+        self.flags = Flags::SAVED;
+    }
+
+    /// For targets in other pages: looks whether the page is the one that the link was
+    /// made for. None is, until it is made.
+    fn expect_page(&mut self, to: u64) -> (Option<usize>, Option<super::emit::Fixup>) {
+        if to & !(PAGE_SIZE - 1) == self.region.page {
+            return (None, None);
+        }
+        self.emit.load(S1, frame::bank());
+        let place = self.emit.cmp_mem_patchable(Mem::at(S1, code_place(to)), u32::MAX);
+        (Some(place), Some(self.emit.jcc(cc::NE)))
+    }
+
+    fn leave_by_link(&mut self, link: u32, to: u64) {
+        self.emit.store32_imm(frame::argument(), link as i32);
+        self.emit.mov_imm(S1, to);
+        self.emit.store(frame::rip(), S1);
+        self.emit.jmp_to(self.routines.leave_link);
+    }
+
+    /// CALL to a known address.
+    pub(super) fn call(&mut self, step: &Step) {
+        let target = step.instruction.near_branch_target();
+        self.push_return(step);
+        let from = step.instruction.ip();
+        let mut enters = [None, None];
+        if target <= from {
+            self.emit.alu_mem_imm32(Alu::Cmp, frame::attention(), 0);
+            enters[0] = Some(self.emit.jcc(cc::NE));
+        }
+        let (expected, miss) = self.expect_page(target);
+        enters[1] = miss;
+        let jump = self.emit.call();
+        let link = self.first_link + self.out.links.len() as u32;
+        self.out.links.push(LinkSite { jump, expected });
+        let after = self.emit.here();
+        self.after_call(step);
+        self.cold.push(Cold::CallLink { enters, jump, link, target, after });
+    }
+
+    /// CALL to an address in a register or in memory.
+    pub(super) fn call_indirect(&mut self, step: &Step) {
+        self.target_to_scratch(step);
+        self.push_return(step);
+        let enter = self.emit.call();
+        self.cold.push(Cold::Indirect { enter });
+        self.after_call(step);
+    }
+
+    /// JMP to an address in a register or in memory.
+    pub(super) fn jump_indirect(&mut self, step: &Step) {
+        self.target_to_scratch(step);
+        self.look_up();
+    }
+
+    /// Puts the target aside, and flags.
+    fn target_to_scratch(&mut self, step: &Step) {
+        let instruction = &step.instruction;
+        self.flags.put_aside(&mut self.emit, true);
+        if instruction.op0_kind() == OpKind::Memory {
+            self.check_address(step, 8, false);
+            self.emit.load(S0, Mem::at(S0, 0));
+            self.emit.store(frame::scratch(1), S0);
+        } else {
+            let number = number_of(instruction.op0_register());
+            match host_of(number) {
+                Some(host) => self.emit.store(frame::scratch(1), host),
+                None => {
+                    self.emit.load(S0, frame::gpr(number));
+                    self.emit.store(frame::scratch(1), S0);
+                }
+            }
+        }
+    }
+
+    /// Pushes the return address on the guest's stack and on the shadow stack.
+    fn push_return(&mut self, step: &Step) {
+        let after = step.instruction.next_ip();
+        self.flags.put_aside(&mut self.emit, step.live_in != 0);
+        self.emit.lea(S0, Mem::at(STACK, -8));
+        self.check(step, 8, true);
+        self.emit.mov_imm(S1, after);
+        self.emit.store(Mem::at(S0, 0), S1);
+        self.emit.lea(STACK, Mem::at(STACK, -8));
+        self.emit.alu_mem(Alu::Cmp, super::emit::RSP, frame::shadow_limit());
+        let deep = self.emit.jcc(cc::AE);
+        self.emit.load(super::emit::RSP, frame::shadow_top());
+        self.emit.bind_here(deep);
+        self.emit.bytes(&[0x41, 0x53]); // push r11
+    }
+
+    /// Where a return comes back to: drops the shadow entry, and looks whether the page
+    /// is still there.
+    fn after_call(&mut self, step: &Step) {
+        let next = step.instruction.next_ip();
+        let after = (next - self.region.page) as u16;
+        // `after` may be the next page's.
+        self.out.returns.push((after, self.emit.here() as u32));
+        self.emit.lea(super::emit::RSP, Mem::at(super::emit::RSP, 8));
+        self.emit.load(S1, frame::bank());
+        let place = Mem::at(S1, code_place(self.region.page));
+        self.emit.cmp_mem_patchable(place, self.page_id);
+        let enter = self.emit.jcc(cc::NE);
+        self.cold.push(Cold::Next { enter, rip: next });
+        self.flags = Flags::SAVED;
+    }
+
+    /// RET: to the caller by way of the shadow stack, if its entry is right.
+    pub(super) fn ret(&mut self, step: &Step) {
+        let instruction = &step.instruction;
+        self.flags.put_aside(&mut self.emit, true);
+        self.emit.lea(S0, Mem::at(STACK, 0));
+        self.check(step, 8, false);
+        self.emit.load(S0, Mem::at(S0, 0));
+        let extra =
+            if instruction.op_count() == 1 { i32::from(instruction.immediate16()) } else { 0 };
+        self.emit.lea(STACK, Mem::at(STACK, 8 + extra));
+        self.emit.alu_mem(Alu::Cmp, S0, Mem::at(super::emit::RSP, 8));
+        let enter = self.emit.jcc(cc::NE);
+        self.emit.bytes(&[0xc3]);
+        self.cold.push(Cold::ReturnMiss { enter });
+    }
+
+    /// Goes to the address in scratch 1 by way of the jump cache.
+    fn look_up(&mut self) {
+        self.emit.load(S0, frame::scratch(1));
+        self.emit.store(frame::rip(), S0);
+        look_up(&mut self.emit, self.routines.leave_next);
+    }
+
+    /// What was put off; emitting it may put off more.
+    pub(super) fn emit_cold(&mut self) {
+        while !self.cold.is_empty() {
+            for cold in std::mem::take(&mut self.cold) {
+                self.emit_one(cold);
+            }
+        }
+    }
+
+    fn emit_one(&mut self, cold: Cold) {
+        match cold {
+            Cold::Access { enter, back, entry, info } => {
+                self.emit.bind_here(enter);
+                self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, entry));
+                self.emit.mov_imm(S1, u64::from(info));
+                self.emit.call_to(self.routines.access);
+                let jump = self.emit.jmp();
+                self.emit.bind(jump, back);
+            }
+            Cold::Edge { enter, from, to, flags, live } => {
+                self.emit.bind_here(enter);
+                self.leave_to(from, to, flags, live);
+            }
+            Cold::Next { enter, rip } => {
+                self.emit.bind_here(enter);
+                self.emit.mov_imm(S1, rip);
+                self.emit.store(frame::rip(), S1);
+                self.emit.jmp_to(self.routines.leave_next);
+            }
+            Cold::CallLink { enters, jump, link, target, after } => {
+                // Whoever comes here by the call itself has the return address already.
+                let [poll, miss] = enters;
+                for (enter, by_link) in [(poll, false), (miss, true)] {
+                    let Some(enter) = enter else { continue };
+                    self.emit.bind_here(enter);
+                    // lea r11, [rip + after]
+                    self.emit.bytes(&[0x4c, 0x8d, 0x1d, 0, 0, 0, 0]);
+                    let place = super::emit::Fixup(self.emit.here() - 4);
+                    self.emit.bind(place, after);
+                    self.emit.bytes(&[0x41, 0x53]); // push r11
+                    if by_link {
+                        self.leave_by_link(link, target);
+                    } else {
+                        self.emit.mov_imm(S1, target);
+                        self.emit.store(frame::rip(), S1);
+                        self.emit.jmp_to(self.routines.leave_next);
+                    }
+                }
+                self.emit.bind_here(jump);
+                self.leave_by_link(link, target);
+            }
+            Cold::Indirect { enter } => {
+                self.emit.bind_here(enter);
+                self.look_up();
+            }
+            Cold::ReturnMiss { enter } => {
+                self.emit.bind_here(enter);
+                self.emit.jmp_to(self.routines.return_miss);
+            }
+            Cold::Interpret { enter, rip, mnemonic } => {
+                self.emit.bind_here(enter);
+                self.leave_to_interpreter(rip, mnemonic);
+            }
+            Cold::InPlace { enter, instruction, back } => {
+                self.emit.bind_here(enter);
+                self.interpret_inline(&instruction);
+                let jump = self.emit.jmp();
+                self.emit.bind(jump, back);
+            }
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! What has been translated: where it can be entered, what it was made from, and how
+//! pieces of it are connected.
+//!
+//! A **page id** stands for one linear page, backed by one physical page, in one mode
+//! of the processor. Banks hold, by linear page, the id that is mapped there now
+//! (`Bank::code`), so a link between pages needs one comparison to know that its
+//! target is still what it was. Ids are never used again.
+//!
+//! When bytes that a region was made from change, the region dies: every place where
+//! it can be entered becomes a jump to a stub that goes through the Rust code, and
+//! later to the code that has replaced it. Its memory is not used again before the
+//! whole cache is emptied, which happens when the arena is full.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use super::block::{Compiled, Origin};
+use super::emit::{Emit, Mem, RSP};
+use super::frame::{self, S1};
+use super::runtime::Routines;
+use crate::host::arena::Arena;
+
+/// Multiplies: keys are addresses and small numbers, and nobody chooses them to harm
+/// more than the guest itself.
+#[derive(Default)]
+pub struct Multiply(u64);
+
+impl Hasher for Multiply {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(u64::from(value));
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        let mixed = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ mixed >> 29;
+    }
+}
+
+type Map<K, V> = HashMap<K, V, BuildHasherDefault<Multiply>>;
+
+/// What a page id stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PageKey {
+    pub linear: u64,
+    pub physical: u64,
+    pub mode: u32,
+}
+
+struct Record {
+    /// Offset in the arena where its code begins.
+    start: u32,
+    page: PageKey,
+    page_id: u32,
+    alive: bool,
+    /// Offset in the page, place in the code.
+    entries: Vec<(u16, u32)>,
+    returns: Vec<(u16, u32)>,
+    origins: Vec<Origin>,
+}
+
+struct Link {
+    jump: u64,
+    expected: u64,
+}
+
+/// What a host address belongs to.
+pub struct Place {
+    pub linear: u64,
+    pub origin: Option<Origin>,
+}
+
+/// Counters for `--stats`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CacheCounts {
+    pub regions: u64,
+    pub instructions: u64,
+    pub flushes: u64,
+    pub invalidated: u64,
+    pub links: u64,
+    pub retargeted: u64,
+}
+
+pub struct Cache {
+    pub arena: Arena,
+    pub counts: CacheCounts,
+    ids: Map<PageKey, u32>,
+    pages: Map<u32, PageKey>,
+    next_id: u32,
+    entries: Map<u64, u64>,
+    records: Vec<Record>,
+    /// By physical page: regions that were made from it, and from which parts.
+    by_page: Map<u64, Vec<(u32, u64)>>,
+    links: Vec<Link>,
+    /// Entries of dead regions, by what they entered.
+    dead: Map<u64, Vec<u64>>,
+    /// The arena is full, or nearly.
+    pub exhausted: bool,
+}
+
+fn key(page_id: u32, offset: u16) -> u64 {
+    u64::from(page_id) << 12 | u64::from(offset)
+}
+
+impl Cache {
+    pub fn new(arena: Arena) -> Cache {
+        Cache {
+            arena,
+            counts: CacheCounts::default(),
+            ids: Map::default(),
+            pages: Map::default(),
+            next_id: 1,
+            entries: Map::default(),
+            records: Vec::new(),
+            by_page: Map::default(),
+            links: Vec::new(),
+            dead: Map::default(),
+            exhausted: false,
+        }
+    }
+
+    /// Forgets all code. Nothing may be running in it or return to it.
+    pub fn clear(&mut self) {
+        self.arena.clear();
+        self.ids.clear();
+        self.pages.clear();
+        self.entries.clear();
+        self.records.clear();
+        self.by_page.clear();
+        self.links.clear();
+        self.dead.clear();
+        self.exhausted = false;
+        self.counts.flushes += 1;
+    }
+
+    pub fn id(&mut self, page: PageKey) -> u32 {
+        if let Some(&id) = self.ids.get(&page) {
+            return id;
+        }
+        let id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1);
+        self.ids.insert(page, id);
+        self.pages.insert(id, page);
+        id
+    }
+
+    pub fn page(&self, id: u32) -> Option<PageKey> {
+        self.pages.get(&id).copied()
+    }
+
+    pub fn entry(&self, page_id: u32, offset: u16) -> Option<u64> {
+        self.entries.get(&key(page_id, offset)).copied()
+    }
+
+    pub fn next_link(&self) -> u32 {
+        self.links.len() as u32
+    }
+
+    /// Takes over a region's code. None if it does not fit.
+    pub fn add(
+        &mut self,
+        page: PageKey,
+        page_id: u32,
+        sources: &[(u64, u64)],
+        instructions: usize,
+        compiled: Compiled,
+    ) -> Option<u64> {
+        let address = self.arena.place(&compiled.code)? as u64;
+        for &(offset, place) in &compiled.entries {
+            // The newest one counts only where there is none: older links go there.
+            self.entries.entry(key(page_id, offset)).or_insert(address + u64::from(place));
+        }
+        let first = compiled.entries[0];
+        self.entries.insert(key(page_id, first.0), address);
+        for &(offset, _) in &compiled.entries {
+            let code = self.entries[&key(page_id, offset)];
+            for dead in self.dead.remove(&key(page_id, offset)).unwrap_or_default() {
+                self.counts.retargeted += 1;
+                self.patch_jump(dead, code);
+            }
+        }
+        for link in &compiled.links {
+            self.links.push(Link {
+                jump: address + link.jump.0 as u64,
+                expected: link.expected.map_or(0, |place| address + place as u64),
+            });
+        }
+        for &(physical, granules) in sources {
+            let list = self.by_page.entry(physical).or_default();
+            list.push((self.records.len() as u32, granules));
+        }
+        self.records.push(Record {
+            start: (address - self.arena.range().start as u64) as u32,
+            page,
+            page_id,
+            alive: true,
+            entries: compiled.entries,
+            returns: compiled.returns,
+            origins: compiled.origins,
+        });
+        self.counts.regions += 1;
+        self.counts.instructions += instructions as u64;
+        Some(address)
+    }
+
+    fn write32(&self, address: u64, value: u32) {
+        let place = self.arena.writable(address as *const u8);
+        // SAFETY: the address is within code that this cache has placed, and the vCPU's
+        // thread, the only one that runs it, is here.
+        unsafe { place.cast::<u32>().write_unaligned(value) };
+    }
+
+    /// Overwrites five bytes with a jump.
+    fn patch_jump(&self, from: u64, to: u64) {
+        let place = self.arena.writable(from as *const u8);
+        // SAFETY: as in `write32`.
+        unsafe { *place = 0xe9 };
+        self.write32(from + 1, to.wrapping_sub(from + 5) as u32);
+    }
+
+    /// Points a link to its target's code.
+    pub fn connect(&mut self, link: u32, page_id: u32, code: u64) {
+        let Some(link) = self.links.get(link as usize) else { return };
+        self.write32(link.jump, code.wrapping_sub(link.jump + 4) as u32);
+        if link.expected != 0 {
+            self.write32(link.expected, page_id);
+        }
+        self.counts.links += 1;
+    }
+
+    /// Kills the regions that were made from these bytes. True if there were any.
+    pub fn invalidate(&mut self, physical: u64, granules: u64, routines: &Routines) -> bool {
+        let Some(list) = self.by_page.get_mut(&physical) else { return false };
+        let (dying, rest): (Vec<_>, Vec<_>) =
+            std::mem::take(list).into_iter().partition(|&(_, made_from)| made_from & granules != 0);
+        *list = rest;
+        let mut any = false;
+        for &(index, _) in &dying {
+            if std::mem::take(&mut self.records[index as usize].alive) {
+                any = true;
+                self.counts.invalidated += 1;
+                self.kill(index as usize, routines);
+            }
+        }
+        any
+    }
+
+    fn kill(&mut self, index: usize, routines: &Routines) {
+        let record = &mut self.records[index];
+        let entries = std::mem::take(&mut record.entries);
+        let returns = std::mem::take(&mut record.returns);
+        let (linear, page_id) = (record.page.linear, record.page_id);
+        let base = self.arena.range().start as u64 + u64::from(record.start);
+        for (offset, place) in entries {
+            let address = base + u64::from(place);
+            if self.entries.get(&key(page_id, offset)) == Some(&address) {
+                self.entries.remove(&key(page_id, offset));
+            }
+            self.divert(address, linear + u64::from(offset), false, routines);
+            self.dead.entry(key(page_id, offset)).or_default().push(address);
+        }
+        for (offset, place) in returns {
+            self.divert(base + u64::from(place), linear + u64::from(offset), true, routines);
+        }
+    }
+
+    /// Makes a place go to the Rust code.
+    fn divert(&mut self, place: u64, rip: u64, drop_shadow: bool, routines: &Routines) {
+        let mut emit = Emit { code: Vec::with_capacity(40), origin: self.arena.next() };
+        if drop_shadow {
+            emit.lea(RSP, Mem::at(RSP, 8));
+        }
+        emit.mov_imm(S1, rip);
+        emit.store(frame::rip(), S1);
+        emit.jmp_to(routines.leave_next);
+        match self.arena.place(&emit.code) {
+            Some(stub) => self.patch_jump(place, stub as u64),
+            // Everything goes before any of it runs again.
+            None => self.exhausted = true,
+        }
+    }
+
+    /// What a host address belongs to, if it is in a region.
+    pub fn find(&self, host: u64) -> Option<Place> {
+        let start = self.arena.range().start as u64;
+        let offset = u32::try_from(host.checked_sub(start)?).ok()?;
+        let after = self.records.partition_point(|record| record.start <= offset);
+        let record = self.records.get(after.checked_sub(1)?)?;
+        let inside = offset - record.start;
+        let next = record.origins.partition_point(|origin| origin.host <= inside);
+        let origin = next.checked_sub(1).map(|index| record.origins[index]);
+        Some(Place { linear: record.page.linear, origin })
+    }
+}

@@ -1,0 +1,142 @@
+//! What generated code and the Rust code around it tell each other.
+//!
+//! One [`Frame`] a vCPU, a part of its [`CpuState`], so that generated code reaches
+//! it through GS.
+
+use std::mem::offset_of;
+
+use super::emit::{Mem, Reg};
+use crate::state::CpuState;
+
+/// The guest's registers that have no host register: generated code keeps its
+/// scratch registers and the guest's stack pointer in their places.
+pub const S0: Reg = 10;
+pub const S1: Reg = 11;
+/// Holds the guest's RSP; the host's RSP is the shadow stack.
+pub const STACK: Reg = 15;
+pub const DISPLACED: [Reg; 3] = [S0, S1, STACK];
+
+/// Entries of the jump cache.
+pub const JUMPS: usize = 2048;
+
+/// Where an indirect jump goes, if the view of memory is still `epoch`.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+pub struct Jump {
+    pub rip: u64,
+    pub epoch: u64,
+    pub code: u64,
+}
+
+impl Jump {
+    /// Matches nothing: epochs start at 1.
+    pub const EMPTY: Jump = Jump { rip: 0, epoch: 0, code: 0 };
+}
+
+/// The multiplier of the jump cache's hash; generated code has it as a constant.
+pub const JUMP_HASH: u32 = 0x9e37_79b1;
+
+/// Where a target belongs in the jump cache.
+pub fn jump_index(rip: u64) -> usize {
+    ((rip as u32).wrapping_mul(JUMP_HASH) >> 21) as usize
+}
+
+/// Why generated code was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Leave {
+    /// Go on at `rip`.
+    Next = 0,
+    /// Go on at `rip`, and connect the link in `argument`.
+    Link = 1,
+    /// Interpret the instruction at `rip`.
+    Interpret = 2,
+    /// The host trapped at `trapped`.
+    Trap = 3,
+}
+
+#[derive(Default)]
+#[repr(C)]
+pub struct Frame {
+    /// Arithmetic flags when they are not in the host's flags: OF in the low byte, the
+    /// rest in the high byte as LAHF gives them.
+    pub flags: u64,
+    /// Stack pointer of generated code while it does not run, and how deep it may get.
+    pub shadow: u64,
+    pub shadow_limit: u64,
+    pub shadow_top: u64,
+    /// The jump cache.
+    pub jumps: u64,
+    /// A [`Leave`], and what belongs to it.
+    pub leave: u32,
+    pub argument: u32,
+    /// For the helpers: the translator that runs.
+    pub context: u64,
+    /// The supervisor's banks while AC is clear and while it is set.
+    pub bank_without_ac: u64,
+    pub bank_with_ac: u64,
+    /// Not 0: an interrupt waits for IF.
+    pub waiting: u32,
+    /// Host address of a trap in generated code.
+    pub trapped: u64,
+}
+
+macro_rules! field {
+    ($name:ident, $($path:tt)+) => {
+        pub fn $name() -> Mem { Mem::state(offset_of!(CpuState, $($path)+)) }
+    };
+}
+
+field!(rip, rip);
+field!(rflags, rflags);
+field!(attention, attention);
+field!(mxcsr, mxcsr);
+field!(bank, bank);
+field!(host_rsp, host_rsp);
+field!(host_mxcsr, host_mxcsr);
+field!(flags, generated.flags);
+field!(shadow, generated.shadow);
+field!(shadow_limit, generated.shadow_limit);
+field!(shadow_top, generated.shadow_top);
+field!(jumps, generated.jumps);
+field!(leave, generated.leave);
+field!(argument, generated.argument);
+field!(context, generated.context);
+field!(bank_without_ac, generated.bank_without_ac);
+field!(bank_with_ac, generated.bank_with_ac);
+field!(waiting, generated.waiting);
+field!(trapped, generated.trapped);
+
+pub fn gpr(number: Reg) -> Mem {
+    Mem::state(offset_of!(CpuState, gpr) + 8 * number as usize)
+}
+
+pub fn scratch(number: usize) -> Mem {
+    Mem::state(offset_of!(CpuState, scratch) + 8 * number)
+}
+
+pub fn segment_base(segment: usize) -> Mem {
+    let place = size_of::<crate::state::Segment>() * segment;
+    Mem::state(offset_of!(CpuState, seg) + place + offset_of!(crate::state::Segment, base))
+}
+
+pub fn vector_offset(number: usize) -> usize {
+    offset_of!(CpuState, vector) + 64 * number
+}
+
+pub fn opmask_offset(number: usize) -> usize {
+    offset_of!(CpuState, opmask) + 8 * number
+}
+
+/// The arithmetic flags in RFLAGS: CF, PF, AF, ZF, SF, OF.
+pub const ARITHMETIC: u64 = 0x8d5;
+
+/// RFLAGS into the form of [`Frame::flags`].
+pub fn pack_flags(rflags: u64) -> u64 {
+    (rflags & 0xd5 | 2) << 8 | rflags >> 11 & 1
+}
+
+/// The arithmetic flags from the form of [`Frame::flags`].
+pub fn unpack_flags(packed: u64) -> u64 {
+    packed >> 8 & 0xd5 | (packed & 1) << 11
+}

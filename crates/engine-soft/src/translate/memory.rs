@@ -1,0 +1,404 @@
+//! Memory operands: the check that stands before every access.
+//!
+//! ```text
+//! lea  S0, [address]
+//! rorx S1, S0, 8 ; and S1, 0x3ff0 ; add S1, gs:[bank]
+//! sub  S0, [S1 + page]         S0 = offset in the page, if it is the right one
+//! cmp  S0, 4096 - size ; ja    to the helper, out of line
+//! add  S0, [S1 + host]         S0 = host address
+//! ```
+//!
+//! The helper gets the address back by adding the page again. It returns with the
+//! host address in S0, or it leaves generated code with the guest's state as it was
+//! before the instruction.
+
+use std::mem::offset_of;
+
+use iced_x86::{Instruction, MemorySize, Mnemonic, OpAccess, OpKind, Register};
+
+use super::block::{Cold, Compiler};
+use super::emit::{Alu, Mem, Reg, cc};
+use super::frame::{self, DISPLACED, S0, S1, STACK};
+use super::registers::{host_of, number_of, of_size};
+use super::scan::Step;
+use crate::state;
+use crate::tlb::{Bank, Entry, index};
+
+pub(super) const TABLE_READ: i32 = offset_of!(Bank, read) as i32;
+pub(super) const TABLE_WRITE: i32 = offset_of!(Bank, write) as i32;
+pub(super) const TABLE_CODE: i32 = offset_of!(Bank, code) as i32;
+pub(super) const EPOCH: i32 = offset_of!(Bank, epoch) as i32;
+pub(super) const ENTRY_HOST: i32 = offset_of!(Entry, host) as i32;
+pub(super) const INDEX_MASK: i32 = ((crate::tlb::ENTRIES - 1) * size_of::<Entry>()) as i32;
+
+/// What the helper is told of an access, in one word.
+#[derive(Clone, Copy)]
+pub struct AccessInfo {
+    pub offset: u16,
+    pub size: u32,
+    pub write: bool,
+}
+
+impl AccessInfo {
+    pub fn pack(self) -> u32 {
+        u32::from(self.offset) | self.size << 12 | (self.write as u32) << 30
+    }
+
+    pub fn unpack(word: u32) -> AccessInfo {
+        AccessInfo {
+            offset: (word & 0xfff) as u16,
+            size: word >> 12 & 0xffff,
+            write: word >> 30 & 1 == 1,
+        }
+    }
+}
+
+impl Compiler<'_> {
+    /// Puts the effective address of the memory operand, without a segment, into `to`.
+    /// Flags stay. Takes S0 and S1. If the address is known now, it is returned instead.
+    fn effective(&mut self, instruction: &Instruction, to: Reg) -> Option<u64> {
+        let (base, index) = (instruction.memory_base(), instruction.memory_index());
+        let narrow = base.size() == 4 || index.size() == 4 || base == Register::EIP;
+        let displacement = instruction.memory_displacement64();
+        if base == Register::RIP || base == Register::EIP {
+            return Some(if narrow { displacement & 0xffff_ffff } else { displacement });
+        }
+        if base == Register::None && index == Register::None {
+            return Some(displacement);
+        }
+        let base = (base != Register::None).then(|| match host_of(number_of(base)) {
+            Some(host) => host,
+            None => {
+                self.emit.load(S0, frame::gpr(number_of(base)));
+                S0
+            }
+        });
+        let scale = instruction.memory_index_scale().trailing_zeros() as u8;
+        let index = (index != Register::None).then(|| match host_of(number_of(index)) {
+            Some(host) => (host, scale),
+            None => {
+                self.emit.load(S1, frame::gpr(number_of(index)));
+                (S1, scale)
+            }
+        });
+        let operand = Mem::parts(base, index, displacement as i32);
+        self.emit.op_mem(!narrow, &[0x8d], to, operand);
+        None
+    }
+
+    /// LEA: the address itself is the result.
+    pub(super) fn load_address(&mut self, step: &Step) {
+        let instruction = &step.instruction;
+        let to = instruction.op0_register();
+        let number = number_of(to);
+        let wide = to.size() == 8;
+        if to.size() >= 4
+            && let Some(host) = host_of(number)
+        {
+            match self.effective(instruction, host) {
+                Some(address) if wide => self.emit.mov_imm(host, address),
+                Some(address) => self.emit.mov_imm(host, address & 0xffff_ffff),
+                None if !wide => self.emit.mov32(host, host),
+                None => {}
+            }
+            return;
+        }
+        if let Some(address) = self.effective(instruction, S0) {
+            self.emit.mov_imm(S0, address);
+        }
+        match host_of(number) {
+            Some(host) => {
+                self.emit.bytes(&[0x66]);
+                self.emit.op_reg(false, &[0x8b], host, S0);
+            }
+            None if to.size() == 2 => {
+                self.emit.bytes(&[0x66]);
+                self.emit.op_mem(false, &[0x89], S0, frame::gpr(number));
+            }
+            None => {
+                if !wide {
+                    self.emit.mov32(S0, S0);
+                }
+                self.emit.store(frame::gpr(number), S0);
+            }
+        }
+    }
+
+    /// Checks the explicit memory operand; its host address is in S0 afterwards.
+    pub(super) fn check_operand(&mut self, step: &Step) {
+        let instruction = step.instruction;
+        let write = (0..instruction.op_count()).any(|operand| {
+            instruction.op_kind(operand) == OpKind::Memory
+                && !matches!(
+                    self.info.info(&instruction).op_access(operand),
+                    OpAccess::Read | OpAccess::CondRead
+                )
+        });
+        let size = operand_size(&instruction);
+        self.flags.put_aside(&mut self.emit, step.live_in != 0);
+        self.check_address(step, size, write);
+    }
+
+    /// Computes the operand's linear address and checks `size` bytes there. Flags have
+    /// been put aside.
+    pub(super) fn check_address(&mut self, step: &Step, size: u32, write: bool) {
+        let instruction = &step.instruction;
+        let segment = match instruction.memory_segment() {
+            Register::FS => Some(state::FS),
+            Register::GS => Some(state::GS),
+            _ => None,
+        };
+        let known = self.effective(instruction, S0);
+        match (known, segment) {
+            (Some(address), None) => return self.check_known(step, address, size, write),
+            (Some(address), Some(segment)) => {
+                self.emit.mov_imm(S0, address);
+                self.emit.alu_mem(Alu::Add, S0, frame::segment_base(segment));
+            }
+            (None, Some(segment)) => {
+                self.emit.alu_mem(Alu::Add, S0, frame::segment_base(segment));
+            }
+            (None, None) => {}
+        }
+        self.check(step, size, write);
+    }
+
+    /// Checks the linear address in S0.
+    pub(super) fn check(&mut self, step: &Step, size: u32, write: bool) {
+        if self.setting.bmi2 {
+            self.emit.bytes(&[0xc4, 0x43, 0x7b, 0xf0, 0xda, 8]); // rorx r11d, r10d, 8
+        } else {
+            self.emit.mov32(S1, S0);
+            self.emit.shift_imm(false, 5, S1, 8);
+        }
+        self.emit.alu_imm(false, Alu::And, S1, INDEX_MASK);
+        self.emit.alu_mem(Alu::Add, S1, frame::bank());
+        let table = if write { TABLE_WRITE } else { TABLE_READ };
+        self.compare(step, table, size, write);
+    }
+
+    /// Checks an address that is known already.
+    fn check_known(&mut self, step: &Step, address: u64, size: u32, write: bool) {
+        self.emit.load(S1, frame::bank());
+        self.emit.mov_imm(S0, address);
+        let table = if write { TABLE_WRITE } else { TABLE_READ };
+        let place = table + (index(address) * size_of::<Entry>()) as i32;
+        self.compare(step, place, size, write);
+    }
+
+    fn compare(&mut self, step: &Step, entry: i32, size: u32, write: bool) {
+        self.emit.alu_mem(Alu::Sub, S0, Mem::at(S1, entry));
+        self.emit.alu_imm(true, Alu::Cmp, S0, 4096 - size as i32);
+        let enter = self.emit.jcc(cc::A);
+        self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, entry + ENTRY_HOST));
+        let info = AccessInfo { offset: step.offset, size, write }.pack();
+        self.cold.push(Cold::Access { enter, back: self.emit.here(), entry, info });
+    }
+
+    /// The instruction with its memory operand at S0 and other registers for displaced
+    /// ones.
+    pub(super) fn substituted(&mut self, step: &Step, memory: bool) {
+        let mut instruction = step.instruction;
+        let mut base = S0;
+        let mut borrowed: Vec<(Reg, usize)> = Vec::new();
+        let high = (0..instruction.op_count()).any(|operand| {
+            instruction.op_kind(operand) == OpKind::Register
+                && matches!(
+                    instruction.op_register(operand),
+                    Register::AH | Register::CH | Register::DH | Register::BH
+                )
+        });
+        if memory && high {
+            // A high byte rules out a REX prefix, so the address moves to a register
+            // that needs none.
+            base = self.free_register(&instruction, &[3, 5, 6, 7], &borrowed);
+            borrowed.push((base, 0));
+            self.emit.store(frame::scratch(0), base);
+            self.emit.mov(base, S0);
+        }
+        let mut replaced: Vec<(Reg, Reg, bool)> = Vec::new();
+        for operand in 0..instruction.op_count() {
+            if instruction.op_kind(operand) != OpKind::Register {
+                continue;
+            }
+            let register = instruction.op_register(operand);
+            if !register.is_gpr() {
+                continue;
+            }
+            let number = number_of(register);
+            if number == 4 && !is_high_byte(register) {
+                instruction.set_op_register(operand, of_size(register.size(), STACK));
+                continue;
+            }
+            if !DISPLACED.contains(&number) {
+                continue;
+            }
+            let access = self.info.info(&step.instruction).op_access(operand);
+            let host = match replaced.iter().find(|entry| entry.0 == number) {
+                Some(entry) => entry.1,
+                None => {
+                    let taken = replaced.len() + memory as usize;
+                    let host = match taken {
+                        0 => S0,
+                        1 => S1,
+                        _ => {
+                            let host =
+                                self.free_register(&instruction, &[5, 12, 13, 14, 8, 9], &borrowed);
+                            let place = borrowed.len();
+                            self.emit.store(frame::scratch(place), host);
+                            borrowed.push((host, place));
+                            host
+                        }
+                    };
+                    if !is_overwritten(&step.instruction, operand, access) {
+                        self.emit.load(host, frame::gpr(number));
+                    }
+                    replaced.push((number, host, false));
+                    host
+                }
+            };
+            if !matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::None) {
+                for entry in replaced.iter_mut().filter(|entry| entry.0 == number) {
+                    entry.2 = true;
+                }
+            }
+            instruction.set_op_register(operand, of_size(register.size(), host));
+        }
+        if memory {
+            instruction.set_memory_base(of_size(8, base));
+            instruction.set_memory_index(Register::None);
+            instruction.set_memory_index_scale(1);
+            instruction.set_memory_displacement64(0);
+            instruction.set_memory_displ_size(0);
+            instruction.set_segment_prefix(Register::None);
+        }
+        self.origin(step);
+        self.encode(&instruction);
+        for &(number, host, written) in &replaced {
+            if written {
+                self.emit.store(frame::gpr(number), host);
+            }
+        }
+        for &(host, place) in borrowed.iter().rev() {
+            self.emit.load(host, frame::scratch(place));
+        }
+    }
+
+    /// A host register among `candidates` that the instruction has nothing to do with.
+    fn free_register(
+        &self,
+        instruction: &Instruction,
+        candidates: &[Reg],
+        borrowed: &[(Reg, usize)],
+    ) -> Reg {
+        let used = |candidate: Reg| {
+            borrowed.iter().any(|&(host, _)| host == candidate)
+                || (0..instruction.op_count()).any(|operand| {
+                    instruction.op_kind(operand) == OpKind::Register && {
+                        let register = instruction.op_register(operand);
+                        register.is_gpr() && number_of(register) == candidate
+                    }
+                })
+        };
+        let free = candidates.iter().copied().find(|&candidate| !used(candidate));
+        free.expect("an instruction has at most three general registers as operands")
+    }
+
+    /// BT and its kin with a bit offset in a register reach beyond their operand.
+    pub(super) fn bit_string(&mut self, step: &Step) {
+        let instruction = &step.instruction;
+        let bits = instruction.op1_register();
+        let size = bits.size() as u32;
+        if size == 2 {
+            return self.interpret(step);
+        }
+        let write = instruction.mnemonic() != Mnemonic::Bt;
+        self.flags.put_aside(&mut self.emit, step.live_in != 0);
+        if let Some(address) = self.effective(instruction, S0) {
+            self.emit.mov_imm(S0, address);
+        }
+        let segment = match instruction.memory_segment() {
+            Register::FS => Some(state::FS),
+            Register::GS => Some(state::GS),
+            _ => None,
+        };
+        if let Some(segment) = segment {
+            self.emit.alu_mem(Alu::Add, S0, frame::segment_base(segment));
+        }
+        let source = match host_of(number_of(bits)) {
+            Some(host) => {
+                // movsxd or mov
+                let opcode = if size == 8 { 0x8b } else { 0x63 };
+                self.emit.op_reg(true, &[opcode], S1, host);
+                Some(host)
+            }
+            None => {
+                let opcode = if size == 8 { 0x8b } else { 0x63 };
+                self.emit.op_mem(true, &[opcode], S1, frame::gpr(number_of(bits)));
+                None
+            }
+        };
+        let (shift, scale) = if size == 8 { (6, 3) } else { (5, 2) };
+        self.emit.shift_imm(true, 7, S1, shift);
+        self.emit.lea(S0, Mem::parts(Some(S0), Some((S1, scale)), 0));
+        self.check(step, size, write);
+        match source {
+            Some(host) => self.emit.mov(S1, host),
+            None => self.emit.load(S1, frame::gpr(number_of(bits))),
+        }
+        self.emit.alu_imm(false, Alu::And, S1, size as i32 * 8 - 1);
+        // Only CF is written; the masking above has cost the others.
+        if step.live_out & !step.writes != 0 && !self.flags.native && self.flags.saved {
+            self.emit.store(frame::scratch(0), S1);
+            self.flags.bring_back(&mut self.emit);
+            self.emit.load(S1, frame::scratch(0));
+        }
+        let mut host = *instruction;
+        host.set_memory_base(of_size(8, S0));
+        host.set_memory_index(Register::None);
+        host.set_memory_index_scale(1);
+        host.set_memory_displacement64(0);
+        host.set_memory_displ_size(0);
+        host.set_segment_prefix(Register::None);
+        host.set_op1_register(of_size(size as usize, S1));
+        self.origin(step);
+        self.encode(&host);
+        self.flags.written();
+    }
+
+    pub(super) fn needs_other_registers(&self, instruction: &Instruction) -> bool {
+        (0..instruction.op_count()).any(|operand| {
+            instruction.op_kind(operand) == OpKind::Register && {
+                let register = instruction.op_register(operand);
+                let number = if register.is_gpr() { number_of(register) } else { 0 };
+                register.is_gpr()
+                    && !is_high_byte(register)
+                    && (number == 4 || DISPLACED.contains(&number))
+            }
+        })
+    }
+}
+
+/// The operand's register needs no value before the instruction.
+fn is_overwritten(instruction: &Instruction, operand: u32, access: OpAccess) -> bool {
+    let register = instruction.op_register(operand);
+    access == OpAccess::Write
+        && register.size() >= 4
+        && (0..instruction.op_count()).all(|other| {
+            other == operand
+                || instruction.op_kind(other) != OpKind::Register
+                || instruction.op_register(other).full_register() != register.full_register()
+        })
+}
+
+fn is_high_byte(register: Register) -> bool {
+    matches!(register, Register::AH | Register::CH | Register::DH | Register::BH)
+}
+
+/// Bytes that the memory operand covers.
+fn operand_size(instruction: &Instruction) -> u32 {
+    match instruction.memory_size() {
+        MemorySize::Unknown => 1,
+        size => size.size().clamp(1, 64) as u32,
+    }
+}

@@ -1,0 +1,399 @@
+//! The routines that all generated code shares, generated themselves: into it, out of
+//! it, and from it to Rust helpers and back.
+//!
+//! Generated code runs with the guest's registers in the host's, the guest's MXCSR,
+//! and the host's stack pointer on the shadow stack. A helper sees all of the guest's
+//! registers in the state, runs on the stack of the Rust code that entered, and may
+//! change what it likes there; it returns to the generated code, or tells it to
+//! leave.
+
+use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register};
+
+use super::branches::look_up;
+use super::emit::{Alu, Emit, Mem, RAX, RCX, RDI, RDX, RSI, RSP, cc};
+use super::flags::Flags;
+use super::frame::{self, Leave, S0, S1, STACK};
+use super::memory::{ENTRY_HOST, INDEX_MASK, TABLE_READ, TABLE_WRITE};
+use super::registers::host_of;
+use super::select::VectorLevel;
+use crate::host::arena::Arena;
+
+/// Addresses of the routines.
+#[derive(Clone, Copy, Default)]
+pub struct Routines {
+    /// `extern "C" fn(code)`: runs generated code until it leaves.
+    pub enter: u64,
+    /// Leave; RIP is in the state, flags in the frame.
+    pub leave_next: u64,
+    pub leave_link: u64,
+    pub leave_interpret: u64,
+    /// Called after a failed check: S0 the address, S1 an `AccessInfo`. Returns with
+    /// the host address in S0.
+    pub access: u64,
+    /// Called for one instruction to be interpreted: S1 its address, S0 the page's id
+    /// and its length. Returns if control goes on behind it.
+    pub interpret: u64,
+    /// Jumped to by a return whose shadow entry does not match: S0 the target.
+    pub return_miss: u64,
+    /// Stands as the return address in the shadow stack's last entry.
+    pub return_bottom: u64,
+    /// Where a trap in generated code goes on: S1 the trapping address.
+    pub trap: u64,
+    /// REP MOVS and STOS by log2 of the element's size; S0 is 0 afterwards if done.
+    pub movs: [u64; 4],
+    pub stos: [u64; 4],
+}
+
+/// What the routines call, as `extern "C"` functions.
+#[derive(Clone, Copy)]
+pub struct Helpers {
+    /// (context, address, info, return address) -> host address, or 0 to leave.
+    pub access: u64,
+    /// (context, rip, info) -> 1 to go on, 0 to leave.
+    pub interpret: u64,
+}
+
+const CALLEE_SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
+
+struct Builder {
+    emit: Emit,
+    vectors: VectorLevel,
+}
+
+impl Builder {
+    fn push(&mut self, register: u8) {
+        if register >= 8 {
+            self.emit.code.push(0x41);
+        }
+        self.emit.code.push(0x50 | (register & 7));
+    }
+
+    fn pop(&mut self, register: u8) {
+        if register >= 8 {
+            self.emit.code.push(0x41);
+        }
+        self.emit.code.push(0x58 | (register & 7));
+    }
+
+    fn store_registers(&mut self) {
+        for number in 0..16 {
+            if let Some(host) = host_of(number) {
+                self.emit.store(frame::gpr(number), host);
+            }
+        }
+    }
+
+    fn load_registers(&mut self) {
+        for number in 0..16 {
+            if let Some(host) = host_of(number) {
+                self.emit.load(host, frame::gpr(number));
+            }
+        }
+    }
+
+    fn encode(&mut self, instruction: &Instruction) {
+        let mut encoder = Encoder::new(64);
+        encoder.encode(instruction, 0).expect("a register move encodes");
+        self.emit.bytes(&encoder.take_buffer());
+    }
+
+    fn vector_moves(&mut self, store: bool) {
+        let place = |offset: usize| {
+            let (none, gs) = (Register::None, Register::GS);
+            MemoryOperand::new(none, none, 1, offset as i64, 4, false, gs)
+        };
+        let (count, first, forms) = match self.vectors {
+            VectorLevel::None | VectorLevel::Sse => {
+                (16, Register::XMM0, [Code::Movups_xmm_xmmm128, Code::Movups_xmmm128_xmm])
+            }
+            VectorLevel::Avx => {
+                let forms = [Code::VEX_Vmovups_ymm_ymmm256, Code::VEX_Vmovups_ymmm256_ymm];
+                (16, Register::YMM0, forms)
+            }
+            VectorLevel::Avx512 => {
+                let forms =
+                    [Code::EVEX_Vmovups_zmm_k1z_zmmm512, Code::EVEX_Vmovups_zmmm512_k1z_zmm];
+                (32, Register::ZMM0, forms)
+            }
+        };
+        for number in 0..count {
+            let register = first + number as u32;
+            let memory = place(frame::vector_offset(number));
+            let instruction = if store {
+                Instruction::with2(forms[1], memory, register)
+            } else {
+                Instruction::with2(forms[0], register, memory)
+            };
+            self.encode(&instruction.expect("a vector move has this form"));
+        }
+        if self.vectors == VectorLevel::Avx512 {
+            for number in 0..8 {
+                let register = Register::K0 + number as u32;
+                let memory = place(frame::opmask_offset(number));
+                let instruction = if store {
+                    Instruction::with2(Code::VEX_Kmovq_m64_kr, memory, register)
+                } else {
+                    Instruction::with2(Code::VEX_Kmovq_kr_km64, register, memory)
+                };
+                self.encode(&instruction.expect("a mask move has this form"));
+            }
+        }
+        if store && self.vectors >= VectorLevel::Avx {
+            self.emit.bytes(&[0xc5, 0xf8, 0x77]); // vzeroupper
+        }
+    }
+
+    fn load_mxcsr(&mut self, from: Mem) {
+        self.emit.op_mem(false, &[0x0f, 0xae], 2, from);
+    }
+
+    fn store_mxcsr(&mut self, to: Mem) {
+        self.emit.op_mem(false, &[0x0f, 0xae], 3, to);
+    }
+
+    fn here(&self) -> u64 {
+        self.emit.origin + self.emit.here() as u64
+    }
+
+    fn align(&mut self) {
+        while !self.emit.here().is_multiple_of(16) {
+            self.emit.code.push(0xcc);
+        }
+    }
+
+    fn enter(&mut self) -> u64 {
+        let start = self.here();
+        for register in CALLEE_SAVED {
+            self.push(register);
+        }
+        self.emit.alu_imm(true, Alu::Sub, RSP, 8);
+        self.emit.store(frame::host_rsp(), RSP);
+        self.store_mxcsr(frame::host_mxcsr());
+        self.load_mxcsr(frame::mxcsr());
+        self.emit.store(frame::scratch(2), RDI);
+        self.vector_moves(false);
+        self.emit.load(RSP, frame::shadow());
+        self.load_registers();
+        self.emit.op_mem(false, &[0xff], 4, frame::scratch(2)); // jmp
+        start
+    }
+
+    /// All of the ways out; the last one expects everything to be in the state.
+    fn leave(&mut self, routines: &mut Routines) -> u64 {
+        self.align();
+        let mut joins = Vec::new();
+        for (reason, place) in [
+            (Leave::Link, &mut routines.leave_link),
+            (Leave::Interpret, &mut routines.leave_interpret),
+            (Leave::Next, &mut routines.leave_next),
+        ] {
+            *place = self.here();
+            self.emit.store32_imm(frame::leave(), reason as i32);
+            joins.push(self.emit.jmp());
+        }
+        // A trap: its address is in S1, and the host's flags may be the guest's.
+        routines.trap = self.here();
+        self.emit.store(frame::trapped(), S1);
+        let mut flags = Flags::NATIVE;
+        self.emit.load(S1, frame::flags());
+        self.emit.store(frame::scratch(6), S1);
+        flags.put_aside(&mut self.emit, true);
+        self.emit.load(S1, frame::flags());
+        self.emit.store(frame::scratch(7), S1);
+        self.emit.load(S1, frame::scratch(6));
+        self.emit.store(frame::flags(), S1);
+        self.emit.store32_imm(frame::leave(), Leave::Trap as i32);
+        for join in joins {
+            self.emit.bind_here(join);
+        }
+        self.store_registers();
+        self.emit.store(frame::shadow(), RSP);
+        self.vector_moves(true);
+        let stored = self.here();
+        self.store_mxcsr(frame::mxcsr());
+        self.load_mxcsr(frame::host_mxcsr());
+        self.emit.load(RSP, frame::host_rsp());
+        self.emit.alu_imm(true, Alu::Add, RSP, 8);
+        for register in CALLEE_SAVED.into_iter().rev() {
+            self.pop(register);
+        }
+        self.emit.code.push(0xc3);
+        stored
+    }
+
+    /// A call to a helper with all registers in the state.
+    fn helper(&mut self, helper: u64, stored: u64, interprets: bool) -> u64 {
+        self.align();
+        let start = self.here();
+        self.store_registers();
+        self.emit.store(frame::shadow(), RSP);
+        self.vector_moves(true);
+        if interprets {
+            self.store_mxcsr(frame::mxcsr());
+            self.load_mxcsr(frame::host_mxcsr());
+            self.emit.mov(RSI, S1);
+            self.emit.mov(RDX, S0);
+        } else {
+            self.emit.mov(RSI, S0);
+            self.emit.mov(RDX, S1);
+            self.emit.load(RCX, Mem::at(RSP, 0));
+        }
+        self.emit.load(RDI, frame::context());
+        self.emit.load(RSP, frame::host_rsp());
+        self.emit.mov_imm(RAX, helper);
+        self.emit.op_reg(false, &[0xff], 2, RAX); // call rax
+        if interprets {
+            self.load_mxcsr(frame::mxcsr());
+        }
+        self.emit.load(RSP, frame::shadow());
+        self.emit.op_reg(true, &[0x85], RAX, RAX);
+        let leave = self.emit.jcc(cc::E);
+        self.emit.mov(S0, RAX);
+        self.vector_moves(false);
+        self.load_registers();
+        self.emit.code.push(0xc3);
+        self.emit.bind_here(leave);
+        self.emit.alu_imm(true, Alu::Add, RSP, 8);
+        self.emit.store(frame::shadow(), RSP);
+        self.emit.jmp_to(stored);
+        start
+    }
+
+    fn return_miss(&mut self, routines: &mut Routines) {
+        self.align();
+        routines.return_miss = self.here();
+        self.emit.alu_mem(Alu::Cmp, RSP, frame::shadow_top());
+        let bottom = self.emit.jcc(cc::AE);
+        self.emit.alu_imm(true, Alu::Add, RSP, 16);
+        let go = self.emit.jmp();
+        routines.return_bottom = self.here();
+        self.emit.bind_here(bottom);
+        self.emit.load(RSP, frame::shadow_top());
+        self.emit.bind_here(go);
+        self.emit.store(frame::rip(), S0);
+        look_up(&mut self.emit, routines.leave_next);
+    }
+
+    /// Offset in the page of the address in `register` to S0, and its entry's place to
+    /// S1; jumps away if there is no entry for it.
+    fn find(&mut self, register: u8, table: i32) -> super::emit::Fixup {
+        self.emit.mov32(S1, register);
+        self.emit.shift_imm(false, 5, S1, 8);
+        self.emit.alu_imm(false, Alu::And, S1, INDEX_MASK);
+        self.emit.alu_mem(Alu::Add, S1, frame::bank());
+        self.emit.mov(S0, register);
+        self.emit.alu_mem(Alu::Sub, S0, Mem::at(S1, table));
+        self.emit.alu_imm(true, Alu::Cmp, S0, 4096);
+        self.emit.jcc(cc::AE)
+    }
+
+    /// REP MOVS or REP STOS upwards: pieces that stay in a page on both sides, until
+    /// RCX is 0. Flags are lost. Gives up, between two elements, on what is not in the
+    /// TLB, elements across pages, and when something wants attention.
+    fn bulk(&mut self, log2: u8, moves: bool) -> u64 {
+        self.align();
+        let start = self.here();
+        let mut give_up = Vec::new();
+        // test dword gs:[rflags], DF
+        self.emit.op_mem(false, &[0xf7], 0, frame::rflags());
+        self.emit.bytes(&0x400u32.to_le_bytes());
+        give_up.push(self.emit.jcc(cc::NE));
+        let again = self.emit.here();
+        self.emit.op_reg(true, &[0x85], RCX, RCX);
+        let done = self.emit.jcc(cc::E);
+        self.emit.alu_mem_imm32(Alu::Cmp, frame::attention(), 0);
+        give_up.push(self.emit.jcc(cc::NE));
+        // scratch 3: elements in this piece.
+        self.emit.store(frame::scratch(3), RCX);
+        if moves {
+            give_up.push(self.find(RSI, TABLE_READ));
+            self.limit_piece(log2, &mut give_up);
+            self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, TABLE_READ + ENTRY_HOST));
+            self.emit.store(frame::scratch(4), S0);
+        }
+        give_up.push(self.find(RDI, TABLE_WRITE));
+        self.limit_piece(log2, &mut give_up);
+        self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, TABLE_WRITE + ENTRY_HOST));
+        // S0 is the host's destination. Put the guest's registers aside and go.
+        self.emit.load(S1, frame::scratch(3));
+        self.emit.alu_reg(Alu::Sub, RCX, S1);
+        self.emit.store(frame::scratch(5), RCX);
+        self.emit.mov(RCX, S1);
+        self.emit.shift_imm(true, 4, S1, log2);
+        if log2 == 0 {
+            self.emit.mov(S1, RCX);
+        }
+        self.emit.alu_reg(Alu::Add, RDI, S1);
+        self.emit.store(frame::scratch(6), RDI);
+        self.emit.mov(RDI, S0);
+        if moves {
+            self.emit.alu_reg(Alu::Add, RSI, S1);
+            self.emit.store(frame::scratch(7), RSI);
+            self.emit.load(RSI, frame::scratch(4));
+        }
+        let opcode = if moves { 0xa4 } else { 0xaa } | (log2 != 0) as u8;
+        let prefix: &[u8] = match log2 {
+            1 => &[0x66, 0xf3],
+            3 => &[0xf3, 0x48],
+            _ => &[0xf3],
+        };
+        self.emit.bytes(prefix);
+        self.emit.bytes(&[opcode]);
+        self.emit.load(RDI, frame::scratch(6));
+        if moves {
+            self.emit.load(RSI, frame::scratch(7));
+        }
+        self.emit.load(RCX, frame::scratch(5));
+        let back = self.emit.jmp();
+        self.emit.bind(back, again);
+        self.emit.bind_here(done);
+        self.emit.mov_imm(S0, 0);
+        self.emit.code.push(0xc3);
+        for fixup in give_up {
+            self.emit.bind_here(fixup);
+        }
+        self.emit.mov_imm(S0, 1);
+        self.emit.code.push(0xc3);
+        start
+    }
+
+    /// Lowers the piece in scratch 3 to what fits between offset S0 and the page's end;
+    /// gives up if that is nothing. Keeps S0 and S1.
+    fn limit_piece(&mut self, log2: u8, give_up: &mut Vec<super::emit::Fixup>) {
+        self.emit.store(frame::scratch(5), S1);
+        self.emit.mov_imm(S1, 4096);
+        self.emit.alu_reg(Alu::Sub, S1, S0);
+        if log2 != 0 {
+            self.emit.shift_imm(true, 5, S1, log2);
+        } else {
+            self.emit.op_reg(true, &[0x85], S1, S1);
+        }
+        give_up.push(self.emit.jcc(cc::E));
+        self.emit.alu_mem(Alu::Cmp, S1, frame::scratch(3));
+        let enough = self.emit.jcc(cc::AE);
+        self.emit.store(frame::scratch(3), S1);
+        self.emit.bind_here(enough);
+        self.emit.load(S1, frame::scratch(5));
+    }
+}
+
+impl Routines {
+    /// Generates them at the arena's front. None if they do not fit.
+    pub fn generate(arena: &mut Arena, vectors: VectorLevel, helpers: Helpers) -> Option<Routines> {
+        let emit = Emit { code: Vec::with_capacity(4096), origin: arena.next() };
+        let mut builder = Builder { emit, vectors };
+        let mut routines = Routines { enter: builder.enter(), ..Routines::default() };
+        let stored = builder.leave(&mut routines);
+        routines.access = builder.helper(helpers.access, stored, false);
+        routines.interpret = builder.helper(helpers.interpret, stored, true);
+        builder.return_miss(&mut routines);
+        for log2 in 0..4 {
+            routines.movs[log2 as usize] = builder.bulk(log2, true);
+            routines.stos[log2 as usize] = builder.bulk(log2, false);
+        }
+        arena.place(&builder.emit.code)?;
+        Some(routines)
+    }
+}
+
+const _: () = assert!(STACK == 15 && S0 == 10 && S1 == 11, "encoded in this file and others");

@@ -1,0 +1,97 @@
+//! Pushes and pops. The guest's RSP changes after the access, so that a fault finds
+//! it as it was.
+
+use iced_x86::OpKind;
+
+use super::block::Compiler;
+use super::emit::{Alu, Mem, RBP};
+use super::frame::{self, ARITHMETIC, S0, S1, STACK};
+use super::registers::{host_of, number_of};
+use super::scan::Step;
+
+impl Compiler<'_> {
+    pub(super) fn push(&mut self, step: &Step) {
+        let instruction = &step.instruction;
+        self.flags.put_aside(&mut self.emit, step.live_in != 0);
+        match instruction.op0_kind() {
+            OpKind::Register => {
+                let number = number_of(instruction.op0_register());
+                self.check_push(step);
+                let source = host_of(number).unwrap_or_else(|| {
+                    self.emit.load(S1, frame::gpr(number));
+                    S1
+                });
+                self.emit.store(Mem::at(S0, 0), source);
+            }
+            OpKind::Memory => {
+                self.check_address(step, 8, false);
+                self.emit.load(S0, Mem::at(S0, 0));
+                self.emit.store(frame::scratch(1), S0);
+                self.check_push(step);
+                self.emit.load(S1, frame::scratch(1));
+                self.emit.store(Mem::at(S0, 0), S1);
+            }
+            _ => {
+                self.check_push(step);
+                self.emit.store_imm(Mem::at(S0, 0), instruction.immediate(0) as i32);
+            }
+        }
+        self.emit.lea(STACK, Mem::at(STACK, -8));
+    }
+
+    fn check_push(&mut self, step: &Step) {
+        self.emit.lea(S0, Mem::at(STACK, -8));
+        self.check(step, 8, true);
+    }
+
+    pub(super) fn pop(&mut self, step: &Step) {
+        self.flags.put_aside(&mut self.emit, step.live_in != 0);
+        let number = number_of(step.instruction.op0_register());
+        self.emit.lea(S0, Mem::at(STACK, 0));
+        self.check(step, 8, false);
+        match host_of(number) {
+            Some(STACK) => return self.emit.load(STACK, Mem::at(S0, 0)),
+            Some(host) => self.emit.load(host, Mem::at(S0, 0)),
+            None => {
+                self.emit.load(S1, Mem::at(S0, 0));
+                self.emit.store(frame::gpr(number), S1);
+            }
+        }
+        self.emit.lea(STACK, Mem::at(STACK, 8));
+    }
+
+    /// LEAVE: RSP from RBP, then RBP from the stack.
+    pub(super) fn leave(&mut self, step: &Step) {
+        self.flags.put_aside(&mut self.emit, step.live_in != 0);
+        self.emit.lea(S0, Mem::at(RBP, 0));
+        self.check(step, 8, false);
+        self.emit.lea(STACK, Mem::at(RBP, 8));
+        self.emit.load(RBP, Mem::at(S0, 0));
+    }
+
+    /// PUSHFQ: arithmetic flags from the frame, the others from the state.
+    pub(super) fn push_flags(&mut self, step: &Step) {
+        self.flags.put_aside(&mut self.emit, true);
+        self.emit.load32(S0, frame::flags());
+        self.emit.mov32(S1, S0);
+        self.emit.shift_imm(false, 5, S0, 8);
+        self.emit.alu_imm(false, Alu::And, S0, 0xd5);
+        self.emit.alu_imm(false, Alu::And, S1, 1);
+        self.emit.shift_imm(false, 4, S1, 11);
+        self.emit.alu_reg(Alu::Or, S0, S1);
+        self.emit.load32(S1, frame::rflags());
+        // RF and VM are pushed as zeros.
+        self.emit.alu_imm(false, Alu::And, S1, !(ARITHMETIC as i32 | 0x30000));
+        self.emit.alu_reg(Alu::Or, S0, S1);
+        self.emit.store(frame::scratch(1), S0);
+        self.check_push(step);
+        self.emit.load(S1, frame::scratch(1));
+        self.emit.store(Mem::at(S0, 0), S1);
+        self.emit.lea(STACK, Mem::at(STACK, -8));
+    }
+
+    pub(super) fn clear_direction(&mut self, step: &Step) {
+        self.flags.put_aside(&mut self.emit, step.live_in != 0);
+        self.emit.alu_mem_imm32(Alu::And, frame::rflags(), !0x400);
+    }
+}

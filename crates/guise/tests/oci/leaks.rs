@@ -1,0 +1,75 @@
+//! Nothing is left: after many containers the machine is as before.
+
+use std::fs;
+use std::process::Child;
+
+use crate::bundle::Bundle;
+
+fn mounts() -> usize {
+    fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count()
+}
+
+/// Children of this process that have ended and nobody waited for.
+fn zombies() -> usize {
+    let own = std::process::id().to_string();
+    fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|e| fs::read_to_string(e.path().join("stat")).ok())
+        .filter(|stat| {
+            let rest: Vec<&str> = match stat.rfind(')') {
+                Some(at) => stat[at + 2..].split(' ').collect(),
+                None => return false,
+            };
+            rest[0] == "Z" && rest[1] == own
+        })
+        .count()
+}
+
+#[test]
+fn a_hundred_in_a_row_leave_nothing() {
+    let Some(bundle) = Bundle::new("row", "exit 3") else { return };
+    let before = mounts();
+    for i in 0..100 {
+        let (status, _, err) = bundle.run();
+        assert_eq!(status, 3, "round {i}: {err}");
+    }
+    assert_eq!((mounts(), zombies()), (before, 0));
+    assert!(bundle.cgroups().is_empty());
+    assert_eq!(fs::read_dir(bundle.directory.join("state")).unwrap().count(), 0);
+}
+
+#[test]
+fn twenty_at_once() {
+    let Some(bundle) = Bundle::new("once", "exit 0") else { return };
+    let before = mounts();
+    let start = |i: usize| -> Child {
+        let id = format!("{}-{i}", bundle.id);
+        let mut config = bundle.config.clone();
+        config["linux"]["cgroupsPath"] = serde_json::json!(format!("/{id}"));
+        let file = format!("config-{i}.json");
+        fs::write(bundle.directory.join(&file), config.to_string()).unwrap();
+        bundle.command(&["run", "-f", &file, &id]).spawn().unwrap()
+    };
+    let children: Vec<Child> = (0..20).map(start).collect();
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+    assert_eq!(mounts(), before);
+    assert_eq!(fs::read_dir(bundle.directory.join("state")).unwrap().count(), 0);
+}
+
+/// A runtime that is killed in the middle leaves what `delete --force` finds.
+#[test]
+fn a_killed_runtime_leaves_what_can_be_deleted() {
+    let Some(bundle) = Bundle::new("killed", "sleep 600") else { return };
+    for delay in [0u64, 1, 2, 4, 8, 16] {
+        let mut child = bundle.command(&["run", &bundle.id]).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(delay));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(bundle.oci(&["delete", "--force"]).status.success(), "after {delay} ms");
+        assert!(bundle.cgroups().is_empty(), "after {delay} ms");
+        assert!(bundle.state().is_null(), "after {delay} ms");
+    }
+}

@@ -1,0 +1,163 @@
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+
+use super::*;
+use crate::queue::driver::{BUFFERS, Buffer as Piece};
+use crate::transport::guest::Guest;
+
+const HEADER: u64 = BUFFERS;
+const STATUS: u64 = BUFFERS + 0x100;
+const DATA: u64 = BUFFERS + 0x1000;
+
+struct Rig {
+    guest: Guest,
+    file: File,
+}
+
+fn rig(options: BlockOptions, features: u64, packed: bool) -> Rig {
+    let mut file = tempfile::tempfile().unwrap();
+    let contents: Vec<u8> = (0..1 << 20).map(|at: u32| (at / 512) as u8).collect();
+    file.write_all(&contents).unwrap();
+    let backend = Arc::new(RawFile::new(file.try_clone().unwrap()).unwrap());
+    let mut guest = Guest::new(Block::new(backend, options));
+    guest.start(features, packed, packed);
+    Rig { guest, file }
+}
+
+impl Rig {
+    /// Does a request; returns its status and the length written.
+    fn request(&mut self, kind: u32, sector: u64, data: &[Piece]) -> (u8, u32) {
+        self.request_on(0, kind, sector, data)
+    }
+
+    fn request_on(&mut self, index: u16, kind: u32, sector: u64, data: &[Piece]) -> (u8, u32) {
+        let queue = &mut self.guest.queues[usize::from(index)];
+        queue.put(HEADER, &kind.to_le_bytes());
+        queue.put(HEADER + 8, &sector.to_le_bytes());
+        queue.put(STATUS, &[0xee]);
+        let mut chain = vec![(HEADER, 16, false)];
+        chain.extend(data);
+        chain.push((STATUS, 1, true));
+        queue.add(&chain);
+        self.guest.notify(index);
+        let queue = &mut self.guest.queues[usize::from(index)];
+        let (_, length) = queue.wait_used();
+        (queue.get::<1>(STATUS)[0], length)
+    }
+
+    fn contents(&mut self, offset: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.file.seek(std::io::SeekFrom::Start(offset)).unwrap();
+        self.file.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn put(&self, address: u64, bytes: &[u8]) {
+        self.guest.queues[0].put(address, bytes);
+    }
+
+    fn range(&self, sector: u64, sectors: u32, flags: u32) {
+        self.put(DATA, &sector.to_le_bytes());
+        self.put(DATA + 8, &sectors.to_le_bytes());
+        self.put(DATA + 12, &flags.to_le_bytes());
+    }
+}
+
+#[test]
+fn reads_and_writes_reach_the_image() {
+    for packed in [false, true] {
+        let mut rig = rig(BlockOptions::default(), FLUSH, packed);
+        let pieces = [(DATA, 700, true), (DATA + 0x2000, 324, true)];
+        assert_eq!(rig.request(0, 7, &pieces), (0, 1025));
+        assert_eq!(rig.guest.queues[0].get::<4>(DATA + 510), [7, 7, 8, 8]);
+        assert_eq!(rig.guest.queues[0].get::<4>(DATA + 0x2000), [8; 4]);
+        rig.put(DATA, &[0xaa; 512]);
+        rig.put(DATA + 0x2000, &[0xbb; 512]);
+        let pieces = [(DATA, 512, false), (DATA + 0x2000, 512, false)];
+        assert_eq!(rig.request(1, 3, &pieces), (0, 1));
+        assert_eq!(rig.request(4, 0, &[]), (0, 1));
+        let contents = rig.contents(3 * 512 - 1, 1026);
+        assert_eq!((contents[0], contents[1], contents[1024], contents[1025]), (2, 0xaa, 0xbb, 5));
+    }
+}
+
+#[test]
+fn what_lies_outside_fails_and_touches_nothing() {
+    let mut rig = rig(BlockOptions::default(), 0, false);
+    for (sector, length) in [(2048, 512), (2047, 1024), (u64::MAX, 512), (u64::MAX / 512, 512)] {
+        assert_eq!(rig.request(0, sector, &[(DATA, length, true)]).0, 1);
+        assert_eq!(rig.request(1, sector, &[(DATA, length, false)]).0, 1);
+    }
+    assert_eq!(rig.request(0, 0, &[(DATA, 100, true)]).0, 1, "not a whole sector");
+    assert_eq!(rig.contents(2047 * 512, 4), [255; 4]);
+    assert_eq!(rig.request(77, 0, &[]).0, 2, "no such request");
+    assert_eq!(rig.request(0, 2047, &[(DATA, 512, true)]), (0, 513));
+}
+
+#[test]
+fn a_read_only_disk_is_not_written() {
+    let options = BlockOptions { read_only: true, ..BlockOptions::default() };
+    let mut rig = rig(options, READ_ONLY, false);
+    assert_eq!(rig.guest.offered() & (DISCARD | WRITE_ZEROES), 0);
+    assert_eq!(rig.request(1, 1, &[(DATA, 512, false)]).0, 1);
+    rig.range(0, 1, 0);
+    assert_eq!(rig.request(13, 0, &[(DATA, 16, false)]).0, 1);
+    assert_eq!(rig.contents(512, 1), [1]);
+}
+
+#[test]
+fn ranges_are_zeroed_and_discarded() {
+    let mut rig = rig(BlockOptions::default(), DISCARD | WRITE_ZEROES, false);
+    for flags in [0, 1] {
+        rig.range(8 + 8 * u64::from(flags), 8, flags);
+        assert_eq!(rig.request(13, 0, &[(DATA, 16, false)]), (0, 1));
+    }
+    assert!(rig.contents(8 * 512, 16 * 512).iter().all(|&byte| byte == 0));
+    assert_eq!((rig.contents(7 * 512, 1), rig.contents(24 * 512, 1)), (vec![7], vec![24]));
+    rig.range(32, 8, 0);
+    assert_eq!(rig.request(11, 0, &[(DATA, 16, false)]), (0, 1));
+    for (sector, sectors, flags, status) in
+        [(2048, 1, 0, 1), (0, 1, 2, 2), (0, u32::MAX, 0, 2), (u64::MAX, 1, 0, 1), (5, 0, 0, 0)]
+    {
+        rig.range(sector, sectors, flags);
+        assert_eq!(rig.request(13, 0, &[(DATA, 16, false)]).0, status);
+    }
+    assert_eq!(rig.request(13, 0, &[(DATA, 17, false)]).0, 2);
+    assert_eq!(rig.request(11, 0, &[(DATA, 16 * 33, false)]).0, 2);
+}
+
+#[test]
+fn the_configuration_describes_the_disk() {
+    let options = BlockOptions { serial: "volume-1".to_owned(), queues: 2, ..Default::default() };
+    let mut rig = rig(options, MULTIPLE_QUEUES | TOPOLOGY, false);
+    assert_eq!(rig.guest.config::<8>(0), 2048_u64.to_le_bytes());
+    assert_eq!(rig.guest.config::<4>(20), 512_u32.to_le_bytes());
+    assert_eq!(rig.guest.config::<4>(24), [3, 0, 8, 0]);
+    assert_eq!(rig.guest.config::<2>(34), [2, 0]);
+    assert_eq!(rig.request(8, 0, &[(DATA, 20, true)]), (0, 21));
+    assert_eq!(&rig.guest.queues[0].get::<9>(DATA), b"volume-1\0");
+    assert_eq!(rig.request_on(1, 0, 9, &[(DATA, 512, true)]), (0, 513));
+    assert_eq!(rig.guest.queues[0].get::<1>(DATA), [9]);
+}
+
+#[test]
+fn a_request_without_room_for_its_status_breaks_the_queue() {
+    let mut rig = rig(BlockOptions::default(), 0, false);
+    rig.guest.queues[0].add(&[(HEADER, 16, false)]);
+    rig.guest.notify(0);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while rig.guest.status() & 64 == 0 {
+        assert!(std::time::Instant::now() < deadline, "the device did not notice");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_disk_goes_on_after_it_was_saved() {
+    let mut rig = rig(BlockOptions::default(), FLUSH, true);
+    for sector in 0..20 {
+        assert_eq!(rig.request(0, sector, &[(DATA, 512, true)]), (0, 513));
+        assert_eq!(rig.guest.queues[0].get::<1>(DATA), [sector as u8]);
+        rig.guest.function.state();
+    }
+}

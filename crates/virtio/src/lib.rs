@@ -1,0 +1,27 @@
+//! Virtio 1.2: the devices that stock kernels drive best.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`queue`] | split and packed rings behind one interface; chains of buffers |
+//! | [`device`] | what a device is to its transport |
+//! | [`worker`] | a thread for a queue, woken by an eventfd |
+//! | [`transport`] | virtio over PCI with MSI-X |
+//! | [`block`] | disks |
+//! | [`console`] | a terminal |
+//! | [`rng`] | random numbers |
+//!
+//! What a driver writes is not trusted: rings, descriptors and requests are checked
+//! against guest memory and against bounds, and a driver that breaks the rules gets a
+//! device that needs a reset.
+
+pub mod block;
+pub mod console;
+pub mod device;
+pub mod queue;
+pub mod rng;
+pub mod transport;
+pub mod worker;
+
+pub use device::{Session, VirtioDevice};
+pub use queue::{Queue, QueueError};
+pub use transport::VirtioPci;

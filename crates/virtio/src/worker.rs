@@ -1,0 +1,160 @@
+//! A thread for a queue. It sleeps on an eventfd, which the driver's notifications and
+//! the host's side tick, and does not wake up for anything else.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::{read, retry_on_intr, write};
+
+use crate::device::StartError;
+use crate::queue::{Queue, QueueError};
+use crate::transport::Interrupt;
+
+/// Why a handler came to rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// It took all that the driver has made available.
+    Drained,
+    /// It waits for the host's side, and not for the driver.
+    WaitingForHost,
+}
+
+/// What a device does with a queue, on the queue's thread.
+pub trait Handler: Send + 'static {
+    /// Takes chains and gives them back until there is no more to do. `stopping` turns
+    /// true when the device is to stop: what has been taken is to be given back, and
+    /// nothing more to be taken.
+    fn process(&mut self, queue: &mut Queue, stopping: &AtomicBool) -> Result<Rest, QueueError>;
+}
+
+/// An eventfd that makes a worker look again.
+#[derive(Clone)]
+pub struct Kick(Arc<OwnedFd>);
+
+impl Kick {
+    pub fn new() -> Result<Self, StartError> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| StartError::Host {
+            doing: "making an eventfd",
+            source: error.into(),
+        })?;
+        Ok(Self(Arc::new(fd)))
+    }
+
+    pub fn ring(&self) {
+        // The counter cannot overflow before somebody has read it 2^64 rings later.
+        _ = retry_on_intr(|| write(&self.0, &1_u64.to_ne_bytes()));
+    }
+
+    fn wait(&self) {
+        _ = retry_on_intr(|| read(&self.0, &mut [0; 8]));
+    }
+
+    pub fn fd(&self) -> &Arc<OwnedFd> {
+        &self.0
+    }
+}
+
+/// The running thread of a queue.
+pub struct Worker {
+    kick: Kick,
+    stopping: Arc<AtomicBool>,
+    thread: JoinHandle<Queue>,
+}
+
+impl Worker {
+    /// `index` is the queue's, for its interrupt.
+    pub fn start(
+        name: String,
+        kick: Kick,
+        index: u16,
+        mut queue: Queue,
+        interrupt: Arc<Interrupt>,
+        mut handler: impl Handler,
+    ) -> Result<Self, StartError> {
+        let stopping = Arc::new(AtomicBool::new(false));
+        let (bell, stop) = (kick.clone(), stopping.clone());
+        let body = move || {
+            let result = serve(&mut queue, index, &interrupt, &mut handler, &bell, &stop);
+            if let Err(error) = result {
+                tracing::warn!(%error, queue = index, "the driver broke a queue");
+                interrupt.needs_reset();
+            }
+            queue
+        };
+        let thread = thread::Builder::new().name(name).spawn(body);
+        let thread = thread.map_err(|source| StartError::Host {
+            doing: "starting the thread of a virtio queue",
+            source,
+        })?;
+        Ok(Self { kick, stopping, thread })
+    }
+
+    pub fn kick(&self) -> &Kick {
+        &self.kick
+    }
+
+    /// Ends the thread. None if it died, which is a bug that has been reported.
+    pub fn stop(self) -> Option<Queue> {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.kick.ring();
+        self.thread.join().ok()
+    }
+}
+
+fn serve(
+    queue: &mut Queue,
+    index: u16,
+    interrupt: &Interrupt,
+    handler: &mut impl Handler,
+    kick: &Kick,
+    stopping: &AtomicBool,
+) -> Result<(), QueueError> {
+    while !stopping.load(Ordering::SeqCst) {
+        queue.disable_notification()?;
+        let rest = handler.process(queue, stopping)?;
+        if queue.needs_interrupt()? {
+            interrupt.signal_queue(index);
+        }
+        if stopping.load(Ordering::SeqCst) {
+            break;
+        }
+        if rest == Rest::Drained && queue.enable_notification()? {
+            continue;
+        }
+        kick.wait();
+    }
+    Ok(())
+}
+
+/// The workers of a device's queues, as `start` and `stop` need them.
+#[derive(Default)]
+pub struct Workers(Vec<Option<Worker>>);
+
+impl Workers {
+    pub fn add(&mut self, worker: Option<Worker>) {
+        self.0.push(worker);
+    }
+
+    /// Ends all threads and collects the queues.
+    pub fn stop(&mut self) -> Vec<Option<Queue>> {
+        // All are told before the first is waited for.
+        for worker in self.0.iter().flatten() {
+            worker.stopping.store(true, Ordering::SeqCst);
+            worker.kick.ring();
+        }
+        self.0.drain(..).map(|worker| worker.and_then(Worker::stop)).collect()
+    }
+
+    pub fn kick(&self, queue: u16) -> Option<&Kick> {
+        self.0.get(usize::from(queue))?.as_ref().map(Worker::kick)
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,7 @@
+//! End to end: the real binary on real kernels, bare-metal guests and bad input.
+
+mod bad_input;
+mod baremetal;
+mod doctor;
+mod linux;
+mod support;
