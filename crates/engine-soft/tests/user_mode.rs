@@ -38,6 +38,7 @@ const CALL: u8 = 0x80;
 const DONE: u8 = 0xf0;
 
 const TF: u64 = 0x100;
+const RF: u64 = 0x1_0000;
 const IOPL: u64 = 0x3000;
 const SFMASK: u32 = 0xc000_0084;
 
@@ -77,6 +78,8 @@ struct Program<'a> {
     selector: u16,
     flags: u64,
     sfmask: u64,
+    /// Offset of an instruction breakpoint.
+    breakpoint: Option<u64>,
     /// RAX, RCX.
     registers: [u64; 2],
 }
@@ -169,6 +172,10 @@ fn run(tier: Tier, program: &Program) -> Vec<Stop> {
     system.cr3 = TABLES;
     system.cr4 = 0x20;
     system.efer = 0xd01;
+    if let Some(offset) = program.breakpoint {
+        system.dr[0] = USER + CODE + offset;
+        system.dr7 = 0x402;
+    }
     for (number, value) in &mut state.msrs {
         match *number {
             0xc000_0080 => *value = 0xd01,
@@ -199,7 +206,11 @@ fn run(tier: Tier, program: &Program) -> Vec<Stop> {
         let frame = |n: u64| -> u64 {
             region.read_obj(MemoryRegionAddress(STACK_TOP - 40 + n * 8)).unwrap()
         };
-        if vector == DEBUG {
+        if vector == DEBUG && program.breakpoint.is_some() {
+            assert_eq!(after.system.dr6 & 0x400f, 1);
+            // As a debugger goes on.
+            region.write_obj(frame(2) | RF, MemoryRegionAddress(STACK_TOP - 24)).unwrap();
+        } else if vector == DEBUG {
             assert_eq!(after.system.dr6 & 0x400f, 0x4000);
         }
         assert_ne!(after.system.cs.selector & 3, 3);
@@ -259,7 +270,14 @@ fn the_kernel_is_entered_from_32_bit_code() {
     ];
     for (name, code, entries, registers) in cases {
         for tier in TIERS {
-            let program = Program { code, selector: CS, flags: 0, sfmask: 0, registers: [0, 0] };
+            let program = Program {
+                code,
+                selector: CS,
+                flags: 0,
+                sfmask: 0,
+                breakpoint: None,
+                registers: [0, 0],
+            };
             let stops = run(tier, &program);
             let seen: Vec<_> = stops.iter().map(|s| (s.vector, s.offset, s.cs as u16)).collect();
             assert_eq!(seen, *entries, "{name}, {tier:?}");
@@ -344,7 +362,36 @@ fn single_steps_stop_where_the_processor_stops() {
     for &(name, code, traced, sfmask, registers, entries) in cases {
         for tier in TIERS {
             let flags = if traced { TF } else { 0 };
-            let program = Program { code, selector: USER_CODE, flags, sfmask, registers };
+            let program =
+                Program { code, selector: USER_CODE, flags, sfmask, breakpoint: None, registers };
+            let stops = run(tier, &program);
+            let seen: Vec<_> = stops.iter().map(|s| (s.vector, s.offset)).collect();
+            assert_eq!(seen, entries, "{name}, {tier:?}");
+        }
+    }
+}
+
+#[test]
+fn the_resume_flag_passes_a_breakpoint_once() {
+    // Name, code, where the breakpoint is, RCX, entries.
+    type Case<'a> = (&'a str, &'a [u8], u64, u64, &'a [(u8, u64)]);
+    let cases: &[Case] = &[
+        ("nop", &[0x90, 0x90, 0x90], 1, 0, &[(DEBUG, 1)]),
+        ("a loop", &[0x90, 0xe2, 0xfd], 0, 3, &[(DEBUG, 0); 3]),
+        ("rep stosb", &[0x90, 0xf3, 0xaa, 0x90], 1, 3, &[(DEBUG, 1)]),
+        ("int 0x80", &[0xcd, 0x80, 0x90], 0, 0, &[(DEBUG, 0), (CALL, 2)]),
+        ("ud2", &[0x90, 0x0f, 0x0b], 1, 0, &[(DEBUG, 1), (6, 1)]),
+    ];
+    for &(name, code, breakpoint, rcx, entries) in cases {
+        for tier in TIERS {
+            let program = Program {
+                code,
+                selector: USER_CODE,
+                flags: 0,
+                sfmask: 0,
+                breakpoint: Some(breakpoint),
+                registers: [0, rcx],
+            };
             let stops = run(tier, &program);
             let seen: Vec<_> = stops.iter().map(|s| (s.vector, s.offset)).collect();
             assert_eq!(seen, entries, "{name}, {tier:?}");

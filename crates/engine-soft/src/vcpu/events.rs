@@ -127,10 +127,13 @@ impl Cpu {
         if self.instruction_breakpoint(shadowed) {
             self.deliver_raised();
         } else {
+            // Gone with the instruction, unless that is the one that sets it.
+            let resumed = self.state.rflags & RF;
+            self.state.rflags &= !RF;
             match self.execute_one() {
                 Ok(completed) => {
-                    if completed {
-                        self.state.rflags &= !RF;
+                    if !completed {
+                        self.state.rflags |= resumed;
                     }
                     let suppressed = self.events.step_suppressed || self.events.mov_ss_shadow;
                     if traced && !suppressed {
