@@ -281,7 +281,11 @@ fn merged_layers_are_what_overlayfs_makes_of_them() {
     }
     let mut compared = 0;
     with_own_mounts(|| {
-        for seed in 1..=120 {
+        // Many stacks are refused, by both in the same way.
+        for seed in 1..=1000 {
+            if compared == 50 {
+                break;
+            }
             let mut random = Random(0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(seed));
             let layers: Vec<Layer> =
                 (0..1 + random.below(4)).map(|_| random_layer(&mut random)).collect();
@@ -304,5 +308,5 @@ fn merged_layers_are_what_overlayfs_makes_of_them() {
         }
     });
     println!("{compared} stacks compared");
-    assert!(compared > 40);
+    assert_eq!(compared, 50);
 }
