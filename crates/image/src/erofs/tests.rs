@@ -305,5 +305,5 @@ fn merged_layers_are_what_overlayfs_makes_of_them() {
         }
     });
     println!("{compared} stacks compared");
-    assert!(compared > 20, "only {compared} stacks were compared");
+    assert!(compared >= 20, "only {compared} stacks were compared");
 }
