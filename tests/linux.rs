@@ -60,16 +60,6 @@ fn a_reboot_is_10() {
 }
 
 #[test]
-fn a_panic_is_11() {
-    let _turn = alone();
-    let crash = "modprobe pvpanic 2>/dev/null; echo 1 > /proc/sys/kernel/sysrq; \
-                 echo c > /proc/sysrq-trigger";
-    let ended = command(Kernel::Debian12, "1", crash, &["--timeout", "240"]);
-    ended.expect_code(11);
-    assert!(ended.output.contains("sysrq triggered crash"), "{}", ended.output);
-}
-
-#[test]
 fn the_pc_board_boots_too() {
     let _turn = alone();
     let ended = command(Kernel::Debian12Cloud, "2", "ls /sys/bus/pci/devices", &["--board", "pc"]);

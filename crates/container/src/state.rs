@@ -3,9 +3,11 @@
 //! One directory per container below the state root, made with `mkdir` so that
 //! two runtimes cannot both own a name:
 //!
-//!     state.json     this file's `State`; replaced by renaming, never half-written
-//!     config.json    the configuration as it was at creation
-//!     start.sock     there while the container waits to be started
+//! ```text
+//! state.json     this file's `State`; replaced by renaming, never half-written
+//! config.json    the configuration as it was at creation
+//! start.sock     there while the container waits to be started
+//! ```
 //!
 //! Status is not stored but found out: a process that is gone means stopped, a
 //! start socket means created. Process ids are checked against the start time

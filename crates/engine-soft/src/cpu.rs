@@ -67,7 +67,7 @@ pub struct Events {
     pub mov_ss_shadow: bool,
     /// Debug exceptions of the last instruction, in the format of DR6.
     pub pending_debug: u64,
-    /// The instruction is one after which TF does not trap.
+    /// TF, set before the last instruction, does not trap after it.
     pub step_suppressed: bool,
     /// The exception being delivered came from outside of the program (its error
     /// code gets the EXT bit).

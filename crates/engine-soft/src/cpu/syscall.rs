@@ -1,6 +1,7 @@
 //! Fast system calls: SYSCALL, SYSRET, SYSENTER, SYSEXIT.
 
 use super::Cpu;
+use super::control::DR6_BS;
 use super::mode::bits::*;
 use super::segment::access;
 use crate::interpret::op::Run;
@@ -44,6 +45,8 @@ impl Cpu {
         self.state.rip = self.msr.lstar;
         self.state.rflags = flags & !(self.msr.sfmask | RF | VM) | FIXED;
         self.enter_flat(selector, selector.wrapping_add(8), true, 0);
+        // The trap comes by TF as it is now: a kernel that masks it gets none.
+        self.events.step_suppressed = self.state.rflags & TF == 0;
         Ok(())
     }
 
@@ -64,6 +67,10 @@ impl Cpu {
         let code = if long { selector.wrapping_add(16) } else { selector };
         self.enter_flat(code, selector.wrapping_add(8), long, 3);
         self.set_flags(flags, IF | TF);
+        if flags & TF != 0 {
+            // Unlike after IRET, the trap comes before the next instruction.
+            self.events.pending_debug |= DR6_BS;
+        }
         Ok(())
     }
 

@@ -204,8 +204,10 @@ pub fn software_interrupt(cpu: &mut Cpu, op: &Op) -> Run<Step> {
     cpu.state.rip = block.wrapping_add(op.start as u64) & cpu.mode.ip_mask;
     let check_level = vector != exception::DEBUG || op.small != 1;
     let result = cpu.deliver(Event::Software { vector, return_to, check_level });
-    if result.is_err() {
-        cpu.state.rip = block;
+    match result {
+        // TF traps in the program, not in the handler.
+        Ok(()) => cpu.events.step_suppressed = true,
+        Err(_) => cpu.state.rip = block,
     }
     result.map(|()| Step::Jump)
 }

@@ -3,7 +3,8 @@
 //! Repeated moves and fills go in pieces that stay within a page at both ends, with
 //! the host's instruction of the same name, so that overlapping operands give what
 //! they give on the processor. Registers are brought up to date after each piece or
-//! element; an interrupt is looked for after each piece.
+//! element; an interrupt is looked for after each piece. Where instructions are traced
+//! or watched, every element is a step.
 
 use std::arch::asm;
 use std::sync::atomic::Ordering;
@@ -88,7 +89,7 @@ fn repeat(
         element(cpu)?;
         return Ok(Step::Next);
     }
-    let mut patience = PATIENCE;
+    let mut patience = if cpu.wants_single_steps() { 1 } else { PATIENCE };
     loop {
         let count = cpu.index(RCX, op);
         if count == 0 {
@@ -127,14 +128,15 @@ pub fn movs<T: Int>(cpu: &mut Cpu, op: &Op) -> Run<Step> {
         move_one::<T>(cpu, op)?;
         return Ok(Step::Next);
     }
+    let single = cpu.wants_single_steps();
     loop {
         let count = cpu.index(RCX, op);
         if count == 0 {
             return Ok(Step::Next);
         }
-        let done = move_piece::<T>(cpu, op, count)?;
+        let done = move_piece::<T>(cpu, op, if single { 1 } else { count })?;
         cpu.set_index(RCX, count - done, op);
-        if count != done && cpu.wants_attention() {
+        if count != done && (single || cpu.wants_attention()) {
             return Ok(Step::Again);
         }
     }
@@ -208,14 +210,15 @@ pub fn stos<T: Int>(cpu: &mut Cpu, op: &Op) -> Run<Step> {
         store_one::<T>(cpu, op)?;
         return Ok(Step::Next);
     }
+    let single = cpu.wants_single_steps();
     loop {
         let count = cpu.index(RCX, op);
         if count == 0 {
             return Ok(Step::Next);
         }
-        let done = store_piece::<T>(cpu, op, count)?;
+        let done = store_piece::<T>(cpu, op, if single { 1 } else { count })?;
         cpu.set_index(RCX, count - done, op);
-        if count != done && cpu.wants_attention() {
+        if count != done && (single || cpu.wants_attention()) {
             return Ok(Step::Again);
         }
     }

@@ -16,6 +16,8 @@ use crate::vm::map::Place;
 use crate::vm::shared::Request;
 
 const PAGE: u64 = 4096;
+/// What an address of code that is not 64-bit can have.
+const LOW: u64 = 0xffff_ffff;
 
 /// What stands behind a linear address, after translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,28 +157,30 @@ impl Cpu {
     #[inline(never)]
     fn read_slow<T: Int>(&mut self, address: u64) -> Run<T> {
         let mut bytes = [0; 8];
-        let view = self.view();
-        self.read_bytes_in(address, &mut bytes[..T::SIZE as usize], view)?;
+        self.read_bytes(address, &mut bytes[..T::SIZE as usize])?;
         Ok(T::new(u64::from_le_bytes(bytes)))
     }
 
     #[cold]
     #[inline(never)]
     fn write_slow<T: Int>(&mut self, address: u64, value: T) -> Run {
-        let bytes = value.get().to_le_bytes();
-        let view = self.view();
-        self.write_bytes_in(address, &bytes[..T::SIZE as usize], view)
+        self.write_bytes(address, &value.get().to_le_bytes()[..T::SIZE as usize])
     }
 
     /// Reads some bytes (at most a page) in the current view.
     pub fn read_bytes(&mut self, address: u64, bytes: &mut [u8]) -> Run {
         let view = self.view();
-        self.read_bytes_in(address, bytes, view)
+        self.read_bytes_in(self.of_code(address), bytes, view)
     }
 
     pub fn write_bytes(&mut self, address: u64, bytes: &[u8]) -> Run {
         let view = self.view();
-        self.write_bytes_in(address, bytes, view)
+        self.write_bytes_in(self.of_code(address), bytes, view)
+    }
+
+    /// An address that the current code came to: what is not 64-bit wraps at 4 GiB.
+    fn of_code(&self, address: u64) -> u64 {
+        if self.mode.is_64() { address } else { address & LOW }
     }
 
     /// Reads what the processor reads by itself: descriptors, the IDT, the TSS.
@@ -227,6 +231,9 @@ impl Cpu {
     }
 
     /// Where the bytes of an access are, in one page or in two.
+    ///
+    /// In long mode the address is taken as it is, whatever the code's size: the IDT,
+    /// the TSS and the stacks for an interrupt of 32-bit code may lie anywhere.
     pub fn spots(
         &mut self,
         address: u64,
@@ -234,14 +241,14 @@ impl Cpu {
         access: Access,
         view: View,
     ) -> Run<(Spot, Option<Spot>)> {
-        let address = if self.mode.is_64() { address } else { address & 0xffff_ffff };
+        let address = if self.mode.long { address } else { address & LOW };
         let first = self.spot(address, access, view)?;
         if size <= PAGE - address % PAGE {
             return Ok((first, None));
         }
         let mut next = (address & !(PAGE - 1)).wrapping_add(PAGE);
-        if !self.mode.is_64() {
-            next &= 0xffff_ffff;
+        if !self.mode.is_64() && address <= LOW {
+            next &= LOW;
         }
         let second = self.spot(next, access, view)?;
         Ok((first, Some(second)))

@@ -101,6 +101,7 @@ impl Cpu {
         if !shadow {
             if self.events.pending_debug != 0 {
                 self.deliver_debug();
+                self.want(bits & attention::INTERRUPT);
             } else {
                 self.take_interrupt();
             }
@@ -122,15 +123,20 @@ impl Cpu {
         let traced = self.state.rflags & TF != 0;
         let shadowed = std::mem::take(&mut self.events.mov_ss_shadow);
         self.events.sti_shadow = false;
+        self.events.step_suppressed = false;
         if self.instruction_breakpoint(shadowed) {
             self.deliver_raised();
         } else {
+            // Gone with the instruction, unless that is the one that sets it.
+            let resumed = self.state.rflags & RF;
+            self.state.rflags &= !RF;
             match self.execute_one() {
                 Ok(completed) => {
-                    if completed {
-                        self.state.rflags &= !RF;
+                    if !completed {
+                        self.state.rflags |= resumed;
                     }
-                    if traced && !std::mem::take(&mut self.events.step_suppressed) {
+                    let suppressed = self.events.step_suppressed || self.events.mov_ss_shadow;
+                    if traced && !suppressed {
                         self.events.pending_debug |= crate::cpu::control::DR6_BS;
                     }
                 }
@@ -140,7 +146,6 @@ impl Cpu {
                 }
             }
         }
-        self.events.step_suppressed = false;
         if self.run == RunState::Shutdown {
             return None;
         }
@@ -157,6 +162,9 @@ impl Cpu {
 
     fn deliver_debug(&mut self) {
         let bits = std::mem::take(&mut self.events.pending_debug);
+        if self.run == RunState::Halted {
+            self.run = RunState::Running;
+        }
         if let Err(_trap) = self.raise_debug::<()>(bits) {
             self.deliver_raised();
         }

@@ -349,9 +349,6 @@ impl Header {
             body.extend(luks.len.to_be_bytes());
             extension(&mut head, EXT_CRYPTO, &body);
         }
-        if self.version >= 3 {
-            extension(&mut head, EXT_FEATURES, &feature_names());
-        }
         if let Some(bitmaps) = &self.bitmaps {
             let mut body = bitmaps.count.to_be_bytes().to_vec();
             body.extend([0; 4]);
@@ -361,6 +358,12 @@ impl Header {
         }
         for (kind, body) in &self.unknown {
             extension(&mut head, *kind, body);
+        }
+        let names = feature_names();
+        let rest = 2 * 8 + self.backing.as_ref().map_or(0, String::len);
+        // They are for people: where a small cluster has no room, they are left out.
+        if self.version >= 3 && (head.len() + names.len() + rest) as u64 <= self.cluster_size() {
+            extension(&mut head, EXT_FEATURES, &names);
         }
         extension(&mut head, EXT_END, &[]);
         if let Some(name) = &self.backing {

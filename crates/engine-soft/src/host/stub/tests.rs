@@ -217,7 +217,7 @@ fn example(code: Code) -> Option<Instruction> {
             instruction.set_op_kind(operand, OpKind::Memory);
             instruction.set_memory_base(Register::RBX);
         };
-        let register = |first: Register| {
+        let mut register = |first: Register| {
             instruction.set_op_kind(operand, OpKind::Register);
             instruction.set_op_register(operand, first + next);
         };
