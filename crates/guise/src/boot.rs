@@ -1,5 +1,7 @@
 //! `guise boot`: a machine straight from files, with its serial port on this terminal.
 
+mod drive;
+
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,6 +45,10 @@ pub struct Arguments {
     /// What executes the guest's instructions
     #[arg(long, value_enum, default_value_t = EngineChoice::Auto)]
     engine: EngineChoice,
+    /// Go on with another engine: ENGINE[,at=2s|50ms|0xADDRESS|exits:N|failure], in the
+    /// order given
+    #[arg(long, value_name = "HANDOVER")]
+    handover: Vec<drive::HandOver>,
     /// CPU model: baseline, x86-64-v2, x86-64-v3, host
     #[arg(long, value_name = "MODEL", default_value_t = CpuModel::Host)]
     cpu: CpuModel,
@@ -122,9 +128,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         if let Some(console) = &console {
             console.connect(machine.serial());
         }
-        machine.resume();
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let ending = machine.wait(left);
+        let ending = drive::drive(&machine, &arguments.handover, deadline)?;
         let stopped = machine.pause();
         totals.add(&machine);
         if let Err(error) = stopped {
@@ -182,7 +186,8 @@ fn conclude(ending: Option<Ending>, signal: i32) -> (u8, &'static str, Option<St
         Some(Ending::Engine(error)) => (13, "engine-error", Some(error.to_string())),
         Some(Ending::Exit(code)) => (code as u8, "test-exit", None),
         Some(Ending::Left) if signal != 0 => (128 + signal as u8, "signal", None),
-        Some(Ending::Left) => (0, "left", None),
+        // Nobody but a hand-over asks for the last two, and it goes on after them.
+        Some(Ending::Left | Ending::Reached | Ending::Stopped { .. }) => (0, "left", None),
         None => (124, "timeout", Some("the time given with --timeout ran out".to_owned())),
     }
 }

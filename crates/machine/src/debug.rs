@@ -58,7 +58,7 @@ impl Machine {
             ending: None,
         };
         let session = GdbStub::new(connection).run_blocking::<Session<'_>>(&mut target);
-        self.pause();
+        self.pause()?;
         for thread in &self.vcpus {
             thread.with(|vcpu| vcpu.set_debug(&DebugControl::default()))??;
         }
@@ -337,8 +337,11 @@ impl SwBreakpoint for Debugger<'_> {
 
     fn remove_sw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
         let place = self.breakpoints.iter().position(|other| *other == address);
-        Ok(place
-            .is_some_and(|place| self.change(|debugger| drop(debugger.breakpoints.remove(place)))))
+        Ok(place.is_some_and(|place| {
+            self.change(|debugger| {
+                debugger.breakpoints.remove(place);
+            })
+        }))
     }
 }
 
@@ -380,8 +383,11 @@ impl HwWatchpoint for Debugger<'_> {
     ) -> TargetResult<bool, Self> {
         let wanted = watchpoint(address, length, kind);
         let place = self.watchpoints.iter().position(|other| *other == wanted);
-        Ok(place
-            .is_some_and(|place| self.change(|debugger| drop(debugger.watchpoints.remove(place)))))
+        Ok(place.is_some_and(|place| {
+            self.change(|debugger| {
+                debugger.watchpoints.remove(place);
+            })
+        }))
     }
 }
 
@@ -408,13 +414,13 @@ impl<'a> BlockingEventLoop for Session<'a> {
                 return Ok(Event::IncomingData(byte));
             }
             let Some(ending) = target.machine.wait(Some(GLANCE)) else { continue };
-            target.machine.pause();
+            target.machine.pause().map_err(WaitForStopReasonError::Target)?;
             return Ok(Event::TargetStopped(target.stopped(ending)));
         }
     }
 
     fn on_interrupt(target: &mut Debugger<'a>) -> Result<Option<Stop>, MachineError> {
-        target.machine.pause();
+        target.machine.pause()?;
         Ok(Some(Stop::SignalWithThread { tid: thread_of(0), signal: Signal::SIGINT }))
     }
 }

@@ -8,7 +8,9 @@ use guise_devices::bus::Bus;
 use guise_devices::clock::Clock;
 use guise_devices::uart::Uart;
 use guise_engine::memory::vm_memory::{Bytes as _, GuestAddress};
-use guise_engine::{CpuModel, Engine, EngineError, MAX_VCPUS, Platform, Vm, VmConfig};
+use guise_engine::{
+    CpuModel, DebugControl, Engine, EngineError, MAX_VCPUS, Platform, Vm, VmConfig,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::MachineError;
@@ -97,7 +99,8 @@ impl Machine {
             memory: &memory,
         };
         let board = Board::new(wiring, output)?;
-        let platform = Arc::new(Buses::new(ports, memory, board.interrupt_controllers()));
+        let platform =
+            Arc::new(Buses::new(ports, memory, board.interrupt_controllers(), control.clone()));
         let mut machine = Machine {
             config: config.clone(),
             ram,
@@ -160,6 +163,21 @@ impl Machine {
     /// Waits until the machine ends; nothing when it has not within the limit.
     pub fn wait(&self, limit: Option<Duration>) -> Option<Ending> {
         self.control.wait(limit)
+    }
+
+    /// Stops after this many accesses of devices, with [`Ending::Reached`].
+    pub fn stop_after_exits(&self, count: u64) {
+        self.platform.stop_after(count);
+    }
+
+    /// Stops before the instruction at a linear address, whichever vCPU comes there,
+    /// with [`Ending::Stopped`]. The machine must be paused.
+    pub fn stop_before(&self, address: u64) -> Result<(), MachineError> {
+        for thread in &self.vcpus {
+            let control = DebugControl { breakpoints: vec![address], ..DebugControl::default() };
+            thread.with(move |vcpu| vcpu.set_debug(&control))??;
+        }
+        Ok(())
     }
 
     pub fn stopper(&self) -> Stopper {

@@ -2,10 +2,12 @@
 //! controllers, with a count of each kind of access for `--stats`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use guise_devices::bus::Bus;
 use guise_engine::Platform;
+
+use crate::control::{Control, Ending};
 
 /// Interrupt controllers as an engine needs them.
 pub trait InterruptControllers: Send + Sync {
@@ -18,6 +20,22 @@ pub struct Buses {
     pub memory: Arc<Bus>,
     controllers: Box<dyn InterruptControllers>,
     counts: Counts,
+    milestone: Milestone,
+}
+
+/// Ends the run after a number of accesses.
+struct Milestone {
+    /// How many are left; none is counted where it is negative.
+    left: AtomicI64,
+    control: Arc<Control>,
+}
+
+impl Milestone {
+    fn count(&self) {
+        if self.left.load(Ordering::Relaxed) > 0 && self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.control.end(Ending::Reached);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -35,8 +53,15 @@ impl Buses {
         ports: Arc<Bus>,
         memory: Arc<Bus>,
         controllers: Box<dyn InterruptControllers>,
+        control: Arc<Control>,
     ) -> Self {
-        Buses { ports, memory, controllers, counts: Counts::default() }
+        let milestone = Milestone { left: AtomicI64::new(0), control };
+        Buses { ports, memory, controllers, counts: Counts::default(), milestone }
+    }
+
+    /// Ends the run with [`Ending::Reached`] after this many accesses from now on.
+    pub fn stop_after(&self, accesses: u64) {
+        self.milestone.left.store(accesses.try_into().unwrap_or(i64::MAX), Ordering::Relaxed);
     }
 
     /// How often the guest came here, by reason.
@@ -62,21 +87,25 @@ fn count(counter: &AtomicU64) {
 impl Platform for Buses {
     fn port_read(&self, port: u16, data: &mut [u8]) {
         count(&self.counts.port_reads);
+        self.milestone.count();
         self.ports.read(u64::from(port), data);
     }
 
     fn port_write(&self, port: u16, data: &[u8]) {
         count(&self.counts.port_writes);
+        self.milestone.count();
         self.ports.write(u64::from(port), data);
     }
 
     fn memory_read(&self, address: u64, data: &mut [u8]) {
         count(&self.counts.memory_reads);
+        self.milestone.count();
         self.memory.read(address, data);
     }
 
     fn memory_write(&self, address: u64, data: &[u8]) {
         count(&self.counts.memory_writes);
+        self.milestone.count();
         self.memory.write(address, data);
     }
 
