@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod baremetal;
+mod debugger;
 mod doctor;
+mod handover;
 mod linux;
 mod support;

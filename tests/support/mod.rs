@@ -7,6 +7,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use guise_engine_kvm::KvmEngine;
+
 /// The limit for one guest. Far more than it needs, because CI machines are slow and
 /// busy, and far less than a hang costs.
 pub const PATIENCE: Duration = Duration::from_secs(300);
@@ -191,6 +193,18 @@ pub fn lines(output: &str) -> Vec<&str> {
 #[track_caller]
 pub fn have<E: std::fmt::Display>(asset: Result<PathBuf, E>) -> PathBuf {
     asset.unwrap_or_else(|error| panic!("a test asset cannot be had: {error}"))
+}
+
+/// Says past the test runner, which keeps what passing tests print to itself, that
+/// something was not tested here, and why.
+pub fn not_run(what: &str, why: impl std::fmt::Display) {
+    // Nobody can do anything about a closed standard error.
+    let _ = writeln!(std::io::stderr(), "not run: {what}: {why}");
+}
+
+/// This host's KVM, whatever it is worth; none, said aloud, where there is none.
+pub fn kvm() -> Option<KvmEngine> {
+    KvmEngine::new().inspect_err(|error| not_run("guests on kvm", error)).ok()
 }
 
 /// Takes one test of this process at a time: guests have as many threads as CI

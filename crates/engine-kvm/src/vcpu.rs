@@ -8,16 +8,19 @@ use guise_engine::{
     DebugControl, DebugStop, EngineError, Exit, Platform, Vcpu, VcpuHandle, VcpuState, VmConfig,
 };
 use kvm_bindings::{
-    CpuId, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, kvm_guest_debug,
+    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, kvm_guest_debug,
     kvm_interrupt,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use crate::cpuid::Offer;
 use crate::kick::{EXTERNAL_INTERRUPT, STOP};
 use crate::vm::Shared;
-use crate::{cpuid, failed, state};
+use crate::{failed, state};
 
 const KVM_INTERNAL_ERROR_EMULATION: u32 = 1;
+/// One part in so many is how far two measurements of one clock may be apart.
+const TSC_TOLERANCE: u64 = 1000;
 const DR6_SINGLE_STEP: u64 = 1 << 14;
 
 pub struct KvmVcpu {
@@ -35,14 +38,13 @@ impl KvmVcpu {
         shared: Arc<Shared>,
         index: u32,
         config: &VmConfig,
-        supported: &CpuId,
+        offer: &Offer,
     ) -> Result<KvmVcpu, EngineError> {
         let fd = shared.fd.create_vcpu(u64::from(index)).map_err(failed("cannot make a vCPU"))?;
-        let leaves = cpuid::for_vcpu(config, index, supported)?;
+        let tsc_khz = tsc_frequency(&fd, config.tsc_khz)?;
+        shared.tsc_khz.store(tsc_khz, Ordering::Relaxed);
+        let leaves = offer.leaves(config, index, tsc_khz)?;
         fd.set_cpuid2(&leaves).map_err(failed("cannot set CPUID"))?;
-        if let Some(khz) = config.tsc_khz {
-            fd.set_tsc_khz(khz as u32).map_err(failed("cannot set the TSC's frequency"))?;
-        }
         Ok(KvmVcpu { fd, index, shared, debug: DebugControl::default(), unfinished: false })
     }
 
@@ -140,6 +142,25 @@ impl KvmVcpu {
             None if dr6 & DR6_SINGLE_STEP != 0 => DebugStop::Step { rip },
             None => DebugStop::Breakpoint { rip },
         }
+    }
+}
+
+/// Sets the TSC's frequency, where one is wanted and it is another than the host's, and
+/// returns what it is.
+fn tsc_frequency(fd: &VcpuFd, wanted: Option<u64>) -> Result<u64, EngineError> {
+    let own = fd.get_tsc_khz().map_err(failed("cannot read the TSC's frequency"))?;
+    let Some(wanted) = wanted.filter(|wanted| *wanted != u64::from(own)) else {
+        return Ok(own.into());
+    };
+    let set = u32::try_from(wanted).ok().map(|khz| fd.set_tsc_khz(khz));
+    match set {
+        Some(Ok(())) => Ok(wanted),
+        // The clock's frequency is a measurement: the last digits differ each time.
+        _ if wanted.abs_diff(own.into()) * TSC_TOLERANCE <= u64::from(own) => Ok(own.into()),
+        _ => Err(EngineError::State(format!(
+            "the guest's time-stamp counter runs at {wanted} kHz and this host's at {own} kHz, \
+             which its processor cannot bridge"
+        ))),
     }
 }
 

@@ -11,13 +11,14 @@ use guise_engine::{
     Doorbell, DoorbellAddress, EngineError, MemorySlot, Msi, Vcpu, Vm, VmConfig, VmState,
 };
 use kvm_bindings::{
-    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_CLOCK_REALTIME, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES,
-    KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KvmIrqRouting, kvm_clock_data, kvm_enable_cap,
-    kvm_irq_routing_entry, kvm_msi, kvm_userspace_memory_region,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CLOCK_REALTIME, KVM_IRQ_ROUTING_MSI, KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY, KvmIrqRouting, kvm_clock_data, kvm_enable_cap, kvm_irq_routing_entry,
+    kvm_msi, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::cpuid::Offer;
 use crate::failed;
 use crate::kick::{EXTERNAL_INTERRUPT, Kick};
 use crate::vcpu::KvmVcpu;
@@ -43,13 +44,15 @@ pub struct Shared {
     pub fd: VmFd,
     pub kicks: Vec<Arc<Kick>>,
     pub external_interrupt: AtomicBool,
+    /// The guests' TSC; known once there is a vCPU.
+    pub tsc_khz: AtomicU64,
     pub counters: Counters,
 }
 
 pub struct KvmVm {
     shared: Arc<Shared>,
     config: VmConfig,
-    supported: CpuId,
+    offer: Offer,
     slots: Mutex<BTreeMap<u32, Slot>>,
     ioapic: Mutex<[Option<Msi>; IOAPIC_PINS as usize]>,
     nmi: Mutex<Vec<Option<Arc<std::os::fd::OwnedFd>>>>,
@@ -67,19 +70,18 @@ impl KvmVm {
         let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
         split.args[0] = u64::from(IOAPIC_PINS);
         fd.enable_cap(&split).map_err(failed("cannot put the local APICs into the kernel"))?;
-        let supported = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(failed("cannot read what KVM supports of CPUID"))?;
+        let offer = Offer::of(kvm).map_err(failed("cannot read what KVM supports of CPUID"))?;
         let shared = Shared {
             fd,
             kicks: (0..config.vcpus).map(|_| Kick::new()).collect(),
             external_interrupt: AtomicBool::new(false),
+            tsc_khz: AtomicU64::new(config.tsc_khz.unwrap_or(0)),
             counters: Counters::default(),
         };
         Ok(KvmVm {
             shared: Arc::new(shared),
             config: config.clone(),
-            supported,
+            offer,
             slots: Mutex::default(),
             ioapic: Mutex::new([None; IOAPIC_PINS as usize]),
             nmi: Mutex::new(vec![None; config.vcpus as usize]),
@@ -161,7 +163,7 @@ impl Vm for KvmVm {
         if index >= self.config.vcpus {
             return Err(EngineError::VcpuCount { wanted: index + 1, max: self.config.vcpus });
         }
-        let vcpu = KvmVcpu::new(self.shared.clone(), index, &self.config, &self.supported)?;
+        let vcpu = KvmVcpu::new(self.shared.clone(), index, &self.config, &self.offer)?;
         // NMIs come from other threads; the descriptor is shared, the memory is not.
         let fd = vcpu.descriptor().map_err(|source| EngineError::Host {
             doing: "cannot share a vCPU's descriptor",
@@ -266,7 +268,7 @@ impl Vm for KvmVm {
             version: VmState::VERSION,
             clock_ns: clock.clock,
             realtime_ns,
-            tsc_khz: self.config.tsc_khz.unwrap_or(0),
+            tsc_khz: self.shared.tsc_khz.load(Ordering::Relaxed),
         })
     }
 

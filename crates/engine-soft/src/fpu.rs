@@ -17,6 +17,8 @@ pub mod fxsave;
 pub mod neutral;
 pub mod xsave;
 
+use guise_engine::xsave as standard;
+
 use crate::exception::{DEVICE_NOT_AVAILABLE, Exception};
 use crate::host::classify::Unit;
 use crate::state::{CpuState, Vector, X87};
@@ -50,8 +52,8 @@ pub fn check(unit: Unit, state: &CpuState) -> Result<(), Exception> {
         Unit::Vex => return if has_vex(state) { Ok(()) } else { Err(UNDEFINED) },
         Unit::Mmx => cr0 & CR0_EM != 0,
         Unit::Sse | Unit::SseMmx => cr0 & CR0_EM != 0 || state.cr4 & CR4_OSFXSR == 0,
-        Unit::Avx => !has_vex(state) || !enables(state, xsave::AVX_STATE),
-        Unit::Avx512 => !has_vex(state) || !enables(state, xsave::AVX512_STATE),
+        Unit::Avx => !has_vex(state) || !enables(state, standard::AVX_STATE),
+        Unit::Avx512 => !has_vex(state) || !enables(state, standard::AVX512_STATE),
     };
     if undefined {
         Err(UNDEFINED)

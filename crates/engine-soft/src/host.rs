@@ -5,7 +5,6 @@
 //! |---|---|
 //! | [`arena`] | memory for generated code |
 //! | [`traps`] | traps in generated code, and who decides about them |
-//! | [`features`] | sets of instruction-set extensions |
 //! | [`classify`] | who executes which instruction |
 //! | [`stub`] | single instructions run on the host |
 //! | [`masked`] | gathers, scatters, masked moves |
@@ -14,7 +13,6 @@
 pub mod arena;
 pub mod classify;
 pub mod decimal;
-pub mod features;
 pub mod masked;
 pub mod stub;
 pub mod traps;

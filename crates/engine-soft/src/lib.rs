@@ -18,7 +18,6 @@
 //! | [`exception`] | exceptions on their way to the guest |
 //! | [`translate`] | the translator |
 //! | [`access`] | what instructions with large operands need of a vCPU |
-//! | [`model`] | what CPUID and the feature MSRs tell of each CPU model |
 //! | [`paravirt`] | the interface that kernels know from KVM: clock, hypercalls |
 //! | [`fpu`] | floating-point and vector state in memory, and when it may be used |
 //! | [`host`] | executable memory, host traps in it, single instructions run on the host |
@@ -31,7 +30,6 @@ pub mod fpu;
 pub mod host;
 pub mod interpret;
 pub mod memory;
-pub mod model;
 pub mod paravirt;
 pub mod state;
 pub mod tlb;

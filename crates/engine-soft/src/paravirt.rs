@@ -1,5 +1,7 @@
 //! The paravirtual interface that stock kernels know from KVM.
 //!
+//! What CPUID tells of it is in [`guise_engine::processor::paravirt`].
+//!
 //! | advertised | why |
 //! |---|---|
 //! | kvm-clock, old and new MSRs, stable | time without calibration and without a device |
@@ -18,18 +20,6 @@ pub mod steal;
 pub use clock::{Clock, VcpuClock};
 pub use hypercall::Hypercall;
 pub use steal::StealTime;
-
-const CLOCKSOURCE: u32 = 1 << 0;
-const NO_IO_DELAY: u32 = 1 << 1;
-const CLOCKSOURCE_2: u32 = 1 << 3;
-const STEAL_TIME: u32 = 1 << 5;
-const UNHALT: u32 = 1 << 7;
-const SEND_IPI: u32 = 1 << 11;
-const CLOCKSOURCE_STABLE: u32 = 1 << 24;
-
-/// EAX of leaf 0x40000001.
-pub const FEATURES: u32 =
-    CLOCKSOURCE | NO_IO_DELAY | CLOCKSOURCE_2 | STEAL_TIME | UNHALT | SEND_IPI | CLOCKSOURCE_STABLE;
 
 /// Guest-physical memory. What is not there is not read and not written.
 pub trait PhysicalMemory {

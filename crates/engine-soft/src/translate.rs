@@ -50,10 +50,10 @@ use scan::{LONGEST, Scanner};
 pub use select::VectorLevel;
 
 use crate::host::arena::Arena;
-use crate::host::features::Features;
 use crate::host::traps::{self, Registration, TrapAction, TrapFrame};
 use crate::state::CpuState;
 use crate::tlb::{Bank, PAGE_SIZE, index};
+use guise_engine::extensions::Features;
 
 /// Where an instruction's bytes are.
 #[derive(Clone, Copy, Debug)]

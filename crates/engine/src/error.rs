@@ -15,7 +15,7 @@ pub enum EngineError {
         source: std::io::Error,
     },
     /// The CPU model wants what this host's processor does not have.
-    #[error("CPU model {model} needs {missing}, which this host's processor does not have")]
+    #[error("CPU model {model} needs {missing}, which it cannot have on this host")]
     Model { model: CpuModel, missing: String },
     #[error("a machine has 1 to {max} vCPUs, not {wanted}")]
     VcpuCount { wanted: u32, max: u32 },

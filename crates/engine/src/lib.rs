@@ -9,6 +9,8 @@
 //!   (ports, device memory, the 8259's interrupt acknowledge, EOI broadcasts);
 //! - [`state`]: the engine-neutral, versioned state of vCPUs and of the VM, which
 //!   is what snapshots, migration and hand-over between engines carry;
+//! - [`processor`]: what CPUID and the feature MSRs tell the guest, for each CPU model,
+//!   with [`extensions`] and [`xsave`], on which it rests;
 //! - [`memory`]: guest memory with marks on pages, so that a write by a device
 //!   reaches an engine that has decoded or translated what stood there.
 //!
@@ -18,9 +20,12 @@
 //! its middle. All other reasons to leave the guest are values of [`Exit`].
 
 pub mod error;
+pub mod extensions;
 pub mod memory;
 pub mod model;
+pub mod processor;
 pub mod state;
+pub mod xsave;
 
 use std::sync::Arc;
 

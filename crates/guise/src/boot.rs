@@ -1,5 +1,6 @@
 //! `guise boot`: a machine straight from files, with its serial port on this terminal.
 
+mod debugger;
 mod drive;
 
 use std::fs::File;
@@ -49,6 +50,9 @@ pub struct Arguments {
     /// order given
     #[arg(long, value_name = "HANDOVER")]
     handover: Vec<drive::HandOver>,
+    /// Let gdb have the machine through a Unix socket; with `,wait` the machine waits for it
+    #[arg(long, value_name = "SOCKET[,wait]", conflicts_with = "handover")]
+    gdb: Option<debugger::Address>,
     /// CPU model: baseline, x86-64-v2, x86-64-v3, host
     #[arg(long, value_name = "MODEL", default_value_t = CpuModel::Host)]
     cpu: CpuModel,
@@ -111,6 +115,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Failure::failed(format!("cannot write {}: {error}", path.display()))
     })?;
 
+    let mut debugger = arguments.gdb.as_ref().map(debugger::Socket::open).transpose()?;
     let outside = Outside::default();
     outside.watch_signals()?;
     let mut console = None;
@@ -128,7 +133,10 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         if let Some(console) = &console {
             console.connect(machine.serial());
         }
-        let ending = drive::drive(&machine, &arguments.handover, deadline)?;
+        let ending = match &mut debugger {
+            Some(debugger) => debugger.run(&machine, deadline)?,
+            None => drive::drive(&machine, &arguments.handover, deadline)?,
+        };
         let stopped = machine.pause();
         totals.add(&machine);
         if let Err(error) = stopped {

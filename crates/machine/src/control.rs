@@ -53,6 +53,14 @@ struct Shared {
     parked: usize,
     ending: Option<Ending>,
     tasks: Vec<VecDeque<Task>>,
+    /// vCPUs that stay out of the guest while the others run.
+    held: Vec<usize>,
+}
+
+impl Shared {
+    fn may_run(&self, vcpu: usize) -> bool {
+        self.wanted == Wanted::Run && !self.held.contains(&vcpu)
+    }
 }
 
 pub(crate) struct Control {
@@ -76,6 +84,7 @@ impl Control {
             parked: 0,
             ending: None,
             tasks: (0..vcpus).map(|_| VecDeque::new()).collect(),
+            held: Vec::new(),
         };
         Control { shared: Mutex::new(shared), changed: Condvar::new(), handles: RwLock::default() }
     }
@@ -137,6 +146,16 @@ impl Control {
         self.set_wanted(Wanted::Pause);
     }
 
+    /// Names the vCPUs that stay out of the guest from the next run on.
+    pub fn hold(&self, vcpus: Vec<usize>) {
+        self.lock().held = vcpus;
+    }
+
+    /// Whether whoever runs the machine wants no more of it.
+    pub fn is_left(&self) -> bool {
+        matches!(self.lock().ending, Some(Ending::Left))
+    }
+
     /// Waits for the end, for as long as is given.
     pub fn wait(&self, limit: Option<Duration>) -> Option<Ending> {
         let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
@@ -171,7 +190,7 @@ impl Control {
     /// whose vCPU cannot run any more parks for good.
     pub fn next(&self, vcpu: usize, can_run: bool) -> Order {
         let mut shared = self.lock();
-        if shared.wanted == Wanted::Run && can_run {
+        if shared.may_run(vcpu) && can_run {
             return Order::Run;
         }
         shared.parked += 1;
@@ -183,7 +202,7 @@ impl Control {
             if let Some(task) = shared.tasks[vcpu].pop_front() {
                 break Order::Task(task);
             }
-            if shared.wanted == Wanted::Run && can_run {
+            if shared.may_run(vcpu) && can_run {
                 break Order::Run;
             }
             shared = self.changed.wait(shared).unwrap_or_else(PoisonError::into_inner);

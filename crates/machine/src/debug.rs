@@ -5,18 +5,20 @@
 //! cannot see them and code that is loaded later can have them already. When one vCPU
 //! stops, all do.
 
+mod line;
+
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gdbstub::common::{Signal, Tid};
-use gdbstub::conn::ConnectionExt;
+use gdbstub::conn::ConnectionExt as _;
 use gdbstub::stub::run_blocking::{BlockingEventLoop, Event, WaitForStopReasonError};
 use gdbstub::stub::{DisconnectReason, GdbStub, GdbStubError, MultiThreadStopReason};
 use gdbstub::target::ext::base::BaseOps;
 use gdbstub::target::ext::base::multithread::{
-    MultiThreadBase, MultiThreadResume, MultiThreadResumeOps, MultiThreadSingleStep,
-    MultiThreadSingleStepOps,
+    MultiThreadBase, MultiThreadResume, MultiThreadResumeOps, MultiThreadSchedulerLocking,
+    MultiThreadSchedulerLockingOps, MultiThreadSingleStep, MultiThreadSingleStepOps,
 };
 use gdbstub::target::ext::breakpoints::{
     Breakpoints, BreakpointsOps, HwBreakpoint, HwBreakpointOps, HwWatchpoint, HwWatchpointOps,
@@ -31,6 +33,7 @@ use guise_engine::{DebugControl, DebugStop, EngineError, VcpuState, Watchpoint};
 use crate::MachineError;
 use crate::control::Ending;
 use crate::machine::Machine;
+use line::Line;
 
 /// How often the debugger's socket is looked at while the guest runs.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -39,7 +42,7 @@ const PAGE_SIZE: u64 = 4096;
 /// How a debugging session ended.
 #[derive(Debug)]
 pub enum Debugged {
-    /// The debugger let go; the machine is paused.
+    /// The debugger let go, or the time was over; the machine is paused.
     Detached,
     /// The debugger asked for the machine's end.
     Killed,
@@ -48,17 +51,27 @@ pub enum Debugged {
 }
 
 impl Machine {
-    /// Lets a debugger have the machine, which is paused, until it lets go.
-    pub fn debug(&self, connection: UnixStream) -> Result<Debugged, MachineError> {
+    /// Lets a debugger have the machine, which is paused, until it lets go, somebody
+    /// wants the machine's end, or the deadline has come.
+    pub fn debug(
+        &self,
+        connection: UnixStream,
+        deadline: Option<Instant>,
+    ) -> Result<Debugged, MachineError> {
+        let line = Line::new(connection, self.control.clone(), deadline)
+            .map_err(|source| MachineError::Host { doing: "talking to the debugger", source })?;
         let mut target = Debugger {
             machine: self,
             breakpoints: Vec::new(),
             watchpoints: Vec::new(),
             stepping: None,
+            named: Vec::new(),
+            locked: false,
             ending: None,
         };
-        let session = GdbStub::new(connection).run_blocking::<Session<'_>>(&mut target);
+        let session = GdbStub::new(line).run_blocking::<Session<'_>>(&mut target);
         self.pause()?;
+        self.control.hold(Vec::new());
         for thread in &self.vcpus {
             thread.with(|vcpu| vcpu.set_debug(&DebugControl::default()))??;
         }
@@ -91,6 +104,10 @@ struct Debugger<'a> {
     watchpoints: Vec<Watchpoint>,
     /// The vCPU that is to execute one instruction.
     stepping: Option<usize>,
+    /// vCPUs that the debugger named when it let the machine go on.
+    named: Vec<usize>,
+    /// Only those go on.
+    locked: bool,
     ending: Option<Ending>,
 }
 
@@ -287,17 +304,33 @@ impl MultiThreadBase for Debugger<'_> {
 impl MultiThreadResume for Debugger<'_> {
     fn resume(&mut self) -> Result<(), Self::Error> {
         self.apply()?;
+        let held = match self.locked {
+            true => (0..self.machine.vcpus.len()).filter(|n| !self.named.contains(n)).collect(),
+            false => Vec::new(),
+        };
+        self.machine.control.hold(held);
         self.machine.resume();
         Ok(())
     }
 
     fn clear_resume_actions(&mut self) -> Result<(), Self::Error> {
         self.stepping = None;
+        self.named.clear();
+        self.locked = false;
         Ok(())
     }
 
-    fn set_resume_action_continue(&mut self, _: Tid, _: Option<Signal>) -> Result<(), Self::Error> {
+    fn set_resume_action_continue(
+        &mut self,
+        thread: Tid,
+        _: Option<Signal>,
+    ) -> Result<(), Self::Error> {
+        self.named.push(vcpu_of(thread));
         Ok(())
+    }
+
+    fn support_scheduler_locking(&mut self) -> Option<MultiThreadSchedulerLockingOps<'_, Self>> {
+        Some(self)
     }
 
     fn support_single_step(&mut self) -> Option<MultiThreadSingleStepOps<'_, Self>> {
@@ -312,6 +345,16 @@ impl MultiThreadSingleStep for Debugger<'_> {
         _: Option<Signal>,
     ) -> Result<(), Self::Error> {
         self.stepping = Some(vcpu_of(thread));
+        self.named.push(vcpu_of(thread));
+        Ok(())
+    }
+}
+
+/// gdb steps over a breakpoint by taking it out for one instruction of one vCPU; the
+/// others must not run past it meanwhile.
+impl MultiThreadSchedulerLocking for Debugger<'_> {
+    fn set_resume_action_scheduler_lock(&mut self) -> Result<(), Self::Error> {
+        self.locked = true;
         Ok(())
     }
 }
@@ -398,24 +441,22 @@ type Stop = MultiThreadStopReason<u64>;
 
 impl<'a> BlockingEventLoop for Session<'a> {
     type Target = Debugger<'a>;
-    type Connection = UnixStream;
+    type Connection = Line;
     type StopReason = Stop;
 
     fn wait_for_stop_reason(
         target: &mut Debugger<'a>,
-        connection: &mut UnixStream,
+        line: &mut Line,
     ) -> Result<Event<Stop>, WaitForStopReasonError<MachineError, io::Error>> {
         loop {
-            let said =
-                ConnectionExt::peek(connection).map_err(WaitForStopReasonError::Connection)?;
-            if said.is_some() {
-                let byte =
-                    ConnectionExt::read(connection).map_err(WaitForStopReasonError::Connection)?;
+            if let Some(ending) = target.machine.wait(Some(GLANCE)) {
+                target.machine.pause().map_err(WaitForStopReasonError::Target)?;
+                return Ok(Event::TargetStopped(target.stopped(ending)));
+            }
+            if line.peek().map_err(WaitForStopReasonError::Connection)?.is_some() {
+                let byte = line.read().map_err(WaitForStopReasonError::Connection)?;
                 return Ok(Event::IncomingData(byte));
             }
-            let Some(ending) = target.machine.wait(Some(GLANCE)) else { continue };
-            target.machine.pause().map_err(WaitForStopReasonError::Target)?;
-            return Ok(Event::TargetStopped(target.stopped(ending)));
         }
     }
 

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use super::Cpu;
 use crate::interpret::op::Run;
 use crate::memory::access::is_canonical;
-use crate::model::PHYSICAL_BITS;
 use crate::paravirt::{Paravirt, PhysicalMemory};
 use crate::state::{FS, GS};
+use guise_engine::processor::PHYSICAL_BITS;
 
 pub mod number {
     pub const TSC: u32 = 0x10;

@@ -1,6 +1,7 @@
 //! Instructions that move floating-point and vector state between registers and
 //! memory, with their faults.
 
+use guise_engine::xsave as standard;
 use iced_x86::{Code, Instruction, Mnemonic};
 
 use crate::access::Access;
@@ -189,11 +190,11 @@ fn xcr<A: Access>(cpu: &mut A, set: bool, components: u64) -> Result<(), A::Faul
 
 /// Whether XCR0 may have this value where it may enable `components` at the most.
 pub fn is_valid_xcr0(value: u64, components: u64) -> bool {
-    let upper = xsave::OPMASK | xsave::ZMM_HIGH | xsave::HIGH_ZMM;
-    value & xsave::X87 != 0
+    let upper = standard::OPMASK | standard::ZMM_HIGH | standard::HIGH_ZMM;
+    value & standard::X87 != 0
         && value & !components == 0
-        && (value & xsave::AVX == 0 || value & xsave::SSE != 0)
-        && (value & upper == 0 || value & upper == upper && value & xsave::AVX != 0)
+        && (value & standard::AVX == 0 || value & standard::SSE != 0)
+        && (value & upper == 0 || value & upper == upper && value & standard::AVX != 0)
 }
 
 fn extended<A: Access>(

@@ -142,7 +142,7 @@ fn xsave_and_xrstor_are_inverse_in_every_form() {
 
 #[test]
 fn xsave_writes_what_the_host_would() {
-    if crate::host::features::host_xcr0() & 7 != 7 {
+    if guise_engine::extensions::host_xcr0() & 7 != 7 {
         println!("not run: this host has no XSAVE with AVX");
         return;
     }
@@ -271,7 +271,7 @@ fn neutral_state_comes_back_and_bad_state_is_refused() {
     assert!(neutral::load(&mut other.state, &area[..600]).is_err());
     assert!(neutral::load(&mut other.state, &[]).is_err());
     let mut bad = area.clone();
-    bad[xsave::HEADER + 1] = 2;
+    bad[standard::HEADER + 1] = 2;
     assert!(neutral::load(&mut other.state, &bad).is_err());
     bench.state.xcr0 = 7;
     assert_eq!(neutral::store(&bench.state).len(), 832);

@@ -10,7 +10,7 @@ use iced_x86::{
     Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpCodeOperandKind, OpKind,
 };
 
-use super::features::Features;
+use guise_engine::extensions::Features;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {

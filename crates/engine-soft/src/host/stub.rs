@@ -40,11 +40,11 @@ use iced_x86::{
 
 use super::arena::Arena;
 use super::classify::{self, Class, Unit, classify};
-use super::features::Features;
 use super::traps::{self, Registration, TrapAction, TrapFrame};
 use crate::exception::{self, Exception};
 use crate::state::{CpuState, HostTrap};
 use emit::Emitter;
+use guise_engine::extensions::Features;
 
 /// A compiled instruction. It may be run until its [`Stubs`] are cleared or dropped.
 #[derive(Clone, Copy, Debug)]

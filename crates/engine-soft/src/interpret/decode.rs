@@ -21,8 +21,8 @@ use super::op::{Address, Extra, Handler, Op, Run, Slot, Step};
 use super::{branch, vector};
 use crate::cpu::{Cpu, Mode};
 use crate::host::classify::{self, Class};
-use crate::host::features::Features;
 use crate::state::{CS, DS, ES, FS, GS, SS};
+use guise_engine::extensions::Features;
 
 /// A block ends after so many instructions at the latest.
 const MOST: usize = 64;

@@ -4,9 +4,9 @@ use super::int::STATUS;
 use super::op::{Op, Run, Step};
 use crate::cpu::Cpu;
 use crate::cpu::mode::bits::*;
-use crate::model::cpuid::Context;
 use crate::paravirt::hypercall::{self, Call, Hypercall};
 use crate::state::{RAX, RBX, RCX, RDX, RSI};
+use guise_engine::processor::cpuid::Context;
 use guise_engine::state::RunState;
 
 pub fn hlt(cpu: &mut Cpu, op: &Op) -> Run<Step> {
@@ -53,21 +53,21 @@ pub fn rdtsc(cpu: &mut Cpu, _op: &Op) -> Run<Step> {
 fn require_rdtscp(
     cpu: &mut Cpu,
     leaf: u32,
-    register: crate::host::features::Register,
+    register: guise_engine::extensions::Register,
     bit: u32,
 ) -> Run {
     if cpu.shared.model.tells(leaf, register, bit) { Ok(()) } else { cpu.invalid_opcode() }
 }
 
 pub fn rdtscp(cpu: &mut Cpu, op: &Op) -> Run<Step> {
-    require_rdtscp(cpu, 0x8000_0001, crate::host::features::Register::Edx, 27)?;
+    require_rdtscp(cpu, 0x8000_0001, guise_engine::extensions::Register::Edx, 27)?;
     rdtsc(cpu, op)?;
     cpu.state.gpr[RCX] = cpu.msr.tsc_aux;
     Ok(Step::Next)
 }
 
 pub fn rdpid(cpu: &mut Cpu, op: &Op) -> Run<Step> {
-    require_rdtscp(cpu, 7, crate::host::features::Register::Ecx, 22)?;
+    require_rdtscp(cpu, 7, guise_engine::extensions::Register::Ecx, 22)?;
     let value = cpu.msr.tsc_aux;
     cpu.set_reg(op.a, value);
     Ok(Step::Next)
@@ -135,7 +135,7 @@ pub fn wrmsr(cpu: &mut Cpu, op: &Op) -> Run<Step> {
 }
 
 pub fn serialize(cpu: &mut Cpu, op: &Op) -> Run<Step> {
-    if !cpu.shared.model.tells(7, crate::host::features::Register::Edx, 14) {
+    if !cpu.shared.model.tells(7, guise_engine::extensions::Register::Edx, 14) {
         return cpu.invalid_opcode();
     }
     cpu.state.rip = cpu.next_rip(op);

@@ -15,8 +15,8 @@ use super::frame;
 use super::runtime::Routines;
 use super::scan::{Region, Step, Way};
 use super::select::{self, VectorLevel};
-use crate::host::features::Features;
 use crate::tlb::PAGE_SIZE;
+use guise_engine::extensions::Features;
 
 /// What the code depends on besides the instructions themselves.
 #[derive(Clone, Copy)]

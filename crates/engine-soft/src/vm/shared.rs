@@ -15,8 +15,8 @@ use guise_engine::{Doorbell, EngineError, MAX_VCPUS, VmConfig};
 use super::map::MemoryMap;
 use super::time::{Time, Timer};
 use crate::apic::ApicBus;
-use crate::model::Model;
 use crate::paravirt::Clock;
+use guise_engine::processor::Model;
 
 /// Bits of the attention word.
 pub mod attention {

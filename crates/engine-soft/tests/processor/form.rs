@@ -6,8 +6,8 @@ use iced_x86::{
     RoundingControl,
 };
 
+use guise_engine::extensions::Features;
 use guise_engine_soft::host::classify::{Class, of_code};
-use guise_engine_soft::host::features::Features;
 
 use crate::machine::{MEMORY_SIZE, MIDDLE, Memory, State};
 use crate::random::Random;

@@ -4,13 +4,13 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use guise_engine::extensions::host_xcr0;
 use guise_engine::memory::vm_memory::{Bytes, GuestAddress, MemoryRegionAddress};
+use guise_engine::xsave::{COMPONENTS, MAX_SIZE};
 use guise_engine::{
     CpuModel, Engine as _, Exit, GuestRegion, MemorySlot, Platform, Vcpu, VcpuHandle, VcpuState,
     Vm, VmConfig,
 };
-use guise_engine_soft::fpu::xsave::{COMPONENTS, MAX_SIZE};
-use guise_engine_soft::host::features::host_xcr0;
 use guise_engine_soft::{SoftEngine, Tier};
 use iced_x86::Instruction;
 

@@ -14,8 +14,8 @@ mod stub;
 
 use std::collections::BTreeMap;
 
+use guise_engine::extensions::Features;
 use guise_engine_soft::host::classify::{Class, of_code};
-use guise_engine_soft::host::features::Features;
 use iced_x86::{
     Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register, RflagsBits,
 };

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::__cpuid_count;
 
-use guise_engine_soft::host::features::host_xcr0;
+use guise_engine::extensions::host_xcr0;
 use guise_engine_soft::host::traps::{self, Registration, TrapAction, TrapFrame};
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register};
 

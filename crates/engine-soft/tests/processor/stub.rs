@@ -1,10 +1,10 @@
 //! The engine's side: stubs and masked memory.
 
+use guise_engine::extensions::Features;
 use guise_engine_soft::access::Access;
 use guise_engine_soft::exception::Exception;
 use guise_engine_soft::fpu;
 use guise_engine_soft::host::classify::{Class, classify};
-use guise_engine_soft::host::features::Features;
 use guise_engine_soft::host::masked::{self, Effective};
 use guise_engine_soft::host::stub::{Refusal, Stub, Stubs, bit_string_offset};
 use guise_engine_soft::host::traps;

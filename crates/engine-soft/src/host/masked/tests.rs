@@ -4,9 +4,9 @@ use iced_x86::{Decoder, DecoderOptions};
 
 use super::*;
 use crate::exception::Exception;
-use crate::host::features::Features;
 use crate::host::stub::Stubs;
 use crate::host::traps;
+use guise_engine::extensions::Features;
 
 struct Bench {
     state: Box<CpuState>,

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
-use crate::host::features::Features;
 use crate::host::stub::Stubs;
 use crate::host::traps;
 use crate::state::{CpuState, FS, RCX, RDI, RSI, RSP};
 use crate::tlb::Bank;
 use crate::translate::{Backend, CodePage, CodeWrite, Mode, Options, Translator, VectorLevel};
+use guise_engine::extensions::Features;
 
 pub struct Machine {
     pub state: Box<CpuState>,

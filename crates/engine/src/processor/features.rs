@@ -1,12 +1,12 @@
 //! Every feature bit that a guest may be told of.
 //!
-//! What is not in this list, the engine lacks: virtual-8086 extensions, MONITOR,
+//! What is not in this list, the software engine lacks: virtual-8086 extensions, MONITOR,
 //! transactions, protection keys, shadow stacks, five-level paging, virtualization.
 
-use guise_engine::CpuModel;
+use crate::CpuModel;
 use iced_x86::CpuidFeature::{self, *};
 
-use crate::host::features::{
+use crate::extensions::{
     Bit,
     Register::{self, Eax, Ebx, Ecx, Edx},
 };
@@ -34,7 +34,7 @@ impl Level {
 /// Who provides a feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The engine, on any host.
+    /// The software engine, on any host.
     Engine,
     /// The host's processor.
     Host(CpuidFeature),

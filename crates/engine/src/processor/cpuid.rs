@@ -2,12 +2,11 @@
 
 use core::arch::x86_64::{__cpuid, CpuidResult};
 
-use guise_engine::CpuModel;
+use crate::CpuModel;
 
-use super::{APIC_BUS_KHZ, Model, PHYSICAL_BITS};
-use crate::fpu::xsave;
-use crate::host::features::Register::{Eax, Ebx, Ecx, Edx};
-use crate::paravirt;
+use super::{APIC_BUS_KHZ, Model, PHYSICAL_BITS, paravirt};
+use crate::extensions::Register::{Eax, Ebx, Ecx, Edx};
+use crate::xsave;
 
 const HIGHEST: u32 = 0x1f;
 const HIGHEST_EXTENDED: u32 = 0x8000_0008;

@@ -1,24 +1,26 @@
-//! CPU models: what CPUID and the feature MSRs tell the guest.
+//! A guest's processor: what CPUID and the feature MSRs tell of each CPU model.
 //!
-//! A model is a level of the list in [`features`], together with what is true of this
-//! engine whichever model it is: which mode bits it knows, how many vCPUs there are,
-//! that it does not speculate and so needs none of the kernel's mitigations.
+//! A model is a level of the list in [`features`], as far as the engine offers them.
+//! Both engines tell of a named model in the same words, so that a guest which moves
+//! from one to the other finds the processor that it had.
 //!
 //! | module | what it holds |
 //! |---|---|
 //! | [`features`] | every feature bit, who provides it and since which model |
 //! | [`cpuid`] | the leaves |
+//! | [`paravirt`] | the interface that kernels know from KVM |
 //! | [`msr`] | MSRs that describe or configure the processor and do nothing else |
 
 pub mod cpuid;
 pub mod features;
 pub mod msr;
+pub mod paravirt;
 
-use guise_engine::{CpuModel, EngineError, MAX_VCPUS};
+use crate::{CpuModel, EngineError, MAX_VCPUS};
 
-use crate::fpu::xsave;
-use crate::host::features::{Bit, Features, Register};
-use features::{Level, Source};
+use crate::extensions::{Bit, Features, Register};
+use crate::xsave;
+use features::{Feature, Level, Source};
 
 /// Bits of a guest-physical address.
 pub const PHYSICAL_BITS: u32 = 46;
@@ -38,7 +40,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// The model as this host can honour it.
+    /// The model as the software engine can honour it on this host.
     pub fn new(kind: CpuModel, vcpus: u32, tsc_khz: u64) -> Result<Model, EngineError> {
         Model::on_host(kind, vcpus, tsc_khz, &Features::host())
     }
@@ -49,6 +51,19 @@ impl Model {
         tsc_khz: u64,
         host: &Features,
     ) -> Result<Model, EngineError> {
+        Model::offered(kind, vcpus, tsc_khz, |feature| match feature.source {
+            Source::Engine => true,
+            Source::Host(extension) => host.has(extension),
+        })
+    }
+
+    /// The model where only some features can be had.
+    pub fn offered(
+        kind: CpuModel,
+        vcpus: u32,
+        tsc_khz: u64,
+        offers: impl Fn(&Feature) -> bool,
+    ) -> Result<Model, EngineError> {
         if vcpus == 0 || vcpus > MAX_VCPUS {
             return Err(EngineError::VcpuCount { wanted: vcpus, max: MAX_VCPUS });
         }
@@ -56,11 +71,7 @@ impl Model {
         let mut missing = Vec::new();
         let mut bits: Vec<(Bit, u32)> = Vec::new();
         for feature in features::FEATURES.iter().filter(|feature| feature.since <= level) {
-            let there = match feature.source {
-                Source::Engine => true,
-                Source::Host(extension) => host.has(extension),
-            };
-            if there {
+            if offers(feature) {
                 let place = Bit { bit: 0, ..feature.place };
                 match bits.iter_mut().find(|(other, _)| *other == place) {
                     Some((_, value)) => *value |= 1 << feature.place.bit,

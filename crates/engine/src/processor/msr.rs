@@ -82,7 +82,7 @@ impl Model {
             0x277 => PageAttributes,
             0x2ff => MemoryType { bits: 3 << 10 },
             // IA32_XSS: no supervisor components.
-            0xda0 if self.bits(0xd, 1, crate::host::features::Register::Eax) & 8 != 0 => {
+            0xda0 if self.bits(0xd, 1, crate::extensions::Register::Eax) & 8 != 0 => {
                 Register { initial: 0, bits: 0 }
             }
             _ => return None,

@@ -1,6 +1,6 @@
 //! Models tell what is true, and nothing that the engine lacks.
 
-use guise_engine::{CpuModel, EngineError};
+use crate::{CpuModel, EngineError};
 use iced_x86::{Code, CpuidFeature};
 
 use super::cpuid::Context;
