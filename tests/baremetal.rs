@@ -84,7 +84,7 @@ fn smp() {
 
 #[test]
 fn power_off_is_0() {
-    let ended = run(Program::PowerOff, &[]);
+    let ended = run(Program::PowerOff, &["--engine", "soft"]);
     assert_eq!(ended.expect_code(0).errors, "");
 }
 

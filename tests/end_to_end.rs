@@ -4,6 +4,7 @@ mod bad_input;
 mod baremetal;
 mod debugger;
 mod doctor;
+mod engines;
 mod handover;
 mod linux;
 mod support;

@@ -93,6 +93,13 @@ impl Bus {
         true
     }
 
+    /// Lets go of all devices. Some of them hold on to the bus that they sit at (a PCI
+    /// host, whose BARs move), so that neither would ever go away by itself.
+    pub fn clear(&self) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.ranges.store(Arc::default());
+    }
+
     /// Whether a device answers at this address.
     pub fn contains(&self, address: u64) -> bool {
         let ranges = self.ranges.load();

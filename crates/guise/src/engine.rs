@@ -33,8 +33,15 @@ pub fn choose(choice: EngineChoice) -> Result<Box<dyn Engine>, Failure> {
     }
 }
 
-/// A /dev/kvm that runs what kernels consist of, at a useful speed.
+/// A /dev/kvm that runs what kernels consist of, at a useful speed. One that does not is
+/// worth a word: who has the device expects it to be used.
 fn usable_kvm() -> Option<KvmEngine> {
     let engine = KvmEngine::new().ok()?;
-    probe::run(&engine).is_ok_and(|verdict| verdict.usable()).then_some(engine)
+    let reason = match probe::run(&engine) {
+        Ok(verdict) if verdict.usable() => return Some(engine),
+        Ok(verdict) => verdict.reason().unwrap_or_default(),
+        Err(error) => error.to_string(),
+    };
+    eprintln!("guise: this host's KVM is not used: {reason}");
+    None
 }

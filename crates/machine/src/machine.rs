@@ -253,6 +253,8 @@ impl Drop for Machine {
             vcpu.join();
         }
         self.clock.pause();
+        self.platform.ports.clear();
+        self.platform.memory.clear();
     }
 }
 

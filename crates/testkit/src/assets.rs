@@ -6,13 +6,18 @@
 //! time nothing needs the network.
 
 mod apt;
+mod bzimage;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use rustix::fs::FlockOperation;
 
 use crate::TestkitError;
+use crate::baremetal::scratch_file;
+use crate::error::run;
+use crate::initramfs::store;
 
 /// A Debian kernel that tests boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +59,25 @@ impl Kernel {
     pub fn image(self) -> Result<PathBuf, TestkitError> {
         let boot = self.root()?.join("boot");
         only_entry(&boot, |name| name.starts_with("vmlinuz-"))
+    }
+
+    /// The ELF file that is packed into [`Kernel::Debian12Cloud`]'s bzImage. It boots
+    /// without unpacking itself, which is most of the work up to its first line.
+    pub fn unpacked_cloud() -> Result<PathBuf, TestkitError> {
+        let image = Kernel::Debian12Cloud.image()?;
+        let read = |path: &Path| fs::read(path).map_err(TestkitError::file("reading", path));
+        let bytes = read(&image)?;
+        let payload = bzimage::lz4_payload(&bytes).ok_or_else(|| {
+            let reason = std::io::Error::other("it holds no LZ4-compressed kernel");
+            TestkitError::file("unpacking", &image)(reason)
+        })?;
+        let (packed, unpacked) = (scratch_file()?, scratch_file()?);
+        fs::write(packed.path(), payload)
+            .map_err(TestkitError::file("writing", packed.path()))?;
+        let mut lz4 = Command::new("lz4");
+        lz4.args(["--decompress", "--force", "--quiet"]).arg(packed.path()).arg(unpacked.path());
+        run(&mut lz4)?;
+        store("kernels/debian-12-cloud-unpacked/vmlinux", &read(unpacked.path())?)
     }
 
     /// The directory of its modules: `lib/modules/VERSION`.

@@ -93,7 +93,6 @@ pub const FEATURES: &[Feature] = &[
     engine("arat", at(6, Eax, 2), Baseline),
     engine("syscall", at(EXTENDED, Edx, 11), Baseline),
     engine("nx", at(EXTENDED, Edx, 20), Baseline),
-    engine("rdtscp", at(EXTENDED, Edx, 27), Baseline),
     engine("lm", at(EXTENDED, Edx, 29), Baseline),
     engine("invariant_tsc", at(0x8000_0007, Edx, 8), Baseline),
     // String moves are one call each here, so kernels had better use them.
@@ -114,6 +113,7 @@ pub const FEATURES: &[Feature] = &[
     host("sse4_2", SSE4_2, at(1, Ecx, 20), V2),
     host("popcnt", POPCNT, at(1, Ecx, 23), V2),
     engine("lahf_lm", at(EXTENDED, Ecx, 0), V2),
+    engine("rdtscp", at(EXTENDED, Edx, 27), V2),
     engine("pdpe1gb", at(EXTENDED, Edx, 26), V2),
     // Level 3, likewise.
     host("fma", FMA, at(1, Ecx, 12), V3),

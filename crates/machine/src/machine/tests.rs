@@ -159,3 +159,19 @@ fn numbers_of_vcpus_that_nobody_can_have_are_refused() {
         assert!(matches!(made.err(), Some(MachineError::Engine(EngineError::VcpuCount { .. }))));
     }
 }
+
+/// Devices and the buses that they sit at hold on to each other.
+#[test]
+fn a_machine_that_is_dropped_leaves_nothing() {
+    for board in [BoardKind::Microvm, BoardKind::Pc] {
+        let engine = ScriptedEngine::new(|_, _| None);
+        let config = MachineConfig { board, ..config(1) };
+        let machine = Machine::new(&engine, &config, Box::new(std::io::sink())).unwrap();
+        let ports = Arc::downgrade(&machine.platform.ports);
+        let memory = Arc::downgrade(&machine.platform.memory);
+        let vm = Arc::downgrade(&machine.vm);
+        drop(machine);
+        assert!(ports.upgrade().is_none() && memory.upgrade().is_none(), "{board:?}: the buses");
+        assert!(vm.upgrade().is_none(), "{board:?}: the VM");
+    }
+}
