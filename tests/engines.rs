@@ -31,7 +31,10 @@ impl Public {
     /// `guise boot` under a shell's limits.
     fn boot(&self, limits: &str, arguments: &[&str]) -> Command {
         let mut shell = Command::new("sh");
-        shell.arg("-c").arg(format!("{limits}; exec ./guise boot --kernel kernel \"$@\"")).arg("sh");
+        shell
+            .arg("-c")
+            .arg(format!("{limits}; exec ./guise boot --kernel kernel \"$@\""))
+            .arg("sh");
         shell.args(["--timeout", "60", "--testdev"]).args(arguments);
         shell.current_dir(self.0.path()).stdin(Stdio::null());
         shell

@@ -6,7 +6,8 @@ say() {
 	nothing=false
 	echo "  - $1"
 }
-[ -e /dev/kvm ] || say "the kvm engine's probe on a real /dev/kvm: there is none"
+[ -e /dev/kvm ] || say "guests on the kvm engine, and moves to and from it: there is no /dev/kvm"
+[ ! -e /dev/kvm ] || [ -r /dev/kvm ] || say "guests on the kvm engine: no permission to open /dev/kvm"
 grep -qw avx2 /proc/cpuinfo || say "AVX2 in guests, and the CPU model x86-64-v3: this processor has none"
 grep -qwE 'vmx|svm' /proc/cpuinfo || say "real VT-x or AMD-V: this processor reports neither"
 say "all of the comparison with qemu-img (cargo test -p guise-disk --test qemu): parts of it fail"

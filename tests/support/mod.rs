@@ -27,6 +27,7 @@ pub struct Running {
     pub output: String,
     seen: usize,
     started: Instant,
+    patience: Duration,
 }
 
 /// How it ended.
@@ -73,7 +74,15 @@ impl Boot {
             }
         });
         let stdin = child.stdin.take();
-        Running { child, stdin, chunks, output: String::new(), seen: 0, started: Instant::now() }
+        Running {
+            child,
+            stdin,
+            chunks,
+            output: String::new(),
+            seen: 0,
+            started: Instant::now(),
+            patience: PATIENCE,
+        }
     }
 
     /// Runs it to its end.
@@ -83,6 +92,12 @@ impl Boot {
 }
 
 impl Running {
+    /// Gives the guest another limit.
+    pub fn with_patience(mut self, patience: Duration) -> Running {
+        self.patience = patience;
+        self
+    }
+
     /// The host's process.
     pub fn id(&self) -> u32 {
         self.child.id()
@@ -108,7 +123,7 @@ impl Running {
 
     /// Takes in some output; false when there will be no more.
     fn more(&mut self) -> bool {
-        let left = PATIENCE.saturating_sub(self.started.elapsed());
+        let left = self.patience.saturating_sub(self.started.elapsed());
         match self.chunks.recv_timeout(left) {
             Ok(chunk) => {
                 self.output.push_str(&String::from_utf8_lossy(&chunk));
@@ -117,7 +132,8 @@ impl Running {
             Err(RecvTimeoutError::Disconnected) => false,
             Err(RecvTimeoutError::Timeout) => {
                 self.kill();
-                panic!("the guest took longer than {PATIENCE:?}; it printed:\n{}", self.output);
+                let limit = self.patience;
+                panic!("the guest took longer than {limit:?}; it printed:\n{}", self.output);
             }
         }
     }

@@ -1,10 +1,10 @@
 //! KVM's structures to and from the neutral state.
 
-use guise_engine::EngineError;
 use guise_engine::state::{
     EventKind, EventState, MSRS, PendingEvent, RegisterState, RunState, SegmentState, SystemState,
-    TableState, VcpuState,
+    TableState, VcpuState, means_nothing,
 };
+use guise_engine::{EngineError, xsave};
 use kvm_bindings::{
     KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
     KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW,
@@ -21,14 +21,15 @@ const XSAVE_SIZE: usize = 4096;
 const LAPIC_SIZE: usize = 1024;
 
 pub fn save(fd: &VcpuFd, index: u32) -> Result<VcpuState, EngineError> {
+    // First, because KVM takes an INIT or a start-up IPI under way here.
+    let run = fd.get_mp_state().map_err(failed("cannot read a vCPU's run state"))?;
     let regs = fd.get_regs().map_err(failed("cannot read a vCPU's registers"))?;
     let sregs = fd.get_sregs().map_err(failed("cannot read a vCPU's system registers"))?;
     let xcrs = fd.get_xcrs().map_err(failed("cannot read XCR0"))?;
     let debug = fd.get_debug_regs().map_err(failed("cannot read debug registers"))?;
     let events = fd.get_vcpu_events().map_err(failed("cannot read pending events"))?;
-    let xsave = fd.get_xsave().map_err(failed("cannot read the FPU's state"))?;
+    let fpu = fd.get_xsave().map_err(failed("cannot read the FPU's state"))?;
     let lapic = fd.get_lapic().map_err(failed("cannot read the local APIC"))?;
-    let run = fd.get_mp_state().map_err(failed("cannot read a vCPU's run state"))?;
     Ok(VcpuState {
         version: VcpuState::VERSION,
         index,
@@ -36,7 +37,7 @@ pub fn save(fd: &VcpuFd, index: u32) -> Result<VcpuState, EngineError> {
         registers: registers(&regs),
         system: system(&sregs, &xcrs, &debug),
         events: event_state(&events),
-        xsave: xsave.region.iter().flat_map(|word| word.to_le_bytes()).collect(),
+        xsave: neutral_xsave(&fpu, &xcrs),
         msrs: read_msrs(fd)?,
         lapic: lapic.regs.iter().map(|&byte| byte as u8).collect(),
         lapic_timer_ns: None,
@@ -65,10 +66,10 @@ pub fn load(fd: &VcpuFd, index: u32, state: &VcpuState) -> Result<(), EngineErro
     let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
     xcrs.xcrs[0] = kvm_xcr { xcr: 0, value: state.system.xcr0, ..Default::default() };
     fd.set_xcrs(&xcrs).map_err(failed("cannot load XCR0"))?;
-    let xsave = kvm_xsave_area(&state.xsave)?;
+    let fpu = kvm_xsave_area(&state.xsave)?;
     // SAFETY: no extended component (AMX) is enabled for guests, so KVM reads no more
     // than the structure's 4096 bytes.
-    unsafe { fd.set_xsave(&xsave) }.map_err(failed("cannot load the FPU's state"))?;
+    unsafe { fd.set_xsave(&fpu) }.map_err(failed("cannot load the FPU's state"))?;
     let debug = kvm_debugregs {
         db: state.system.dr,
         dr6: state.system.dr6,
@@ -80,6 +81,25 @@ pub fn load(fd: &VcpuFd, index: u32, state: &VcpuState) -> Result<(), EngineErro
     write_msrs(fd, &state.msrs)?;
     fd.set_mp_state(kvm_run_state(state.run)?).map_err(failed("cannot load the run state"))?;
     fd.set_vcpu_events(&kvm_events(&state.events)).map_err(failed("cannot load pending events"))
+}
+
+/// KVM marks components that the host has and the guest has not enabled (protection
+/// keys). They are in their initial state, and no other engine needs to know of them.
+fn neutral_xsave(fpu: &kvm_xsave, xcrs: &kvm_xcrs) -> Vec<u8> {
+    const PRESENT: std::ops::Range<usize> = xsave::HEADER..xsave::HEADER + 8;
+    let mut area: Vec<u8> = fpu.region.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let enabled = xcr0(xcrs) | xsave::X87 | xsave::SSE;
+    for (present, enabled) in area[PRESENT].iter_mut().zip(enabled.to_le_bytes()) {
+        *present &= enabled;
+    }
+    area
+}
+
+fn xcr0(xcrs: &kvm_xcrs) -> u64 {
+    xcrs.xcrs[..(xcrs.nr_xcrs as usize).min(xcrs.xcrs.len())]
+        .iter()
+        .find(|xcr| xcr.xcr == 0)
+        .map_or(1, |xcr| xcr.value)
 }
 
 fn registers(regs: &kvm_regs) -> RegisterState {
@@ -165,10 +185,6 @@ fn kvm_table(from: &TableState) -> kvm_dtable {
 }
 
 fn system(sregs: &kvm_sregs, xcrs: &kvm_xcrs, debug: &kvm_debugregs) -> SystemState {
-    let xcr0 = xcrs.xcrs[..(xcrs.nr_xcrs as usize).min(xcrs.xcrs.len())]
-        .iter()
-        .find(|xcr| xcr.xcr == 0)
-        .map_or(1, |xcr| xcr.value);
     SystemState {
         es: segment(&sregs.es),
         cs: segment(&sregs.cs),
@@ -186,7 +202,7 @@ fn system(sregs: &kvm_sregs, xcrs: &kvm_xcrs, debug: &kvm_debugregs) -> SystemSt
         cr4: sregs.cr4,
         cr8: sregs.cr8,
         efer: sregs.efer,
-        xcr0,
+        xcr0: xcr0(xcrs),
         dr: debug.db,
         dr6: debug.dr6,
         dr7: debug.dr7,
@@ -359,12 +375,11 @@ fn read_msrs(fd: &VcpuFd) -> Result<Vec<(u32, u64)>, EngineError> {
     Ok(found)
 }
 
-/// MSRs that are worth loading only where they are not 0: KVM refuses some of them
-/// when the model does not have the feature, and 0 is what a fresh vCPU has.
+/// KVM refuses some MSRs when the model does not have the feature.
 fn write_msrs(fd: &VcpuFd, msrs: &[(u32, u64)]) -> Result<(), EngineError> {
     for &wanted in msrs {
         let written = fd.set_msrs(&list(&[wanted])).map_err(failed("cannot load an MSR"))?;
-        if written != 1 && wanted.1 != 0 {
+        if written != 1 && !means_nothing(wanted.0, wanted.1) {
             let (index, value) = wanted;
             return Err(EngineError::State(format!(
                 "KVM refuses the value {value:#x} for MSR {index:#x}"

@@ -144,6 +144,13 @@ impl VmState {
     pub const VERSION: u32 = 1;
 }
 
+/// Whether an engine that lacks this MSR may leave this value out: a guest that does not
+/// see the feature is the same without it. (A feature control that is locked with nothing
+/// enabled; a host that may poll before it halts.)
+pub fn means_nothing(msr: u32, value: u64) -> bool {
+    value == 0 || matches!((msr, value), (0x3a | 0x4b56_4d05, 1))
+}
+
 /// The MSRs of [`VcpuState::msrs`], in the order in which they are loaded: what a
 /// later one depends on comes first. An engine leaves out those that its CPU model
 /// does not have. FS and GS bases are in the segments, EFER is in the system state.

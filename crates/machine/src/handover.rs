@@ -11,8 +11,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
 
-use guise_engine::{Doorbell, Engine, EngineError, MemorySlot, Msi, Vcpu, Vm, VmConfig, VmState};
+use guise_engine::{
+    Doorbell, Engine, EngineError, MemorySlot, Msi, Vcpu, VcpuState, Vm, VmConfig, VmState,
+};
 
 use crate::MachineError;
 use crate::machine::Machine;
@@ -153,14 +156,31 @@ impl Vm for MovableVm {
     }
 }
 
+/// vCPUs are read and loaded one after the other while their time-stamp counters go on.
+/// This corrects one's counter for how much later than the first one its turn came, or
+/// they would drift apart with each move.
+fn move_tsc(state: &mut VcpuState, late: Duration, change: fn(u64, u64) -> u64, tsc_khz: u64) {
+    const IA32_TIME_STAMP_COUNTER: u32 = 0x10;
+    let ticks = (late.as_nanos() * u128::from(tsc_khz) / 1_000_000) as u64;
+    for (number, value) in &mut state.msrs {
+        if *number == IA32_TIME_STAMP_COUNTER {
+            *value = change(*value, ticks);
+        }
+    }
+}
+
 impl Machine {
     /// Goes on with another engine. The machine must be paused; it stays so.
     pub fn hand_over(&self, engine: &dyn Engine) -> Result<(), MachineError> {
         self.vm.replace(|old, tell| {
             let clock = old.state()?;
             let mut states = Vec::new();
+            let begin = Instant::now();
             for thread in &self.vcpus {
-                states.push(thread.with(|vcpu| vcpu.state())??);
+                let late = begin.elapsed();
+                let mut state = thread.with(|vcpu| vcpu.state())??;
+                move_tsc(&mut state, late, |tsc, ticks| tsc.wrapping_sub(ticks), clock.tsc_khz);
+                states.push(state);
             }
             let next = engine.create_vm(&VmConfig {
                 vcpus: self.config.vcpus,
@@ -169,11 +189,15 @@ impl Machine {
             })?;
             tell(&*next)?;
             next.set_state(&clock)?;
-            let mut vcpus = Vec::new();
-            for state in &states {
-                let mut vcpu = next.create_vcpu(state.index)?;
+            let mut vcpus = states
+                .iter()
+                .map(|state| next.create_vcpu(state.index))
+                .collect::<Result<Vec<_>, _>>()?;
+            let begin = Instant::now();
+            for (vcpu, state) in vcpus.iter_mut().zip(&mut states) {
+                let late = begin.elapsed();
+                move_tsc(state, late, |tsc, ticks| tsc.wrapping_add(ticks), clock.tsc_khz);
                 vcpu.set_state(state)?;
-                vcpus.push(vcpu);
             }
             // From here on nothing can fail but a thread that is no more.
             self.control.set_handles(vcpus.iter().map(|vcpu| vcpu.handle()).collect());

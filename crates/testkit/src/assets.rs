@@ -72,8 +72,7 @@ impl Kernel {
             TestkitError::file("unpacking", &image)(reason)
         })?;
         let (packed, unpacked) = (scratch_file()?, scratch_file()?);
-        fs::write(packed.path(), payload)
-            .map_err(TestkitError::file("writing", packed.path()))?;
+        fs::write(packed.path(), payload).map_err(TestkitError::file("writing", packed.path()))?;
         let mut lz4 = Command::new("lz4");
         lz4.args(["--decompress", "--force", "--quiet"]).arg(packed.path()).arg(unpacked.path());
         run(&mut lz4)?;

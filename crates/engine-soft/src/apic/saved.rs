@@ -2,7 +2,7 @@
 //!
 //! The page is laid out as in memory; in x2APIC mode the id register holds the 32-bit
 //! id. Ids are never loaded: they follow from the vCPU's index. Pending INITs and
-//! start-up IPIs are not saved, since a vCPU takes them before it stops.
+//! start-up IPIs are not saved, since a vCPU takes them before it is.
 
 use super::local::LocalApic;
 use super::registers::{LVTS, Registers, Vectors, offset};

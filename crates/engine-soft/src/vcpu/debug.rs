@@ -99,6 +99,9 @@ impl Cpu {
     pub fn debug_registers_changed(&mut self) {
         let dr7 = self.state.dr7;
         self.debug.registers.clear();
+        // Who asks anew wants to stop there anew: another vCPU's stop may have hidden this
+        // one's.
+        self.debug.passed = None;
         for number in 0..4 {
             if dr7 >> (number * 2) & 3 == 0 {
                 continue;

@@ -171,7 +171,7 @@ impl Cpu {
     }
 
     /// Takes INIT and start-up IPIs.
-    fn take_signals(&mut self) {
+    pub(super) fn take_signals(&mut self) {
         if self.apic().pending().has(Pending::INIT) && self.apic().take_init() {
             self.init();
         }

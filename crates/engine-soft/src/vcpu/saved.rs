@@ -1,6 +1,8 @@
 //! A vCPU to and from the neutral state.
 
-use guise_engine::state::{EventState, RegisterState, SegmentState, SystemState, TableState};
+use guise_engine::state::{
+    EventState, RegisterState, SegmentState, SystemState, TableState, means_nothing,
+};
 use guise_engine::{EngineError, VcpuState};
 
 use crate::apic::SavedApic;
@@ -38,6 +40,8 @@ fn table_in(table: &TableState) -> Table {
 
 impl Cpu {
     pub fn save(&mut self) -> Result<VcpuState, EngineError> {
+        // The neutral state has no place for an INIT or a start-up IPI under way.
+        self.take_signals();
         let apic = self.apic().save(self.shared.time.now());
         let mut msrs = Vec::new();
         let stateful: Vec<u32> = self.shared.model.stateful_msrs().collect();
@@ -177,7 +181,10 @@ impl Cpu {
                     let mut paravirt = std::mem::take(&mut self.msr.paravirt);
                     let restored = paravirt.restore_msr(msr, value, &shared.clock, self);
                     self.msr.paravirt = paravirt;
-                    if restored.is_none() && self.write_msr(msr, value).is_err() {
+                    if restored.is_none()
+                        && self.write_msr(msr, value).is_err()
+                        && !means_nothing(msr, value)
+                    {
                         return Err(EngineError::State(format!(
                             "MSR {msr:#x} cannot hold {value:#x} on this CPU model"
                         )));

@@ -74,8 +74,9 @@ impl Model {
             IA32_ARCH_CAPABILITIES => Constant(NOT_VULNERABLE),
             // IA32_MCG_STATUS.
             0x17a => Register { initial: 0, bits: 7 },
-            // IA32_MISC_ENABLE: fast strings; nothing else can be switched.
-            0x1a0 => Register { initial: 1, bits: 1 | 1 << 22 },
+            // IA32_MISC_ENABLE: fast strings; nothing else can be switched. KVM says with
+            // two more bits that branch traces and precise events are not there.
+            0x1a0 => Register { initial: 1, bits: 1 | 3 << 11 | 1 << 22 },
             0x200..0x210 if number & 1 == 0 => MemoryType { bits: physical & !0xfff },
             0x200..0x210 => Register { initial: 0, bits: physical & !0xfff | 1 << 11 },
             0x250 | 0x258 | 0x259 | 0x268..=0x26f => FixedRange,
