@@ -40,7 +40,7 @@ fn accesses_across_memory_and_a_device() {
     assert_eq!(run(load, BEHIND_DEVICE - 3, data).gpr(1), 0x5040_3020_10ff_ffff);
     // mov [rsi], rax.
     let store: &[u8] = &[0x48, 0x89, 0x06];
-    assert_eq!(run(store, DEVICE - 3, 0).word(DEVICE - 8), 0x6677_88 << 40);
+    assert_eq!(run(store, DEVICE - 3, 0).word(DEVICE - 8), 0x66_7788 << 40);
     assert_eq!(run(store, BEHIND_DEVICE - 3, 0).word(0), 0x11_2233_4455);
     // lock xadd [rsi], rax.
     let add: &[u8] = &[0xf0, 0x48, 0x0f, 0xc1, 0x06];
