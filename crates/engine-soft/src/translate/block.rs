@@ -26,6 +26,8 @@ pub struct Setting {
     /// At privilege level 0.
     pub supervisor: bool,
     pub features: Features,
+    /// Each instruction is counted as it begins.
+    pub counted: bool,
 }
 
 /// A direct way out of the region that can be connected to other code.
@@ -157,6 +159,11 @@ impl<'a> Compiler<'a> {
             };
         }
         self.labels[index] = Some(self.emit.here());
+        if self.setting.counted {
+            self.emit.load(frame::S1, frame::begun());
+            self.emit.lea(frame::S1, Mem::at(frame::S1, 1));
+            self.emit.store(frame::begun(), frame::S1);
+        }
     }
 
     /// After the instruction: on to the next one, wherever it is.

@@ -253,6 +253,7 @@ impl Flat {
             vectors: VectorLevel::Avx512,
             features: Features::host(),
             exact,
+            lockstep: false,
         };
         let options = Options {
             vectors: if std::arch::is_x86_feature_detected!("avx512bw") {
