@@ -261,7 +261,7 @@ impl<'a> Compiler<'a> {
             self.flags_for(step);
             self.substituted(step, memory);
         }
-        if step.writes != 0 {
+        if step.modifies {
             self.flags.written();
         }
     }
@@ -269,7 +269,7 @@ impl<'a> Compiler<'a> {
     /// Before an instruction that uses flags, or writes only some of those that matter.
     pub(super) fn flags_for(&mut self, step: &Step) {
         let kept = step.live_out & !step.writes;
-        if step.reads != 0 || step.writes != 0 && kept != 0 {
+        if step.reads != 0 || step.modifies && kept != 0 {
             self.flags.bring_back(&mut self.emit);
         }
     }

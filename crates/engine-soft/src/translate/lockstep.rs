@@ -16,10 +16,10 @@
 
 use std::fmt::Write;
 
-use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
+use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter, RflagsBits};
 
 use super::frame::{ARITHMETIC, Leave, pack_flags};
-use super::{Backend, Broken, Translator};
+use super::{Backend, Broken, Translator, select};
 use crate::state::{CpuState, Segment, Table, Vector};
 use crate::tlb::{Bank, PAGE_SIZE};
 
@@ -49,6 +49,8 @@ pub struct Progress {
     flags: Option<u64>,
     /// Where the interpreter has been.
     trail: Vec<u64>,
+    /// The same for the comparison before.
+    previous: Vec<u64>,
     /// By address: how often it was run.
     runs: std::collections::HashMap<u64, u32>,
 }
@@ -197,8 +199,10 @@ impl Translator {
             let stays = leave == Leave::Trap as u32 || leave == Leave::Interpret as u32;
             let translated = Registers::of(state());
             let count = state().generated.begun - u64::from(stays);
-            let string = stays && self.at_string(backend, translated.rip);
-            let (rip, mnemonic) = (translated.rip, state().generated.argument);
+            let rip = translated.rip;
+            let next = if stays { instruction_at(backend, rip) } else { None };
+            let string = next.is_some_and(|next| is_repeated(&next));
+            let missed = state().generated.argument == u32::MAX;
             backend.rewind();
             before.restore(state());
             self.interpret_some(backend, count, &before)?;
@@ -218,9 +222,12 @@ impl Translator {
             }
             self.lockstep.compared += 1;
             let all_flags = leave == Leave::Interpret as u32
-                && mnemonic != u32::MAX
-                && rip % PAGE_SIZE <= PAGE_SIZE - 16;
+                && !missed
+                && rip % PAGE_SIZE <= PAGE_SIZE - 16
+                && next.is_some_and(|next| select::is_interpreted(&next));
             let interpreted = Registers::of(state());
+            let wrong = (translated.rflags ^ interpreted.rflags) & ARITHMETIC;
+            let all_flags = all_flags && wrong & !self.undefined_flags(backend) != 0;
             let mut differences = translated.differences(&interpreted, all_flags);
             if let Some(difference) = backend.end() {
                 differences.push_str(&difference);
@@ -244,6 +251,7 @@ impl Translator {
         before: &Registers,
     ) -> Result<(), Broken> {
         let address = backend.state();
+        std::mem::swap(&mut self.lockstep.trail, &mut self.lockstep.previous);
         self.lockstep.trail.clear();
         for done in 0..count {
             // SAFETY: as in `run`.
@@ -263,18 +271,24 @@ impl Translator {
         Ok(())
     }
 
-    /// Whether an instruction that can be left in its middle is there.
-    fn at_string<B: Backend>(&mut self, backend: &mut B, rip: u64) -> bool {
-        instruction_at(backend, rip).is_some_and(|found| {
-            found.is_string_instruction() && (found.has_rep_prefix() || found.has_repne_prefix())
+    /// Arithmetic flags that the instructions executed last have left undefined: there
+    /// the interpreter need not do what the host does.
+    fn undefined_flags<B: Backend>(&self, backend: &mut B) -> u64 {
+        let trail = self.lockstep.previous.iter().chain(&self.lockstep.trail);
+        trail.fold(0, |undefined, &rip| {
+            let Some(instruction) = instruction_at(backend, rip) else { return undefined };
+            let left = instruction.rflags_undefined();
+            let sure = instruction.rflags_modified() & !left;
+            undefined & !flag_bits(sure) | flag_bits(left)
         })
     }
 
     /// Writes the instructions that the interpreter has executed.
     fn trail<B: Backend>(&self, backend: &mut B, text: &mut String) {
         let mut formatter = IntelFormatter::new();
-        for &rip in &self.lockstep.trail {
-            let _ = write!(text, "\n  {rip:#x} ");
+        let here = self.lockstep.trail.iter().map(|&rip| (rip, ' '));
+        for (rip, mark) in self.lockstep.previous.iter().map(|&rip| (rip, '-')).chain(here) {
+            let _ = write!(text, "\n{mark} {rip:#x} ");
             if let Some(instruction) = instruction_at(backend, rip) {
                 formatter.format(&instruction, text);
             }
@@ -282,8 +296,27 @@ impl Translator {
     }
 }
 
+/// Flags as iced names them, where RFLAGS has them.
+fn flag_bits(named: u32) -> u64 {
+    let places = [
+        (RflagsBits::CF, 0),
+        (RflagsBits::PF, 2),
+        (RflagsBits::AF, 4),
+        (RflagsBits::ZF, 6),
+        (RflagsBits::SF, 7),
+        (RflagsBits::OF, 11),
+    ];
+    places.iter().map(|&(name, place)| u64::from(named & name != 0) << place).sum()
+}
+
+/// Whether it can be left in its middle.
+fn is_repeated(instruction: &Instruction) -> bool {
+    let repeats = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    repeats && instruction.is_string_instruction()
+}
+
 /// The instruction there, if it is all in one page.
-fn instruction_at<B: Backend>(backend: &mut B, rip: u64) -> Option<iced_x86::Instruction> {
+fn instruction_at<B: Backend>(backend: &mut B, rip: u64) -> Option<Instruction> {
     let page = backend.code_page(rip)?;
     // SAFETY: a page of guest memory.
     let bytes = unsafe { page.host.read_volatile() };

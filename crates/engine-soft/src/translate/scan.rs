@@ -45,7 +45,10 @@ pub struct Step {
     /// Something jumps here, or control comes back here.
     pub leader: bool,
     pub reads: u8,
+    /// Flags that it surely writes.
     pub writes: u8,
+    /// It may write some, and generated code does.
+    pub modifies: bool,
     /// Flags that matter before and after.
     pub live_in: u8,
     pub live_out: u8,
@@ -164,6 +167,7 @@ impl Scanner {
                 leader: false,
                 reads: 0,
                 writes: 0,
+                modifies: false,
                 live_in: 0,
                 live_out: 0,
                 cut,
@@ -251,6 +255,7 @@ impl Scanner {
             region.steps[target as usize].leader = true;
         }
         let step = &mut region.steps[index];
+        step.modifies = instruction.rflags_modified() as u8 & ALL_FLAGS != 0;
         (step.next, step.target, step.reads, step.writes) = (on, to, reads, writes);
     }
 
@@ -345,15 +350,20 @@ fn flag_use(instruction: &Instruction) -> (u8, u8) {
         Mnemonic::Shld | Mnemonic::Shrd => Some(2),
         _ => None,
     };
-    // A count of zero leaves all flags as they were.
+    // A count of zero leaves all flags as they were, so they matter as much as afterwards.
     match counted {
-        Some(operand) if !surely_shifts(instruction, operand) => (ALL_FLAGS, 0),
+        Some(operand) if !surely_shifts(instruction, operand) => (reads, 0),
         _ => (reads, writes),
     }
 }
 
 fn surely_shifts(instruction: &Instruction, operand: u32) -> bool {
-    instruction.op_kind(operand) == OpKind::Immediate8 && instruction.immediate8() & 0x1f != 0
+    let wide = match instruction.op0_kind() {
+        OpKind::Register => instruction.op0_register().size() == 8,
+        _ => instruction.memory_size().size() == 8,
+    };
+    let mask = if wide { 0x3f } else { 0x1f };
+    instruction.op_kind(operand) == OpKind::Immediate8 && instruction.immediate8() & mask != 0
 }
 
 /// The interpreter executes it, and where control goes is seen afterwards.
