@@ -46,10 +46,10 @@ use iced_x86::Mnemonic;
 use block::{Compiler, Setting};
 use cache::{Cache, PageKey};
 use frame::{ARITHMETIC, JUMPS, Jump, Leave, jump_index, pack_flags, unpack_flags};
+pub use lockstep::Oracle;
 use memory::AccessInfo;
 use runtime::{Helpers, Routines};
 use scan::{LONGEST, Scanner};
-pub use lockstep::Oracle;
 pub use select::VectorLevel;
 
 use crate::host::arena::Arena;
@@ -444,7 +444,13 @@ impl Translator {
         loop {
             let bytes = read(host);
             let tail = next.map(front);
-            let region = self.scanner.scan(rip, &bytes, tail.as_ref(), self.options.exact);
+            let region = self.scanner.scan(
+                rip,
+                &bytes,
+                tail.as_ref(),
+                self.options.exact,
+                |offset| self.cache.entry(id, offset).is_some(),
+            );
             if next.is_none() && region.steps.iter().any(|step| step.cut) {
                 next = backend.code_page(next_linear);
                 if next.is_some() {

@@ -233,7 +233,8 @@ impl Translator {
                 differences.push_str(&difference);
             }
             if !differences.is_empty() {
-                let mut reason = format!("the tiers differ (translated, interpreted):{differences}");
+                let mut reason =
+                    format!("the tiers differ (translated, interpreted):{differences}");
                 let _ = write!(reason, " left for {leave} after {count} instructions:");
                 self.trail(backend, &mut reason);
                 return Err(Broken { rip: before.rip, reason });

@@ -89,21 +89,24 @@ impl Scanner {
     }
 
     /// The region that begins at `rip`, whose page is `bytes`; `tail` is how the next
-    /// page begins, if code may go on there. With `exact`, all flags matter everywhere.
+    /// page begins, if code may go on there. With `exact`, all flags matter everywhere. What
+    /// is `known` has been translated and stays outside.
     pub fn scan(
         &mut self,
         rip: u64,
         bytes: &[u8; PAGE_SIZE as usize],
         tail: Option<&[u8; LONGEST]>,
         exact: bool,
+        known: impl Fn(u16) -> bool,
     ) -> Region {
         let page = rip & !(PAGE_SIZE - 1);
         let steps = Vec::with_capacity(64);
         let mut region = Region { page, steps, granules: 0, crosses: false };
         let mut queue = vec![(rip - page) as u16];
         while let Some(start) = queue.pop() {
-            if self.seen[start as usize] == UNSEEN {
-                self.follow(&mut region, bytes, tail, start, &mut queue);
+            let elsewhere = !region.steps.is_empty() && known(start);
+            if self.seen[start as usize] == UNSEEN && !elsewhere {
+                self.follow(&mut region, bytes, tail, start, &mut queue, &known);
             }
         }
         let steps = region.steps.len();
@@ -128,6 +131,7 @@ impl Scanner {
         tail: Option<&[u8; LONGEST]>,
         start: u16,
         queue: &mut Vec<u16>,
+        known: &impl Fn(u16) -> bool,
     ) {
         let page = region.page;
         let mut offset = start as usize;
@@ -136,6 +140,7 @@ impl Scanner {
             if offset >= PAGE_SIZE as usize
                 || region.steps.len() >= REGION_LIMIT
                 || self.seen[offset] != UNSEEN
+                || offset != start as usize && known(offset as u16)
                 || decoder.set_position(offset).is_err()
             {
                 return;

@@ -68,9 +68,7 @@ pub fn required_level(instruction: &Instruction) -> Option<VectorLevel> {
         return None;
     }
     match instruction.mnemonic() {
-        // Without shadow stacks this is a no-operation.
-        Mnemonic::Rdsspd | Mnemonic::Rdsspq => return Some(VectorLevel::None),
-        // Exceptions are off at reset of CR4.OSXSAVE: VZEROUPPER and the like are AVX.
+        _ if is_nothing(instruction) => return Some(VectorLevel::None),
         _ if is_denied(instruction) => return None,
         _ => {}
     }
