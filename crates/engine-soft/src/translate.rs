@@ -444,13 +444,10 @@ impl Translator {
         loop {
             let bytes = read(host);
             let tail = next.map(front);
-            let region = self.scanner.scan(
-                rip,
-                &bytes,
-                tail.as_ref(),
-                self.options.exact,
-                |offset| self.cache.entry(id, offset).is_some(),
-            );
+            let region =
+                self.scanner.scan(rip, &bytes, tail.as_ref(), self.options.exact, |offset| {
+                    self.cache.entry(id, offset).is_some()
+                });
             if next.is_none() && region.steps.iter().any(|step| step.cut) {
                 next = backend.code_page(next_linear);
                 if next.is_some() {
