@@ -280,6 +280,9 @@ impl Cpu {
         }
         let host = place.host.wrapping_add((address & 0xfff) as usize);
         let may_write = write && self.may_write_unseen(&place);
+        if write && let Some(journal) = &mut self.journal {
+            journal.note(place.host);
+        }
         let fill = Fill {
             address,
             host: place.host,
