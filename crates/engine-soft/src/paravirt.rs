@@ -11,7 +11,9 @@
 //! | steal time | a guest's accounting knows of time that the host took |
 //!
 //! PV EOI is not: an EOI leaves no guest here, so there is nothing to save.
-//! Asynchronous page faults are not: guest memory is not paged by the engine.
+//! Asynchronous page faults are not: guest memory is not paged by the engine. A guest
+//! that was told of them elsewhere and moved here keeps their MSRs: what they allow, a
+//! host may do and need not.
 
 pub mod clock;
 pub mod hypercall;
@@ -20,6 +22,8 @@ pub mod steal;
 pub use clock::{Clock, VcpuClock};
 pub use hypercall::Hypercall;
 pub use steal::StealTime;
+
+use std::collections::BTreeMap;
 
 /// Guest-physical memory. What is not there is not read and not written.
 pub trait PhysicalMemory {
@@ -32,6 +36,9 @@ pub const MSR_SYSTEM_TIME: u32 = 0x12;
 pub const MSR_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
 pub const MSR_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
 pub const MSR_STEAL_TIME: u32 = 0x4b56_4d03;
+/// Asynchronous page faults, their interrupt and its acknowledgement; end of interrupt;
+/// polling before a halt.
+const ALLOWANCES: [u32; 5] = [0x4b56_4d02, 0x4b56_4d06, 0x4b56_4d07, 0x4b56_4d04, 0x4b56_4d05];
 
 /// One vCPU's part: what it wrote into these MSRs, and what follows from it.
 #[derive(Debug, Default)]
@@ -39,11 +46,15 @@ pub struct Paravirt {
     clock: VcpuClock,
     steal: StealTime,
     wall_clock: u64,
+    /// Those of [`ALLOWANCES`] that came with the guest from another engine.
+    allowances: BTreeMap<u32, u64>,
 }
 
 impl Paravirt {
     /// MSRs to save and restore. Restoring them publishes the clock again.
-    pub const STATEFUL_MSRS: [u32; 3] = [MSR_WALL_CLOCK_NEW, MSR_SYSTEM_TIME_NEW, MSR_STEAL_TIME];
+    pub fn stateful_msrs() -> impl Iterator<Item = u32> {
+        [MSR_WALL_CLOCK_NEW, MSR_SYSTEM_TIME_NEW, MSR_STEAL_TIME].into_iter().chain(ALLOWANCES)
+    }
 
     /// None where it is not one of these MSRs.
     pub fn read_msr(&self, number: u32) -> Option<u64> {
@@ -51,7 +62,7 @@ impl Paravirt {
             MSR_WALL_CLOCK | MSR_WALL_CLOCK_NEW => self.wall_clock,
             MSR_SYSTEM_TIME | MSR_SYSTEM_TIME_NEW => self.clock.msr(),
             MSR_STEAL_TIME => self.steal.msr(),
-            _ => return None,
+            _ => return self.allowances.get(&number).copied(),
         })
     }
 
@@ -74,7 +85,10 @@ impl Paravirt {
                 Some(true)
             }
             MSR_STEAL_TIME => Some(self.steal.set_msr(value, memory)),
-            _ => None,
+            _ => {
+                *self.allowances.get_mut(&number)? = value;
+                Some(true)
+            }
         }
     }
 
@@ -90,6 +104,9 @@ impl Paravirt {
         if matches!(number, MSR_WALL_CLOCK | MSR_WALL_CLOCK_NEW) {
             self.wall_clock = value;
             return Some(true);
+        }
+        if ALLOWANCES.contains(&number) {
+            self.allowances.insert(number, value);
         }
         self.write_msr(number, value, clock, memory)
     }

@@ -211,5 +211,6 @@ pub const MSRS: &[u32] = &[
     0x4b56_4d03,
     0x4b56_4d04,
     0x4b56_4d05,
-    0x6e0, // IA32_TSC_DEADLINE: arms a timer, so last
+    0x4b56_4d06, // the interrupt of async page faults
+    0x6e0,       // IA32_TSC_DEADLINE: arms a timer, so last
 ];

@@ -473,7 +473,9 @@ impl Debugger<'_> {
             Ending::Stopped { vcpu, stop } => {
                 let tid = thread_of(*vcpu as usize);
                 return match *stop {
-                    DebugStop::Step { .. } => Stop::SignalWithThread { tid, signal: Signal::SIGTRAP },
+                    DebugStop::Step { .. } => {
+                        Stop::SignalWithThread { tid, signal: Signal::SIGTRAP }
+                    }
                     DebugStop::Breakpoint { .. } => Stop::SwBreak(tid),
                     DebugStop::Watchpoint { address, .. } => {
                         Stop::Watch { tid, kind: self.kind_at(address), addr: address }

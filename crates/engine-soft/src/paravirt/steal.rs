@@ -8,6 +8,7 @@ use super::PhysicalMemory;
 const ENABLED: u64 = 1;
 /// The structure is 64 bytes and aligned so.
 const RESERVED: u64 = 0x3e;
+const PREEMPTED: u64 = 16;
 
 /// One vCPU's steal-time page.
 #[derive(Debug, Default)]
@@ -38,6 +39,9 @@ impl StealTime {
             let mut steal = [0; 8];
             memory.read(value & !ENABLED, &mut steal);
             self.steal = u64::from_le_bytes(steal);
+            // Another host may have said that the vCPU is not running; then the guest
+            // leaves it TLB flushes to do.
+            memory.write((value & !ENABLED) + PREEMPTED, &[0]);
             self.update(memory);
         }
         true

@@ -45,7 +45,7 @@ impl Cpu {
         let apic = self.apic().save(self.shared.time.now());
         let mut msrs = Vec::new();
         let stateful: Vec<u32> = self.shared.model.stateful_msrs().collect();
-        for msr in SAVED.into_iter().chain(stateful).chain(Paravirt::STATEFUL_MSRS) {
+        for msr in SAVED.into_iter().chain(stateful).chain(Paravirt::stateful_msrs()) {
             if let Ok(value) = self.read_msr(msr) {
                 msrs.push((msr, value));
             }
