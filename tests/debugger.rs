@@ -10,6 +10,9 @@ use guise_testkit::assets::Kernel;
 use guise_testkit::baremetal::Program;
 use guise_testkit::initramfs;
 
+/// A kernel's code is above this.
+const KERNEL: u64 = 0xffff_ffff_8000_0000;
+
 /// A machine that waits for gdb at a socket in a directory of its own.
 struct Debugged {
     guest: Running,
@@ -109,14 +112,15 @@ fn gdb_at_a_booting_kernel(engine: &str) {
     );
     assert_eq!(number(&said, "at "), start_kernel);
     let then = number(&said, "then ");
-    assert!(then > start_kernel && then < start_kernel + 32, "{then:#x}");
+    // Where it is depends on what the function begins with: a call, when it can be traced.
+    assert!(then != start_kernel && then > KERNEL, "{then:#x}");
     assert!(said.contains("Linux version 6.1"), "{said}");
     assert!(said.contains("Thread 1.2") || said.contains("Thread 2"), "{said}");
 
     machine.guest.wait_for("guest# ");
     // It idles now; gdb finds it somewhere in the kernel.
     let said = gdb(&machine.socket, &[r#"printf "now %lx\n", $rip"#, "detach"]);
-    assert!(number(&said, "now ") > 0xffff_ffff_8000_0000, "{said}");
+    assert!(number(&said, "now ") > KERNEL, "{said}");
     machine.guest.type_line("exit");
     machine.guest.finish().expect_code(0).expect_clean_log();
 }

@@ -117,6 +117,37 @@ fn state_survives_a_round_trip() {
 }
 
 #[test]
+fn a_named_model_is_honoured_or_says_what_is_missing() {
+    let engine = match KvmEngine::new() {
+        Ok(engine) => engine,
+        Err(error) => return eprintln!("not run: {error}"),
+    };
+    for model in CpuModel::ALL {
+        let vm = engine.create_vm(&VmConfig { vcpus: 2, model, tsc_khz: None }).unwrap();
+        match vm.create_vcpu(1) {
+            Ok(_) => assert!(vm.state().unwrap().tsc_khz > 100_000, "{model}"),
+            Err(EngineError::Model { model: named, missing }) => {
+                assert!(named == model && !missing.is_empty() && model != CpuModel::Host);
+                eprintln!("{model} lacks {missing} here");
+            }
+            Err(other) => panic!("{model}: {other}"),
+        }
+    }
+}
+
+#[test]
+fn a_frequency_that_the_host_cannot_give_is_refused() {
+    let Ok(engine) = KvmEngine::new() else { return eprintln!("not run: there is no KVM") };
+    let model = CpuModel::Host;
+    let vm = engine.create_vm(&VmConfig { vcpus: 1, model, tsc_khz: Some(1) }).unwrap();
+    match vm.create_vcpu(0) {
+        Err(EngineError::State(reason)) => assert!(reason.contains("1 kHz"), "{reason}"),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("a guest's clock runs at 1 kHz"),
+    }
+}
+
+#[test]
 fn the_probe_comes_to_a_verdict() {
     let engine = match KvmEngine::new() {
         Ok(engine) => engine,

@@ -140,3 +140,17 @@ fn hypercalls_are_decided() {
     call.number = 99;
     assert_eq!(decide(&call, &mut memory), Hypercall::Done(-1000));
 }
+
+#[test]
+fn what_another_engine_allowed_its_host_is_kept() {
+    let clock = Clock::new(2_000_000, 0);
+    let mut memory = Memory(vec![0; 64]);
+    let mut vcpu = Paravirt::default();
+    for number in ALLOWANCES {
+        assert_eq!(vcpu.read_msr(number), None);
+        assert_eq!(vcpu.restore_msr(number, 0x1001, &clock, &mut memory), Some(true));
+        assert_eq!(vcpu.read_msr(number), Some(0x1001));
+        assert_eq!(vcpu.write_msr(number, 0, &clock, &mut memory), Some(true));
+        assert_eq!(vcpu.read_msr(number), Some(0));
+    }
+}
