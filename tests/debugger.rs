@@ -86,14 +86,9 @@ fn gdb_at_a_booting_kernel(engine: &str) {
     // Unpacked, it stays at the addresses that it was linked for.
     let kernel = have(Kernel::unpacked_cloud());
     let [start_kernel, banner] = symbols(&kernel, ["start_kernel", "linux_banner"]);
-    let boot = Boot::kernel(&have(kernel.image())).initrd(&have(initramfs::shell())).args([
-        "--engine",
-        "interp",
-        "--cpus",
-        "2",
-        "--append",
-        "console=ttyS0 nokaslr",
-    ]);
+    let boot = Boot::kernel(&kernel)
+        .initrd(&have(initramfs::shell()))
+        .args(["--engine", engine, "--cpus", "2"]);
     let mut machine = start(boot, ",wait");
     let said = gdb(
         &machine.socket,

@@ -207,10 +207,11 @@ fn a_kernel_that_kvm_cannot_run_goes_on_in_the_software_engine() {
     }
     let kernel = if usable { Kernel::Debian12Cloud.image() } else { Kernel::unpacked_cloud() };
     // Such a KVM may also leave CPUID to the processor, whatever it was told: the guest
-    // then knows all of the host, of which the software engine lacks MPX (bit 302).
+    // then knows all of the host. The software engine lacks MPX (bit 302), and such a KVM
+    // PCIDs.
     let (model, command_line) = match usable {
         true => ("baseline", "console=ttyS0"),
-        false => ("host", "console=ttyS0 clearcpuid=302"),
+        false => ("host", "console=ttyS0 clearcpuid=302 nopcid"),
     };
     let mut guest = Boot::kernel(&have(kernel))
         .initrd(&have(initramfs::shell()))
