@@ -127,11 +127,19 @@ fn moved(
     (output.text(), moves)
 }
 
-fn ping_pong(engines: &[&dyn Engine], may_fail: impl Fn(&dyn Engine) -> bool) {
+fn ping_pong(
+    guests: &[(Program, u32)],
+    engines: &[&dyn Engine],
+    may_fail: impl Fn(&dyn Engine) -> bool,
+) {
     let interpreter = SoftEngine::new(Tier::Interpreter);
-    let guests =
-        GUESTS.map(|(program, vcpus)| Guest { program, vcpus, kernel: have(program.image()) });
-    let expected = guests.each_ref().map(|guest| unmoved(guest, &interpreter));
+    let compiled = |&(program, vcpus): &(Program, u32)| Guest {
+        program,
+        vcpus,
+        kernel: have(program.image()),
+    };
+    let guests: Vec<Guest> = guests.iter().map(compiled).collect();
+    let expected: Vec<String> = guests.iter().map(|guest| unmoved(guest, &interpreter)).collect();
     let mut moves = 0;
     for round in 0.. {
         assert!(round < 200, "the guests are too quick: {moves} moves only");
@@ -151,7 +159,7 @@ fn ping_pong(engines: &[&dyn Engine], may_fail: impl Fn(&dyn Engine) -> bool) {
 fn ping_pong_between_the_tiers_of_the_software_engine() {
     let _turn = alone();
     let engines = [Tier::Interpreter, Tier::Translator].map(SoftEngine::new);
-    ping_pong(&[&engines[0], &engines[1]], |_| false);
+    ping_pong(&GUESTS, &[&engines[0], &engines[1]], |_| false);
 }
 
 #[test]
@@ -160,7 +168,14 @@ fn ping_pong_between_kvm_and_the_interpreter() {
     let Some(kvm) = kvm() else { return };
     let usable = probe::run(&kvm).is_ok_and(|verdict| verdict.usable());
     let interpreter = SoftEngine::new(Tier::Interpreter);
-    ping_pong(&[&kvm, &interpreter], |engine| engine.name() == "kvm" && !usable);
+    // Such a KVM leaves the time-stamp counter to the processor, whatever it was told.
+    let compares_clocks = |program| program == Program::ApicTimer;
+    let guests: Vec<_> =
+        GUESTS.into_iter().filter(|guest| usable || !compares_clocks(guest.0)).collect();
+    if !usable {
+        not_run("moves of a guest that compares clocks", "this host's KVM does not keep its own");
+    }
+    ping_pong(&guests, &[&kvm, &interpreter], |engine| engine.name() == "kvm" && !usable);
 }
 
 /// The real binary, with each way to say when.

@@ -108,7 +108,8 @@ fn state_goes_through_a_format_and_back() {
 #[test]
 fn an_engine_is_told_of_routes() {
     let (ioapic, _) = rig();
-    let told: Arc<Mutex<Vec<(u32, Option<Msi>)>>> = Arc::default();
+    type Told = Vec<(u32, Option<Msi>)>;
+    let told: Arc<Mutex<Told>> = Arc::default();
     let theirs = told.clone();
     ioapic.watch_routes(move |pin, msi| theirs.lock().unwrap().push((pin, msi)));
     assert_eq!(told.lock().unwrap().len(), PINS, "all are masked, and said to be");
