@@ -6,9 +6,6 @@
 
 CARGO ?= cargo
 GUISE := target/release/guise
-# Boots that `make soak` runs, because they have not been timed on a small machine yet.
-LONG := linux::debian_12_reaches linux::debian_13 linux::every_cpu linux::the_pc_board \
-	linux::large_memory linux::torture
 
 help: ## Say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 18
@@ -25,13 +22,12 @@ run: packages ## Boot a Debian kernel to a shell, or without a terminal run one 
 	@sh crates/testkit/first-boot.sh $(GUISE)
 
 test: setup ## Run every test
-	$(CARGO) test --release --workspace -- $(addprefix --skip ,$(LONG))
+	$(CARGO) test --release --workspace
 	@sh crates/testkit/not-tested.sh
 
 soak: setup ## What takes too long for every test run: more cases, more random guests
 	GUISE_RANDOM_SECONDS=60 GUISE_PROCESSOR_CASES=50000000 \
 		$(CARGO) test --release --package guise-engine-soft --test processor --test random_guests
-	$(CARGO) test --release --package guise --test end_to_end linux::
 
 bench: setup ## Time a boot
 	@$(CARGO) build --quiet --release --package guise

@@ -8,6 +8,7 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::assets::Kernel;
 use crate::{TestkitError, assets, torture};
 
 const DIRECTORY: u32 = 0o040_000;
@@ -133,6 +134,18 @@ pub fn with_torture() -> Result<PathBuf, TestkitError> {
     archive.file_from(&torture::program()?, "bin/torture")?;
     archive.file_from(&torture::program_32()?, "bin/torture32")?;
     archive.store("torture")
+}
+
+/// A busybox shell with `/lib/pvpanic.ko` and `/lib/pvpanic-mmio.ko` of a kernel that
+/// keeps its modules uncompressed. The latter is the driver for the ISA device.
+pub fn with_pvpanic(kernel: Kernel) -> Result<PathBuf, TestkitError> {
+    let drivers = kernel.modules()?.join("kernel/drivers/misc/pvpanic");
+    let mut archive = Initramfs::with_busybox()?;
+    archive.directory("lib");
+    for module in ["pvpanic.ko", "pvpanic-mmio.ko"] {
+        archive.file_from(&drivers.join(module), &format!("lib/{module}"))?;
+    }
+    archive.store(&format!("pvpanic-{}", kernel.name()))
 }
 
 /// Puts bytes into an asset file, atomically, unless it holds them already.
