@@ -5,6 +5,7 @@
 //! | [`queue`] | split and packed rings behind one interface; chains of buffers |
 //! | [`device`] | what a device is to its transport |
 //! | [`worker`] | a thread for a queue, woken by an eventfd |
+//! | [`rate`] | limits on operations and bytes |
 //! | [`transport`] | virtio over PCI with MSI-X |
 //! | [`block`] | disks |
 //! | [`console`] | a terminal |
@@ -18,6 +19,7 @@ pub mod block;
 pub mod console;
 pub mod device;
 pub mod queue;
+pub mod rate;
 pub mod rng;
 pub mod transport;
 pub mod worker;

@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use guise_devices::pci::PciFunction;
+use guise_disk::device::{BlockDevice, DeviceOptions};
+use guise_disk::format::FormatKind;
 use guise_engine::memory::vm_memory::{Bytes, GuestAddress};
 use guise_engine::{GuestMemory, Msi};
-use guise_virtio::block::{Block, BlockOptions, RawFile};
+use guise_virtio::block::{Block, BlockOptions};
 use guise_virtio::console::Console;
 use guise_virtio::rng::Rng;
 use guise_virtio::{VirtioDevice, VirtioPci};
@@ -41,10 +43,11 @@ impl Hostile {
     pub fn new(which: u8) -> Self {
         let device: Arc<dyn VirtioDevice> = match which % 3 {
             0 => {
-                let file = tempfile::tempfile().expect("a temporary file");
-                file.set_len(64 << 10).expect("a size");
-                let disk = RawFile::new(file).expect("a disk");
-                Block::new(Arc::new(disk), BlockOptions { queues: 2, ..Default::default() })
+                let file = tempfile::NamedTempFile::new().expect("a temporary file");
+                file.as_file().set_len(64 << 10).expect("a size");
+                let options = DeviceOptions::new(file.path(), FormatKind::Raw);
+                let disk = BlockDevice::open(&options).expect("a disk");
+                Block::new(disk, BlockOptions { queues: 2, ..Default::default() })
             }
             1 => {
                 let console = Console::new(Box::new(io::sink()));
