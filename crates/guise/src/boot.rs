@@ -1,6 +1,7 @@
 //! `guise boot`: a machine straight from files, with its serial port on this terminal.
 
 mod devices;
+mod network;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -59,9 +60,6 @@ pub struct Arguments {
     stats: Option<PathBuf>,
     #[command(flatten)]
     devices: devices::DeviceArguments,
-    /// Networks: none
-    #[arg(long, value_name = "NETWORK", default_value = "none")]
-    net: String,
     /// Of a later version
     #[arg(long, hide = true)]
     share: Vec<String>,
@@ -163,9 +161,6 @@ fn refuse_what_is_not_there(arguments: &Arguments) -> Result<(), Failure> {
     };
     if !arguments.share.is_empty() {
         return refuse("--share", "put files into the initial RAM disk");
-    }
-    if arguments.net != "none" {
-        return refuse("a network", "use --net none, and the serial console");
     }
     Ok(())
 }

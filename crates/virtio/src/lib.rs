@@ -8,6 +8,7 @@
 //! | [`rate`] | limits on operations and bytes |
 //! | [`transport`] | virtio over PCI with MSI-X |
 //! | [`block`] | disks |
+//! | [`net`] | network interfaces |
 //! | [`console`] | a terminal |
 //! | [`rng`] | random numbers |
 //!
@@ -18,6 +19,7 @@
 pub mod block;
 pub mod console;
 pub mod device;
+pub mod net;
 pub mod queue;
 pub mod rate;
 pub mod rng;

@@ -57,7 +57,7 @@ impl Kick {
         _ = retry_on_intr(|| write(&self.0, &1_u64.to_ne_bytes()));
     }
 
-    fn wait(&self) {
+    pub(crate) fn wait(&self) {
         _ = retry_on_intr(|| read(&self.0, &mut [0; 8]));
     }
 

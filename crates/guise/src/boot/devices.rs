@@ -1,4 +1,4 @@
-//! What `--disk`, `--rng` and `--console` put on the machine. Backends are opened once;
+//! What `--disk`, `--net`, `--rng` and `--console` put on the machine. Backends are opened once;
 //! every machine of a run, when the guest resets, gets devices over the same ones.
 
 use std::sync::Arc;
@@ -10,9 +10,11 @@ use guise_machine::console::Input;
 use guise_machine::{Machine, MachineError};
 use guise_virtio::block::{Block, BlockOptions};
 use guise_virtio::console::Console;
+use guise_virtio::net::Net;
 use guise_virtio::rate::Rate;
 use guise_virtio::rng::Rng;
 
+use super::network::Interface;
 use crate::Failure;
 
 #[derive(Args)]
@@ -21,6 +23,11 @@ pub struct DeviceArguments {
     /// [,queues=N][,iops=N][,bps=SIZE][,burst=SECONDS]; may be repeated
     #[arg(long, value_name = "FILE,…")]
     disk: Vec<String>,
+    /// A network: none, or user[,forward=[tcp:|udp:][ADDRESS:]PORT-GUESTPORT][,host][,restrict]
+    /// [,deny=NET/LEN][,mac=MAC][,mtu=N][,hostname=S][,dns=ADDRESS][,queues=N][,bps=SIZE][,pps=N];
+    /// may be repeated
+    #[arg(long, value_name = "NETWORK", default_value = "none")]
+    net: Vec<String>,
     /// Give the guest random numbers of the host
     #[arg(long)]
     rng: bool,
@@ -38,6 +45,7 @@ enum ConsoleKind {
 /// Everything that is open for the machine's devices.
 pub struct Backends {
     disks: Vec<Disk>,
+    interfaces: Vec<Interface>,
     rng: bool,
     console: ConsoleKind,
 }
@@ -51,9 +59,14 @@ struct Disk {
 impl Backends {
     /// Opens all that the command line names, for a machine of so many vCPUs.
     pub fn open(arguments: &DeviceArguments, vcpus: u32) -> Result<Self, Failure> {
+        let mut interfaces = Vec::new();
+        for text in &arguments.net {
+            interfaces.extend(Interface::open(text, vcpus)?);
+        }
         let disks = arguments.disk.iter().map(|text| Disk::open(text, vcpus));
         Ok(Backends {
             disks: disks.collect::<Result<_, _>>()?,
+            interfaces,
             rng: arguments.rng,
             console: arguments.console,
         })
@@ -63,6 +76,9 @@ impl Backends {
     pub fn attach(&self, machine: &Machine) -> Result<Arc<dyn Input>, MachineError> {
         for disk in &self.disks {
             machine.add_device(Block::new(disk.device.clone(), disk.options.clone()))?;
+        }
+        for interface in &self.interfaces {
+            machine.add_device(Net::new(interface.network.clone(), interface.options.clone()))?;
         }
         if self.rng {
             machine.add_device(Rng::new())?;
