@@ -50,9 +50,9 @@ impl Expansion {
     /// Those that are still in their slots.
     fn present(&self) -> BTreeMap<u8, Arc<VirtioPci>> {
         let functions = self.lock();
-        let present = functions.iter().filter_map(|(&slot, function)| {
-            function.upgrade().map(|function| (slot, function))
-        });
+        let present = functions
+            .iter()
+            .filter_map(|(&slot, function)| function.upgrade().map(|function| (slot, function)));
         present.collect()
     }
 

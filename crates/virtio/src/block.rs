@@ -7,8 +7,8 @@
 mod request;
 mod server;
 
-use std::os::fd::OwnedFd;
 use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guise_disk::device::BlockDevice;

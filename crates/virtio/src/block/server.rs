@@ -81,9 +81,9 @@ impl Server {
                 return queue.push(chain, length);
             }
             Request::Flush => done(self.device.flush()),
-            Request::Discard(ranges) => self.each(&ranges, |device, range| {
-                device.discard(range.offset, range.length)
-            }),
+            Request::Discard(ranges) => {
+                self.each(&ranges, |device, range| device.discard(range.offset, range.length))
+            }
             Request::WriteZeroes(ranges) => self.each(&ranges, |device, range| {
                 device.write_zeroes(range.offset, range.length, range.unmap)
             }),

@@ -17,10 +17,8 @@ const CONGESTION: u8 = 0x80;
 pub fn parse(header: &[u8; LENGTH], frame_length: usize) -> Option<Offload> {
     let [flags, kind, header_low, header_high, size_low, size_high, rest @ ..] = *header;
     let [start_low, start_high, offset_low, offset_high, _, _] = rest;
-    let mut offload = Offload {
-        checksum_is_good: flags & CHECKSUM_IS_GOOD != 0,
-        ..Offload::default()
-    };
+    let mut offload =
+        Offload { checksum_is_good: flags & CHECKSUM_IS_GOOD != 0, ..Offload::default() };
     if flags & NEEDS_CHECKSUM != 0 {
         let start = u16::from_le_bytes([start_low, start_high]);
         let offset = u16::from_le_bytes([offset_low, offset_high]);

@@ -52,8 +52,8 @@ impl NetWorker {
         let kick = Kick::new()?;
         let stopping = Arc::new(AtomicBool::new(false));
         let network = lock(&setup.network).descriptor().try_clone_to_owned();
-        let network = network
-            .map_err(|source| StartError::Host { doing: "watching a network", source })?;
+        let network =
+            network.map_err(|source| StartError::Host { doing: "watching a network", source })?;
         let server = Server {
             receiver: Receiver::new(
                 queues.receive,
@@ -73,7 +73,10 @@ impl NetWorker {
         let thread = thread::Builder::new()
             .name("net".to_owned())
             .spawn(move || server.run(&bell, &network, &stop))
-            .map_err(|source| StartError::Host { doing: "starting the thread of an interface", source })?;
+            .map_err(|source| StartError::Host {
+                doing: "starting the thread of an interface",
+                source,
+            })?;
         Ok(Self { kick, stopping, thread })
     }
 

@@ -2,8 +2,8 @@
 //! device, in which rings and requests that nearly make sense are short to say.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use guise_devices::pci::PciFunction;
@@ -11,8 +11,11 @@ use guise_disk::device::{BlockDevice, DeviceOptions};
 use guise_disk::format::FormatKind;
 use guise_engine::memory::vm_memory::{Bytes, GuestAddress};
 use guise_engine::{GuestMemory, Msi};
+use guise_net::user::{Config, UserNetwork};
 use guise_virtio::block::{Block, BlockOptions};
 use guise_virtio::console::Console;
+use guise_virtio::net::{Net, NetOptions};
+use guise_virtio::rate::Rate;
 use guise_virtio::rng::Rng;
 use guise_virtio::{VirtioDevice, VirtioPci};
 
@@ -39,9 +42,9 @@ pub struct Hostile {
 }
 
 impl Hostile {
-    /// The disk, the terminal, or the entropy source.
+    /// The disk, the terminal, the interface, or the entropy source.
     pub fn new(which: u8) -> Self {
-        let device: Arc<dyn VirtioDevice> = match which % 3 {
+        let device: Arc<dyn VirtioDevice> = match which % 4 {
             0 => {
                 let file = tempfile::NamedTempFile::new().expect("a temporary file");
                 file.as_file().set_len(64 << 10).expect("a size");
@@ -53,6 +56,12 @@ impl Hostile {
                 let console = Console::new(Box::new(io::sink()));
                 console.input(b"something to read");
                 console
+            }
+            2 => {
+                let network = UserNetwork::new(Config::default()).expect("a network");
+                let mac = Config::default().guest_mac;
+                let options = NetOptions { mac, mtu: 1500, pairs: 2, rate: Rate::default() };
+                Net::new(Arc::new(Mutex::new(network)), options)
             }
             _ => Rng::new(),
         };
