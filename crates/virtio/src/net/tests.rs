@@ -151,7 +151,7 @@ fn a_frame_takes_as_many_buffers_as_it_needs() {
         assert_eq!(lengths, [1024, 1024, 3012 - 2048]);
         let at = BUFFERS + 0x1_0000;
         assert_eq!(queue.get::<12>(at), [1, 1, 54, 0, 0xe8, 3, 34, 0, 16, 0, 3, 0]);
-        assert_eq!(queue.get::<4>(at + 12), frame(4)[..]);
+        assert_eq!(queue.get::<6>(at + 12), frame(6)[..]);
         rig.deliver(&frame(60), Offload::default());
         let queue = &mut rig.guest.queues[RECEIVE];
         assert_eq!(queue.wait_used().1, 72);

@@ -38,6 +38,8 @@ pub struct Hostile {
     function: Arc<VirtioPci>,
     memory: GuestMemory,
     queues: u16,
+    /// A queue that works without further features, and gives every chain back.
+    plain: u16,
     pub messages: Arc<AtomicU64>,
 }
 
@@ -66,13 +68,15 @@ impl Hostile {
             _ => Rng::new(),
         };
         let queues = device.queue_sizes().len() as u16;
+        // An interface's last queue is for commands, which have to be negotiated.
+        let plain = if device.kind() == 1 { 1 } else { queues - 1 };
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory");
         let messages: Arc<AtomicU64> = Arc::default();
         let counter = messages.clone();
         let sink = Arc::new(move |_: Msi| _ = counter.fetch_add(1, Ordering::Relaxed));
         let line = Arc::new(|_: bool| ());
         let function = VirtioPci::new(device, memory.clone(), sink, line).expect("a function");
-        Self { function, memory, queues, messages }
+        Self { function, memory, queues, plain, messages }
     }
 
     fn common(&self, offset: u64, data: &[u8]) {
@@ -189,8 +193,7 @@ impl Hostile {
         let mut status = [0];
         self.function.bar_read(0, 0x14, &mut status);
         assert_eq!(status, [15], "the device does not come up any more");
-        // One chain in the last queue, which every device gives back.
-        let base = u64::from(self.queues - 1) * RINGS;
+        let base = u64::from(self.plain) * RINGS;
         let descriptors = [(DATA, 16_u32, 1_u16, 1_u16), (DATA + 64, 1, 2, 0)];
         self.put(DATA, &[0; 16]);
         for (at, (address, length, flags, next)) in (0..).zip(descriptors) {
@@ -201,7 +204,7 @@ impl Hostile {
             self.put(at + 14, &next.to_le_bytes());
         }
         self.put(base + DRIVER + 2, &[1, 0]);
-        self.function.bar_write(0, 0x3000 + 4 * u64::from(self.queues - 1), &[0, 0]);
+        self.function.bar_write(0, 0x3000 + 4 * u64::from(self.plain), &[0, 0]);
         let deadline = Instant::now() + Duration::from_secs(60);
         let used = || self.memory.read_obj::<u16>(GuestAddress(base + DEVICE + 2)).expect("inside");
         while used() != 1 {
