@@ -8,7 +8,11 @@ use guise_testkit::assets::Kernel;
 use guise_testkit::{initramfs, torture};
 
 fn boot(kernel: Kernel, cpus: &str) -> Boot {
-    Boot::kernel(&have(kernel.image())).args(["--cpus", cpus])
+    boot_with("soft", kernel, cpus)
+}
+
+fn boot_with(engine: &str, kernel: Kernel, cpus: &str) -> Boot {
+    Boot::kernel(&have(kernel.image())).args(["--engine", engine, "--cpus", cpus])
 }
 
 /// To a shell, a command typed into it, and off.
@@ -51,6 +55,28 @@ fn command(kernel: Kernel, cpus: &str, text: &str, arguments: &[&str]) -> Ended 
         .args(["--append", &line])
         .args(arguments)
         .run()
+}
+
+/// Every region on both tiers, from the first instruction on.
+#[test]
+fn the_two_tiers_agree_in_lockstep() {
+    let _turn = alone();
+    let ended = boot_with("lockstep", Kernel::Debian12Cloud, "1")
+        .initrd(&have(initramfs::with_torture()))
+        .args(["--append", "console=ttyS0 -- \"/bin/torture && /bin/torture32\""])
+        .run();
+    ended.expect_code(0);
+    assert!(ended.output.contains("torture: done"), "{}", ended.output);
+}
+
+#[test]
+fn the_interpreter_boots_alone() {
+    let _turn = alone();
+    let ended = boot_with("interp", Kernel::Debian12Cloud, "2")
+        .initrd(&have(initramfs::with_torture()))
+        .args(["--append", "console=ttyS0 -- \"true\""])
+        .run();
+    ended.expect_code(0).expect_clean_log();
 }
 
 #[test]

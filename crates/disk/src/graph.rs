@@ -14,6 +14,7 @@ pub use open::{BackingPolicy, MAX_DEPTH, OpenOptions, Passphrases};
 
 use crate::error::{Error, Result};
 use crate::format::Place;
+use crate::storage::SharedStorage;
 
 /// What a stretch of a disk is, and which layer says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +39,10 @@ pub trait Node: Send + Sync {
     fn writable(&self) -> bool;
     /// The status from `offset` on, at most `len` long, never empty.
     fn status(&self, offset: u64, len: u64) -> Result<Status>;
+    /// The file that a status' place is in, where others may copy from it.
+    fn storage(&self, _offset: u64, _status: &Status) -> Option<SharedStorage> {
+        None
+    }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
     fn write(&self, offset: u64, data: &[u8]) -> Result<()>;
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<()>;

@@ -37,6 +37,7 @@ use crate::interpret::cache::CodeCache;
 use crate::interpret::int::Int;
 use crate::interpret::op::{Run, Slot, Trap};
 use crate::memory::fetch::FetchCache;
+use crate::memory::journal::Journal;
 use crate::memory::spaces::Spaces;
 use crate::state::CpuState;
 use crate::translate::backend::Translated;
@@ -114,6 +115,8 @@ pub struct Cpu {
     pub msr: Msrs,
     pub counters: Counters,
     pub translated: Translated,
+    /// There while the two tiers are compared.
+    pub journal: Option<Journal>,
     pub stubs: Stubs,
     pub debug: Debug,
     pub platform: Option<NonNull<dyn Platform>>,

@@ -50,6 +50,9 @@ pub enum Tier {
     Interpreter,
     /// The translator, with the interpreter for the rest.
     Translator,
+    /// Both, each block twice, and compared. For machines with one vCPU and no device
+    /// that writes memory; see `docs/translator.md`.
+    Lockstep,
 }
 
 /// The engine that needs nothing of the host but its processor.
@@ -69,6 +72,7 @@ impl Engine for SoftEngine {
         match self.tier {
             Tier::Interpreter => "interp",
             Tier::Translator => "soft",
+            Tier::Lockstep => "lockstep",
         }
     }
 

@@ -2,5 +2,6 @@
 
 pub mod access;
 pub mod fetch;
+pub mod journal;
 pub mod spaces;
 pub mod walk;

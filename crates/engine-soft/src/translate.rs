@@ -14,6 +14,7 @@
 //! | `emit` | a small assembler |
 //! | `frame`, `runtime` | the way in and out, and calls to helpers |
 //! | `backend` | what the translator sees of a vCPU |
+//! | `lockstep` | both tiers, compared |
 //! | `cache` | what was translated, its connections, and its end |
 //!
 //! What it does not translate it hands to its [`Backend`], one instruction at a time.
@@ -28,6 +29,7 @@ mod cache;
 mod emit;
 mod flags;
 pub mod frame;
+mod lockstep;
 mod memory;
 mod registers;
 mod runtime;
@@ -44,6 +46,7 @@ use iced_x86::Mnemonic;
 use block::{Compiler, Setting};
 use cache::{Cache, PageKey};
 use frame::{ARITHMETIC, JUMPS, Jump, Leave, jump_index, pack_flags, unpack_flags};
+pub use lockstep::Oracle;
 use memory::AccessInfo;
 use runtime::{Helpers, Routines};
 use scan::{LONGEST, Scanner};
@@ -114,6 +117,8 @@ pub struct Options {
     pub features: Features,
     /// All flags are kept exact at every point, for comparison with the interpreter.
     pub exact: bool,
+    /// For [`Translator::run_lockstep`].
+    pub lockstep: bool,
 }
 
 /// Counters for `--stats`.
@@ -134,6 +139,13 @@ const SHADOW_MARGIN: usize = 16 << 10;
 /// No guest return address is this: it is not canonical.
 const NO_ADDRESS: u64 = 0x8000_dead_beef_0000;
 
+/// Generated code cannot go on.
+#[derive(Clone, Debug)]
+pub struct Broken {
+    pub rip: u64,
+    pub reason: String,
+}
+
 pub struct Translator {
     cache: Cache,
     routines: Routines,
@@ -146,6 +158,7 @@ pub struct Translator {
     writes: Vec<CodeWrite>,
     backend: *mut (),
     pub counts: Counts,
+    lockstep: lockstep::Progress,
     /// By mnemonic: how often the interpreter had to.
     fallbacks: Vec<u64>,
     /// Bytes of code that `take_counts` has told of.
@@ -180,6 +193,7 @@ impl Translator {
             writes: Vec::new(),
             backend: std::ptr::null_mut(),
             counts: Counts::default(),
+            lockstep: Default::default(),
             fallbacks: vec![0; Mnemonic::values().len()],
             reported: 0,
             _traps: registration,
@@ -224,18 +238,12 @@ impl Translator {
 
     /// Runs the guest until something wants attention, the backend says so, or the
     /// processor is in a mode that is not translated.
-    pub fn run<B: Backend>(&mut self, backend: &mut B) {
-        let state_address = backend.state();
-        self.backend = std::ptr::from_mut(backend).cast();
+    pub fn run<B: Backend>(&mut self, backend: &mut B) -> Result<(), Broken> {
+        let state_address = self.prepare(backend);
         // SAFETY: the backend's state is valid; other threads change `attention` only,
         // which is atomic. References to it made here do not live across calls to the
         // backend or into generated code.
         let state = || unsafe { &mut *state_address };
-        state().generated.context = std::ptr::from_mut(self) as u64;
-        state().generated.jumps = self.jumps.as_ptr() as u64;
-        if state().generated.shadow_top == 0 {
-            self.reset_shadow(state());
-        }
         let mut link = None;
         loop {
             if self.drain(backend) {
@@ -246,13 +254,13 @@ impl Translator {
                 link = None;
             }
             if state().attention.load(std::sync::atomic::Ordering::Acquire) != 0 {
-                return;
+                return Ok(());
             }
-            let Some(mode) = backend.mode() else { return };
+            let Some(mode) = backend.mode() else { return Ok(()) };
             let Some((page_id, code)) = self.find(backend, mode) else {
                 self.counts.interpreted += 1;
                 if !backend.step() {
-                    return;
+                    return Ok(());
                 }
                 link = None;
                 continue;
@@ -260,32 +268,55 @@ impl Translator {
             if let Some(link) = link.take() {
                 self.cache.connect(link, page_id, code);
             }
-            state().generated.flags = pack_flags(state().rflags);
-            self.counts.entered += 1;
-            // SAFETY: `code` is an entry of generated code for the guest's present mode,
-            // and GS is the state's base.
-            unsafe {
-                let enter: extern "C" fn(u64) = std::mem::transmute(self.routines.enter);
-                enter(code);
-            }
-            self.flags_to_state(state());
+            let flags = pack_flags(state().rflags);
+            self.enter(state_address, code, flags);
             match state().generated.leave {
                 leave if leave == Leave::Link as u32 => {
                     self.counts.left_for_link += 1;
                     link = Some(state().generated.argument);
                 }
                 leave if leave == Leave::Next as u32 => self.counts.left_for_next += 1,
-                leave => {
-                    if leave == Leave::Trap as u32 {
-                        self.after_trap(state());
-                    }
+                _ => {
                     self.counts.interpreted += 1;
                     self.note_fallback(state().generated.argument as usize);
                     if !backend.step() {
-                        return;
+                        return Ok(());
                     }
                 }
             }
+        }
+    }
+
+    /// Lends the backend to the helpers of generated code.
+    fn prepare<B: Backend>(&mut self, backend: &mut B) -> *mut CpuState {
+        let address = backend.state();
+        self.backend = std::ptr::from_mut(backend).cast();
+        // SAFETY: the backend's state is valid; the reference ends here.
+        let state = unsafe { &mut *address };
+        state.generated.context = std::ptr::from_mut(self) as u64;
+        state.generated.jumps = self.jumps.as_ptr() as u64;
+        if state.generated.shadow_top == 0 {
+            self.reset_shadow(state);
+        }
+        address
+    }
+
+    /// Runs generated code from an entry until it leaves; everything is in the state then.
+    fn enter(&mut self, address: *mut CpuState, code: u64, flags: u64) {
+        // SAFETY: the backend's state is valid, and no reference to it lives into
+        // generated code.
+        let state = || unsafe { &mut *address };
+        state().generated.flags = flags;
+        self.counts.entered += 1;
+        // SAFETY: `code` is an entry of generated code for the guest's present mode,
+        // and GS is the state's base.
+        unsafe {
+            let enter: extern "C" fn(u64) = std::mem::transmute(self.routines.enter);
+            enter(code);
+        }
+        self.flags_to_state(state());
+        if state().generated.leave == Leave::Trap as u32 {
+            self.after_trap(state());
         }
     }
 
@@ -314,6 +345,8 @@ impl Translator {
             ("interpreted_in_place", counts.interpreted_inline),
             ("access_misses", counts.accesses),
             ("host_traps", counts.traps),
+            ("lockstep_compared", std::mem::take(&mut self.lockstep.compared)),
+            ("lockstep_inconclusive", std::mem::take(&mut self.lockstep.inconclusive)),
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();
@@ -411,7 +444,10 @@ impl Translator {
         loop {
             let bytes = read(host);
             let tail = next.map(front);
-            let region = self.scanner.scan(rip, &bytes, tail.as_ref(), self.options.exact);
+            let region =
+                self.scanner.scan(rip, &bytes, tail.as_ref(), self.options.exact, |offset| {
+                    self.cache.entry(id, offset).is_some()
+                });
             if next.is_none() && region.steps.iter().any(|step| step.cut) {
                 next = backend.code_page(next_linear);
                 if next.is_some() {
@@ -442,7 +478,8 @@ impl Translator {
             }
             let features = self.options.features;
             let (vectors, bmi2, supervisor) = (mode.vectors, self.bmi2, !mode.user);
-            let setting = Setting { vectors, bmi2, supervisor, features };
+            let counted = self.options.lockstep;
+            let setting = Setting { vectors, bmi2, supervisor, features, counted };
             let compiler = Compiler::new(
                 &region,
                 &bytes,
@@ -498,6 +535,12 @@ extern "C" fn interpret<B: Backend>(context: u64, rip: u64, info: u64) -> u64 {
     let state_address = backend.state();
     // SAFETY: as in `access`; not used across `step`.
     let state = || unsafe { &mut *state_address };
+    if translator.options.lockstep {
+        state().rip = rip;
+        state().generated.leave = Leave::Interpret as u32;
+        state().generated.argument = (info >> 48) as u32;
+        return 0;
+    }
     translator.counts.interpreted_inline += 1;
     state().rip = rip;
     translator.flags_to_state(state());

@@ -25,7 +25,7 @@ use crate::Tier;
 use crate::cpu::deliver::Event;
 use crate::cpu::{Cpu, Raised};
 use crate::host::traps;
-use crate::translate::Translator;
+use crate::translate::{Broken, Translator};
 use crate::vm::shared::{VcpuShared, VmShared, attention};
 
 pub struct SoftVcpu {
@@ -54,10 +54,13 @@ impl SoftVcpu {
         unsafe { cpu.me.connect(Some(NonNull::from(&cpu.state.attention))) };
         let translator = match tier {
             Tier::Interpreter => None,
-            Tier::Translator => Some(cpu.new_translator().map_err(|source| EngineError::Host {
-                doing: "making room for translated code",
-                source,
-            })?),
+            Tier::Translator | Tier::Lockstep => {
+                let translator = cpu.new_translator(tier == Tier::Lockstep);
+                Some(translator.map_err(|source| EngineError::Host {
+                    doing: "making room for translated code",
+                    source,
+                })?)
+            }
         };
         Ok(SoftVcpu { cpu, translator, statistics })
     }
@@ -157,12 +160,23 @@ impl Cpu {
             }
             if self.run == RunState::Running && self.state.attention.load(Ordering::SeqCst) == 0 {
                 match &mut translator {
-                    Some(translator) if self.is_translatable() => translator.run(self),
+                    Some(translator) if self.is_translatable() => {
+                        let result = if translator.compares() {
+                            translator.run_lockstep(self)
+                        } else {
+                            translator.run(self)
+                        };
+                        result.map_err(|broken| self.stuck(broken))?;
+                    }
                     _ if self.execute().is_err() => self.deliver_raised(),
                     _ => {}
                 }
             }
         }
+    }
+
+    fn stuck(&self, broken: Broken) -> EngineError {
+        EngineError::Stuck { vcpu: self.index, rip: broken.rip, reason: broken.reason }
     }
 
     /// Delivers what an instruction raised; a shut-down ends the run.

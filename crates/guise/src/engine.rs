@@ -17,6 +17,9 @@ pub enum EngineChoice {
     Soft,
     /// Its interpreter alone
     Interp,
+    /// Both tiers of soft, compared: for debugging it, with one vCPU
+    #[value(hide = true)]
+    Lockstep,
 }
 
 /// Makes the engine, or says why this host has none.
@@ -27,9 +30,9 @@ pub fn choose(choice: EngineChoice) -> Result<Box<dyn Engine>, Failure> {
             None => choose(EngineChoice::Soft),
         },
         EngineChoice::Kvm => Ok(Box::new(KvmEngine::new().map_err(Failure::failed)?)),
-        EngineChoice::Soft | EngineChoice::Interp => {
-            Ok(Box::new(SoftEngine::new(Tier::Interpreter)))
-        }
+        EngineChoice::Soft => Ok(Box::new(SoftEngine::new(Tier::Translator))),
+        EngineChoice::Lockstep => Ok(Box::new(SoftEngine::new(Tier::Lockstep))),
+        EngineChoice::Interp => Ok(Box::new(SoftEngine::new(Tier::Interpreter))),
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{Node, Status, check_range};
 use crate::error::{Error, Result};
 use crate::format::{Below, Format, FormatKind, Preallocation, State};
+use crate::storage::SharedStorage;
 
 /// An open image with its backing chain. Closing it explicitly tells errors;
 /// dropping it closes it as well.
@@ -196,6 +197,11 @@ impl Node for Image {
             },
         }
         Ok(status)
+    }
+
+    fn storage(&self, _offset: u64, status: &Status) -> Option<SharedStorage> {
+        let file = usize::from(status.place?.file);
+        self.layer(status.depth)?.format.storages().get(file).cloned()
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use super::{Image, Node, Status, check_range};
 use crate::error::{Error, Result};
+use crate::storage::SharedStorage;
 
 /// Images one behind the other, as one disk for reading.
 pub struct Join<'a> {
@@ -47,6 +48,11 @@ impl Node for Join<'_> {
             return Err(Error::OutOfRange { offset, len, size: self.size });
         };
         image.status(within, len.min(image.size() - within))
+    }
+
+    fn storage(&self, offset: u64, status: &Status) -> Option<SharedStorage> {
+        let (within, image) = self.part(offset)?;
+        image.storage(within, status)
     }
 
     fn read(&self, mut offset: u64, mut buf: &mut [u8]) -> Result<()> {

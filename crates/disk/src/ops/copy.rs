@@ -13,11 +13,13 @@ use parking_lot::Mutex;
 use super::{Progress, step};
 use crate::codec::{Codec, Encoder};
 use crate::error::{Error, Result};
-use crate::format::is_zero;
+use crate::format::{FormatKind, is_zero};
 use crate::graph::{Image, Node};
 
 /// Small enough to stay in the processor's cache between reading and writing.
 const CHUNK: u64 = 512 << 10;
+/// What the kernel copies between two looks at the progress and at interruptions.
+const OFFLOAD_STEP: u64 = 64 << 20;
 /// Clusters under way in the pipeline for each thread.
 const DEPTH: usize = 8;
 
@@ -39,6 +41,9 @@ pub struct CopyOptions {
     pub salvage: bool,
     /// Bytes per second, 0 for no limit.
     pub rate_limit: u64,
+    /// Lets the kernel copy what lies in both files as it is read. What a file
+    /// system shares between files is shared, and zeroes are not looked for.
+    pub offload: bool,
 }
 
 impl Default for CopyOptions {
@@ -51,6 +56,7 @@ impl Default for CopyOptions {
             threads: 0,
             salvage: false,
             rate_limit: 0,
+            offload: false,
         }
     }
 }
@@ -130,6 +136,20 @@ impl Copy<'_> {
         }
     }
 
+    /// Copies from `offset` on without reading the bytes; says how many, 0
+    /// where it cannot be done.
+    fn offloaded(&self, offset: u64, len: u64) -> Result<u64> {
+        if !self.options.offload || self.target.kind() != FormatKind::Raw {
+            return Ok(0);
+        }
+        let status = self.source.status(offset, len)?;
+        let (Some(place), Some(from)) = (status.place, self.source.storage(offset, &status)) else {
+            return Ok(0);
+        };
+        let [to] = self.target.format().storages() else { return Ok(0) };
+        to.copy_from(&*from, place.offset, offset, len.min(status.len).min(OFFLOAD_STEP))
+    }
+
     fn plain(&self) -> Result<()> {
         let mut buf = vec![0; CHUNK as usize];
         let limit = RateLimit::new(self.options.rate_limit);
@@ -144,6 +164,13 @@ impl Copy<'_> {
                 Piece::Data => {
                     let mut at = offset;
                     while at < end {
+                        let moved = self.offloaded(at, end - at)?;
+                        if moved > 0 {
+                            limit.spent(moved);
+                            at += moved;
+                            step(self.progress, at, self.size, &self.name)?;
+                            continue;
+                        }
                         // Chunks end at their multiples: whole clusters.
                         let stop = end.min((at / CHUNK + 1) * CHUNK);
                         let part = &mut buf[..(stop - at) as usize];

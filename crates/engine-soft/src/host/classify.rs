@@ -79,6 +79,11 @@ pub fn of_code(code: Code, features: &Features) -> Class {
     }
 }
 
+/// Whether the interpreter executes the form itself.
+pub fn is_core(code: Code) -> bool {
+    FORMS[code as usize].class == Class::Core
+}
+
 pub fn unit_of(code: Code) -> Unit {
     FORMS[code as usize].unit
 }

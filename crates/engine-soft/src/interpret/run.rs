@@ -94,8 +94,9 @@ impl Cpu {
     }
 
     /// Executes the instruction at RIP, which stays decoded. For the translator, which
-    /// has the same few done again and again.
-    pub fn step_cached(&mut self) -> Run {
+    /// has the same few done again and again. The result is that of
+    /// [`Cpu::execute_one`].
+    pub fn step_cached(&mut self) -> Run<bool> {
         let linear = self.linear_rip();
         if self.cache.is_full() {
             self.forget_all_code();
@@ -108,7 +109,7 @@ impl Cpu {
             let key = key(host, self.mode.key() | SINGLE);
             if let Some(block) = self.cache.get(key) {
                 let block = std::ptr::from_ref(block);
-                return self.run_block(block).map(|_| ());
+                return self.run_block(block).map(|step| step != Step::Again);
             }
             self.watch_code(host, left);
             let mut bytes = [0u8; LONGEST];
@@ -116,10 +117,10 @@ impl Cpu {
             unsafe { copy_code(host, &mut bytes[..left]) };
             if let Decoded::Ops { ops, length } = decode::single(&bytes[..left], self.decoding()) {
                 let block = self.cache.insert(key, new_block(host, length, None, ops));
-                return self.run_block(block).map(|_| ());
+                return self.run_block(block).map(|step| step != Step::Again);
             }
         }
-        self.execute_one().map(|_| ())
+        self.execute_one()
     }
 
     #[inline(always)]

@@ -280,6 +280,9 @@ impl Cpu {
         }
         let host = place.host.wrapping_add((address & 0xfff) as usize);
         let may_write = write && self.may_write_unseen(&place);
+        if write && let Some(journal) = &mut self.journal {
+            journal.note(place.host);
+        }
         let fill = Fill {
             address,
             host: place.host,
@@ -308,7 +311,7 @@ impl Cpu {
     }
 
     /// Notes a write that went past the TLB, for the dirty log.
-    pub fn note_write(&self, place: &Place, _length: usize) {
+    pub fn note_write(&self, place: &Place) {
         let tracker = place.slot.region.tracker();
         if tracker.logs_dirty() {
             tracker.note_dirty(place.page());

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use guise_engine::state::RunState;
 use iced_x86::CpuidFeature;
 
-use super::{Backend, CodePage, CodeWrite, Mode, Options, Translator, VectorLevel};
+use super::{Backend, CodePage, CodeWrite, Mode, Options, Oracle, Translator, VectorLevel};
 use crate::cpu::mode::bits::*;
 use crate::cpu::{Cpu, Raised};
 use crate::memory::access::Spot;
@@ -132,6 +132,43 @@ impl Backend for Cpu {
     }
 }
 
+impl Oracle for Cpu {
+    fn start(&mut self) {
+        self.start_journal();
+    }
+
+    fn rewind(&mut self) {
+        if let Some(journal) = &mut self.journal {
+            journal.rewind();
+        }
+    }
+
+    fn end(&mut self) -> Option<String> {
+        let (place, first, second) = self.journal.take()?.difference()?;
+        let map = self.map.clone();
+        let slot = map.slots().iter().find(|slot| slot.region.contains(place));
+        let guest = slot.map_or(0, |slot| slot.guest + (place as u64 - slot.host as u64));
+        Some(format!(" the byte at physical {guest:#x} {first:#x}, not {second:#x};"))
+    }
+
+    fn execute_whole(&mut self) -> bool {
+        loop {
+            match self.step_cached() {
+                Ok(true) => return true,
+                Ok(false) => {}
+                Err(_) => {
+                    self.raised = Raised::Nothing;
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn device_accesses(&self) -> u64 {
+        self.counters.device_accesses
+    }
+}
+
 /// Host code of one vCPU before everything is translated anew.
 const CODE_SIZE: usize = 48 << 20;
 
@@ -141,7 +178,7 @@ impl Cpu {
         self.mode.is_64() && !self.wants_single_steps()
     }
 
-    pub fn new_translator(&self) -> io::Result<Translator> {
+    pub fn new_translator(&self, lockstep: bool) -> io::Result<Translator> {
         let features = *self.shared.model.features();
         let vectors = if features.has(CpuidFeature::AVX512F) {
             VectorLevel::Avx512
@@ -151,6 +188,6 @@ impl Cpu {
             VectorLevel::Sse
         };
         let code_size = CODE_SIZE;
-        Translator::new::<Cpu>(Options { code_size, vectors, features, exact: false })
+        Translator::new::<Cpu>(Options { code_size, vectors, features, exact: false, lockstep })
     }
 }

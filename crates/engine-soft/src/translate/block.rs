@@ -26,6 +26,8 @@ pub struct Setting {
     /// At privilege level 0.
     pub supervisor: bool,
     pub features: Features,
+    /// Each instruction is counted as it begins.
+    pub counted: bool,
 }
 
 /// A direct way out of the region that can be connected to other code.
@@ -157,6 +159,11 @@ impl<'a> Compiler<'a> {
             };
         }
         self.labels[index] = Some(self.emit.here());
+        if self.setting.counted {
+            self.emit.load(frame::S1, frame::begun());
+            self.emit.lea(frame::S1, Mem::at(frame::S1, 1));
+            self.emit.store(frame::begun(), frame::S1);
+        }
     }
 
     /// After the instruction: on to the next one, wherever it is.
@@ -254,7 +261,7 @@ impl<'a> Compiler<'a> {
             self.flags_for(step);
             self.substituted(step, memory);
         }
-        if step.writes != 0 {
+        if step.modifies {
             self.flags.written();
         }
     }
@@ -262,7 +269,7 @@ impl<'a> Compiler<'a> {
     /// Before an instruction that uses flags, or writes only some of those that matter.
     pub(super) fn flags_for(&mut self, step: &Step) {
         let kept = step.live_out & !step.writes;
-        if step.reads != 0 || step.writes != 0 && kept != 0 {
+        if step.reads != 0 || step.modifies && kept != 0 {
             self.flags.bring_back(&mut self.emit);
         }
     }

@@ -79,6 +79,8 @@ pub struct Frame {
     pub waiting: u32,
     /// Host address of a trap in generated code.
     pub trapped: u64,
+    /// Instructions begun, where the code counts them.
+    pub begun: u64,
 }
 
 macro_rules! field {
@@ -106,6 +108,7 @@ field!(bank_without_ac, generated.bank_without_ac);
 field!(bank_with_ac, generated.bank_with_ac);
 field!(waiting, generated.waiting);
 field!(trapped, generated.trapped);
+field!(begun, generated.begun);
 
 pub fn gpr(number: Reg) -> Mem {
     Mem::state(offset_of!(CpuState, gpr) + 8 * number as usize)

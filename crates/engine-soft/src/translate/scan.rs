@@ -45,7 +45,10 @@ pub struct Step {
     /// Something jumps here, or control comes back here.
     pub leader: bool,
     pub reads: u8,
+    /// Flags that it surely writes.
     pub writes: u8,
+    /// It may write some, and generated code does.
+    pub modifies: bool,
     /// Flags that matter before and after.
     pub live_in: u8,
     pub live_out: u8,
@@ -86,21 +89,24 @@ impl Scanner {
     }
 
     /// The region that begins at `rip`, whose page is `bytes`; `tail` is how the next
-    /// page begins, if code may go on there. With `exact`, all flags matter everywhere.
+    /// page begins, if code may go on there. With `exact`, all flags matter everywhere. What
+    /// is `known` has been translated and stays outside.
     pub fn scan(
         &mut self,
         rip: u64,
         bytes: &[u8; PAGE_SIZE as usize],
         tail: Option<&[u8; LONGEST]>,
         exact: bool,
+        known: impl Fn(u16) -> bool,
     ) -> Region {
         let page = rip & !(PAGE_SIZE - 1);
         let steps = Vec::with_capacity(64);
         let mut region = Region { page, steps, granules: 0, crosses: false };
         let mut queue = vec![(rip - page) as u16];
         while let Some(start) = queue.pop() {
-            if self.seen[start as usize] == UNSEEN {
-                self.follow(&mut region, bytes, tail, start, &mut queue);
+            let elsewhere = !region.steps.is_empty() && known(start);
+            if self.seen[start as usize] == UNSEEN && !elsewhere {
+                self.follow(&mut region, bytes, tail, start, &mut queue, &known);
             }
         }
         let steps = region.steps.len();
@@ -125,6 +131,7 @@ impl Scanner {
         tail: Option<&[u8; LONGEST]>,
         start: u16,
         queue: &mut Vec<u16>,
+        known: &impl Fn(u16) -> bool,
     ) {
         let page = region.page;
         let mut offset = start as usize;
@@ -133,6 +140,7 @@ impl Scanner {
             if offset >= PAGE_SIZE as usize
                 || region.steps.len() >= REGION_LIMIT
                 || self.seen[offset] != UNSEEN
+                || offset != start as usize && known(offset as u16)
                 || decoder.set_position(offset).is_err()
             {
                 return;
@@ -164,6 +172,7 @@ impl Scanner {
                 leader: false,
                 reads: 0,
                 writes: 0,
+                modifies: false,
                 live_in: 0,
                 live_out: 0,
                 cut,
@@ -251,6 +260,7 @@ impl Scanner {
             region.steps[target as usize].leader = true;
         }
         let step = &mut region.steps[index];
+        step.modifies = instruction.rflags_modified() as u8 & ALL_FLAGS != 0;
         (step.next, step.target, step.reads, step.writes) = (on, to, reads, writes);
     }
 
@@ -345,15 +355,20 @@ fn flag_use(instruction: &Instruction) -> (u8, u8) {
         Mnemonic::Shld | Mnemonic::Shrd => Some(2),
         _ => None,
     };
-    // A count of zero leaves all flags as they were.
+    // A count of zero leaves all flags as they were, so they matter as much as afterwards.
     match counted {
-        Some(operand) if !surely_shifts(instruction, operand) => (ALL_FLAGS, 0),
+        Some(operand) if !surely_shifts(instruction, operand) => (reads, 0),
         _ => (reads, writes),
     }
 }
 
 fn surely_shifts(instruction: &Instruction, operand: u32) -> bool {
-    instruction.op_kind(operand) == OpKind::Immediate8 && instruction.immediate8() & 0x1f != 0
+    let wide = match instruction.op0_kind() {
+        OpKind::Register => instruction.op0_register().size() == 8,
+        _ => instruction.memory_size().size() == 8,
+    };
+    let mask = if wide { 0x3f } else { 0x1f };
+    instruction.op_kind(operand) == OpKind::Immediate8 && instruction.immediate8() & mask != 0
 }
 
 /// The interpreter executes it, and where control goes is seen afterwards.

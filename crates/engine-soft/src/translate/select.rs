@@ -5,6 +5,8 @@
 
 use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
+use crate::host::classify;
+
 /// Which vector instructions run without an exception in the guest's present state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum VectorLevel {
@@ -66,9 +68,7 @@ pub fn required_level(instruction: &Instruction) -> Option<VectorLevel> {
         return None;
     }
     match instruction.mnemonic() {
-        // Without shadow stacks this is a no-operation.
-        Mnemonic::Rdsspd | Mnemonic::Rdsspq => return Some(VectorLevel::None),
-        // Exceptions are off at reset of CR4.OSXSAVE: VZEROUPPER and the like are AVX.
+        _ if is_nothing(instruction) => return Some(VectorLevel::None),
         _ if is_denied(instruction) => return None,
         _ => {}
     }
@@ -85,6 +85,13 @@ pub fn required_level(instruction: &Instruction) -> Option<VectorLevel> {
 fn is_denied(instruction: &Instruction) -> bool {
     use Mnemonic as M;
     if instruction.is_privileged() || instruction.is_vsib() {
+        return true;
+    }
+    let code = instruction.code();
+    if classify::is_core(code) && !code.is_jcc_short_or_near() && !has_emitter(code.mnemonic()) {
+        return true;
+    }
+    if instruction.op_kinds().any(|kind| kind == OpKind::NearBranch16) {
         return true;
     }
     match instruction.mnemonic() {
@@ -174,6 +181,37 @@ fn is_denied(instruction: &Instruction) -> bool {
     }
 }
 
+/// What the interpreter does itself, but generated code can do, too: some forms of it.
+fn has_emitter(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Push
+            | M::Pop
+            | M::Pushfq
+            | M::Leave
+            | M::Call
+            | M::Jmp
+            | M::Ret
+            | M::Mov
+            | M::Lea
+            | M::Pause
+            | M::Cld
+            | M::Movsb
+            | M::Movsw
+            | M::Movsd
+            | M::Movsq
+            | M::Stosb
+            | M::Stosw
+            | M::Stosd
+            | M::Stosq
+            | M::Ldmxcsr
+            | M::Stmxcsr
+            | M::Vldmxcsr
+            | M::Vstmxcsr
+    )
+}
+
 /// Segment, control, debug, x87 and MMX registers are not the host's.
 fn has_foreign_register(instruction: &Instruction) -> bool {
     (0..instruction.op_count()).any(|operand| {
@@ -234,3 +272,6 @@ pub fn is_nothing(instruction: &Instruction) -> bool {
             | M::Reservednop
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -79,6 +79,7 @@ impl Cpu {
             msr: Msrs::default(),
             counters: Counters::default(),
             translated: Default::default(),
+            journal: None,
             stubs,
             debug: Default::default(),
             platform: None,

@@ -140,12 +140,16 @@ pub fn convert(mut args: ConvertArgs, persona: Persona) -> Outcome {
             Some(text) => parse_size(text)?,
             None => 4096,
         },
+        offload: args.copy_offload && args.sparse.is_none(),
         target_is_zero: args.target_is_zero || new_and_zero,
         shared_backing: backing.is_some() && sources.len() == 1,
         threads: args.threads.unwrap_or(0),
         salvage: args.salvage,
         rate_limit: args.rate_limit.as_deref().map(parse_size).transpose()?.unwrap_or(0),
     };
+    if args.copy_offload && options.compress {
+        return Err(Failure::new("-C and -c do not go together: the kernel does not compress"));
+    }
     let meter = Meter::new(args.progress && !args.quiet);
     ops::copy(&disk, &image, &options, &meter)?;
     if args.bitmaps {

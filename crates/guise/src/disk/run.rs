@@ -1,8 +1,10 @@
 //! `bench`.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
+use guise_disk::device::{BlockDevice, Buffer, Request};
 use guise_disk::graph::{Image, Node};
 use guise_disk::ops::parse_size;
 
@@ -78,30 +80,76 @@ pub fn bench(args: BenchArgs, persona: Persona) -> Outcome {
             args.depth
         );
     }
-    let mut buf = vec![args.pattern; len as usize];
-    let places = image.size() - len + 1;
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let depth = args.depth.clamp(1, 4096);
+    if (depth as u64).saturating_mul(len) > 1 << 30 {
+        return Err(Failure::new("requests under way take more than 1G: lower --depth"));
+    }
+    let device = BlockDevice::over(Arc::new(image));
+    let mut places = Places::new(&args, start, step, len, device.size());
+    let mut queue = device.queue(depth as u32);
+    let mut spare: Vec<Buffer> =
+        (0..depth).map(|_| Buffer::Owned(vec![args.pattern; len as usize])).collect();
+    let (mut sent, mut flushed) = (0, 0);
     let begin = Instant::now();
-    let mut at = start % places;
-    for done in 1..=args.count {
-        if args.random {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            at = random % (image.size() / len) * len;
+    loop {
+        let flush_at = args.flush_interval.filter(|&every| every > 0).map(|every| flushed + every);
+        while sent < args.count && flush_at.is_none_or(|at| sent < at) {
+            let Some(buffer) = spare.pop() else { break };
+            let offset = places.next();
+            let request = match args.write {
+                true => Request::Write { offset, buffer },
+                false => Request::Read { offset, buffer },
+            };
+            queue.push(sent, request);
+            sent += 1;
         }
-        if args.write {
-            image.write(at, &buf)?;
-        } else {
-            image.read(at, &mut buf)?;
+        if flush_at == Some(sent) && (args.no_drain || spare.len() == depth) {
+            queue.push(sent, Request::Flush);
+            flushed = sent;
         }
-        if args.flush_interval.is_some_and(|every| every > 0 && done % every == 0) {
-            image.flush()?;
+        queue.submit()?;
+        if !queue.wait()? {
+            break;
         }
-        at = (at + step) % places;
+        while let Some(done) = queue.take() {
+            done.result?;
+            spare.extend(done.buffer);
+        }
     }
     let elapsed = begin.elapsed();
-    image.close()?;
+    device.close()?;
     println!("Run completed in {:.3} seconds.", elapsed.as_secs_f64());
     Ok(0)
+}
+
+/// Where the requests go: one after the other, or anywhere.
+struct Places {
+    random: Option<u64>,
+    at: u64,
+    step: u64,
+    len: u64,
+    size: u64,
+}
+
+impl Places {
+    fn new(args: &BenchArgs, start: u64, step: u64, len: u64, size: u64) -> Self {
+        let random = args.random.then_some(0x9e37_79b9_7f4a_7c15);
+        Self { random, at: start % (size - len + 1), step, len, size }
+    }
+
+    fn next(&mut self) -> u64 {
+        match &mut self.random {
+            Some(random) => {
+                *random ^= *random << 13;
+                *random ^= *random >> 7;
+                *random ^= *random << 17;
+                *random % (self.size / self.len) * self.len
+            }
+            None => {
+                let at = self.at;
+                self.at = (at + self.step) % (self.size - self.len + 1);
+                at
+            }
+        }
+    }
 }

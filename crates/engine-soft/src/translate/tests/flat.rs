@@ -253,6 +253,7 @@ impl Flat {
             vectors: VectorLevel::Avx512,
             features: Features::host(),
             exact,
+            lockstep: false,
         };
         let options = Options {
             vectors: if std::arch::is_x86_feature_detected!("avx512bw") {
@@ -291,7 +292,7 @@ impl Flat {
         state.rip = function;
         // SAFETY: the state is boxed and lives as long as `self`.
         unsafe { state.bind_to_thread().expect("the GS base") };
-        self.translator.run(&mut self.machine);
+        self.translator.run(&mut self.machine).expect("generated code works");
         assert_eq!(self.machine.state.rip, &raw const HALT as u64, "the guest came back");
         self.machine.state.gpr[0]
     }

@@ -345,7 +345,7 @@ fn a_trap_is_found_at_its_instruction() {
     state.rip = t_divides as *const () as u64;
     // SAFETY: the state lives longer than the run.
     unsafe { state.bind_to_thread().unwrap() };
-    flat.translator.run(&mut flat.machine);
+    flat.translator.run(&mut flat.machine).expect("generated code works");
     let here = &raw const t_divides_here as u64;
     assert_eq!(flat.machine.state.rip, here);
     assert_eq!(flat.machine.state.gpr[0], 77);
