@@ -39,6 +39,7 @@ mod stack;
 mod strings;
 mod system;
 
+use std::fmt::Write as _;
 use std::io;
 
 use iced_x86::Mnemonic;
@@ -133,6 +134,7 @@ pub struct Counts {
     pub traps: u64,
 }
 
+const PAGE_FAULT: u32 = 14;
 const SHADOW_SIZE: usize = 256 << 10;
 /// Below this much room the shadow stack starts again.
 const SHADOW_MARGIN: usize = 16 << 10;
@@ -269,7 +271,7 @@ impl Translator {
                 self.cache.connect(link, page_id, code);
             }
             let flags = pack_flags(state().rflags);
-            self.enter(state_address, code, flags);
+            self.enter(state_address, code, flags)?;
             match state().generated.leave {
                 leave if leave == Leave::Link as u32 => {
                     self.counts.left_for_link += 1;
@@ -302,7 +304,7 @@ impl Translator {
     }
 
     /// Runs generated code from an entry until it leaves; everything is in the state then.
-    fn enter(&mut self, address: *mut CpuState, code: u64, flags: u64) {
+    fn enter(&mut self, address: *mut CpuState, code: u64, flags: u64) -> Result<(), Broken> {
         // SAFETY: the backend's state is valid, and no reference to it lives into
         // generated code.
         let state = || unsafe { &mut *address };
@@ -316,8 +318,9 @@ impl Translator {
         }
         self.flags_to_state(state());
         if state().generated.leave == Leave::Trap as u32 {
-            self.after_trap(state());
+            self.after_trap(state())?;
         }
+        Ok(())
     }
 
     fn note_fallback(&mut self, mnemonic: usize) {
@@ -365,16 +368,38 @@ impl Translator {
     }
 
     /// The guest's state at the instruction whose code trapped.
-    fn after_trap(&mut self, state: &mut CpuState) {
+    fn after_trap(&mut self, state: &mut CpuState) -> Result<(), Broken> {
         self.counts.traps += 1;
-        let Some(place) = self.cache.find(state.generated.trapped) else { return };
-        if let Some(origin) = place.origin {
+        let trapped = state.generated.trapped;
+        let place = self.cache.find(trapped);
+        let trap = state.trap;
+        // Guest memory is mapped and checked, so there are no page faults in this code.
+        if trap.vector != PAGE_FAULT
+            && let Some(place) = &place
+            && let Some(origin) = place.origin
+        {
             state.rip = place.linear + u64::from(origin.offset);
             if origin.native {
                 let flags = unpack_flags(state.scratch[7]);
                 state.rflags = state.rflags & !ARITHMETIC | flags;
             }
+            return Ok(());
         }
+        let mut reason = format!(
+            "exception {} in generated code at {trapped:#x}, address {:#x}",
+            trap.vector, trap.address
+        );
+        let mut rip = state.rip;
+        if let Some(place) = place {
+            let mode = if place.mode & 1 == 1 { "user" } else { "supervisor" };
+            rip = place.linear + u64::from(place.origin.map_or(0, |origin| origin.offset));
+            let _ = write!(
+                reason,
+                ", {:#x} bytes into the {mode} code of the block at {:#x}",
+                place.inside, place.start
+            );
+        }
+        Err(Broken { rip, reason })
     }
 
     /// The code for RIP, found or made.
@@ -432,7 +457,11 @@ impl Translator {
     ) -> Option<u64> {
         // SAFETY: the backend's pages are RAM of the guest, mapped as long as the VM. Other
         // threads may write them: what is read is compared again below.
-        let read = |page: *const [u8; PAGE_SIZE as usize]| unsafe { page.read_volatile() };
+        let read = |page: *const [u8; PAGE_SIZE as usize]| -> [u8; PAGE_SIZE as usize] {
+            unsafe {
+                std::mem::transmute(page.cast::<[u64; PAGE_SIZE as usize / 8]>().read_volatile())
+            }
+        };
         let next_linear = key.linear.wrapping_add(PAGE_SIZE);
         // Asked for when an instruction is found to need it.
         let mut next = None;
@@ -561,6 +590,18 @@ extern "C" fn interpret<B: Backend>(context: u64, rip: u64, info: u64) -> u64 {
 
 /// Generated code trapped: it goes on at the routine that leaves.
 fn on_trap(frame: &mut TrapFrame<'_>, landing: usize) -> TrapAction {
+    // SAFETY: GS is the base of this thread's state while generated code runs.
+    unsafe {
+        let trap = std::mem::offset_of!(CpuState, trap);
+        std::arch::asm!(
+            "mov dword ptr gs:[{place}], {vector:e}",
+            "mov qword ptr gs:[{place} + 8], {address}",
+            place = in(reg) trap,
+            vector = in(reg) frame.vector(),
+            address = in(reg) frame.fault_address(),
+            options(nostack, preserves_flags),
+        );
+    }
     frame.set_gpr(usize::from(frame::S1), frame.rip());
     frame.set_rip(landing as u64);
     TrapAction::Resume

@@ -123,6 +123,11 @@ pub fn segment_base(segment: usize) -> Mem {
     Mem::state(offset_of!(CpuState, seg) + place + offset_of!(crate::state::Segment, base))
 }
 
+pub fn selector(segment: usize) -> Mem {
+    let place = size_of::<crate::state::Segment>() * segment;
+    Mem::state(offset_of!(CpuState, seg) + place + offset_of!(crate::state::Segment, selector))
+}
+
 pub fn vector_offset(number: usize) -> usize {
     offset_of!(CpuState, vector) + 64 * number
 }

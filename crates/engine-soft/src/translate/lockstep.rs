@@ -170,7 +170,7 @@ impl Translator {
                 self.compare(backend, code)?
             } else {
                 self.lockstep.flags = None;
-                self.enter(address, code, pack_flags(state().rflags));
+                self.enter(address, code, pack_flags(state().rflags))?;
                 state().generated.leave
             };
             if left == Leave::Trap as u32 || left == Leave::Interpret as u32 {
@@ -194,7 +194,7 @@ impl Translator {
         loop {
             let flags = self.lockstep.flags.unwrap_or(pack_flags(before.rflags));
             state().generated.begun = 0;
-            self.enter(address, code, flags);
+            self.enter(address, code, flags)?;
             let leave = state().generated.leave;
             let stays = leave == Leave::Trap as u32 || leave == Leave::Interpret as u32;
             let translated = Registers::of(state());

@@ -161,6 +161,7 @@ fn is_denied(instruction: &Instruction) -> bool {
                 instruction.op0_kind() == OpKind::Memory
             }
         }
+        M::Mov if is_selector_read(instruction) => false,
         M::Mov => {
             matches!(
                 instruction.code(),
@@ -225,6 +226,12 @@ fn has_foreign_register(instruction: &Instruction) -> bool {
                 || register.is_mm()
         }
     })
+}
+
+/// MOV of a segment's selector to a register of 32 or 64 bits.
+pub fn is_selector_read(instruction: &Instruction) -> bool {
+    matches!(instruction.code(), Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg)
+        && instruction.op0_kind() == OpKind::Register
 }
 
 fn is_string_kind(kind: OpKind) -> bool {

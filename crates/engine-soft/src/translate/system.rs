@@ -1,16 +1,17 @@
 //! Instructions of the kernel that are too frequent to be left to the interpreter:
-//! they change a bit of RFLAGS and what hangs on it.
+//! they read a selector, or change a bit of RFLAGS and what hangs on it.
 //!
 //! - While an interrupt waits for IF, the vCPU sets `waiting` in the frame; only then
 //!   does STI need the interpreter, which knows about its shadow.
 //! - AC chooses between the supervisor's two banks, so STAC and CLAC choose here.
 
-use iced_x86::Code;
+use iced_x86::{Code, Register};
 
 use super::block::{Cold, Compiler};
 use super::emit::{Alu, cc};
 use super::flags::Flags;
 use super::frame::{self, S1};
+use super::registers::{host_of, number_of};
 use super::scan::Step;
 
 const IF: i32 = 1 << 9;
@@ -47,5 +48,17 @@ impl Compiler<'_> {
         }
         self.flags = Flags::SAVED;
         true
+    }
+
+    /// MOV of a selector to a register, zero-extended.
+    pub(super) fn read_selector(&mut self, step: &Step) {
+        let instruction = &step.instruction;
+        let segment = instruction.op1_register() as usize - Register::ES as usize;
+        let number = number_of(instruction.op0_register());
+        let host = host_of(number).unwrap_or(S1);
+        self.emit.op_mem(false, &[0x0f, 0xb7], host, frame::selector(segment)); // movzx
+        if host_of(number).is_none() {
+            self.emit.store(frame::gpr(number), S1);
+        }
     }
 }
