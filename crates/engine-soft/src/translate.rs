@@ -455,12 +455,15 @@ impl Translator {
         rip: u64,
         host: *const [u8; PAGE_SIZE as usize],
     ) -> Option<u64> {
-        // SAFETY: the backend's pages are RAM of the guest, mapped as long as the VM. Other
-        // threads may write them: what is read is compared again below.
-        let read = |page: *const [u8; PAGE_SIZE as usize]| -> [u8; PAGE_SIZE as usize] {
-            unsafe {
-                std::mem::transmute(page.cast::<[u64; PAGE_SIZE as usize / 8]>().read_volatile())
+        let read = |page: *const [u8; PAGE_SIZE as usize]| {
+            let mut bytes = [0; PAGE_SIZE as usize];
+            for (at, word) in bytes.chunks_exact_mut(8).enumerate() {
+                // SAFETY: the backend's pages are RAM of the guest, mapped as long as the
+                // VM. Other threads may write them: what is read is compared again below.
+                let value = unsafe { page.cast::<u64>().add(at).read_volatile() };
+                word.copy_from_slice(&value.to_le_bytes());
             }
+            bytes
         };
         let next_linear = key.linear.wrapping_add(PAGE_SIZE);
         // Asked for when an instruction is found to need it.
