@@ -155,6 +155,8 @@ pub struct Translator {
     options: Options,
     helpers: Helpers,
     bmi2: bool,
+    /// The level that the code in the jump cache was made for.
+    vectors: VectorLevel,
     jumps: Box<[Jump; JUMPS]>,
     shadow: Box<[u64]>,
     writes: Vec<CodeWrite>,
@@ -189,6 +191,7 @@ impl Translator {
             scanner: Scanner::new(),
             options,
             helpers,
+            vectors: VectorLevel::None,
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
             jumps: Box::new([Jump::EMPTY; JUMPS]),
             shadow: vec![0; SHADOW_SIZE / 8].into_boxed_slice(),
@@ -259,7 +262,14 @@ impl Translator {
                 return Ok(());
             }
             let Some(mode) = backend.mode() else { return Ok(()) };
-            let Some((page_id, code)) = self.find(backend, mode) else {
+            if mode.vectors != self.vectors {
+                self.vectors = mode.vectors;
+                self.jumps.fill(Jump::EMPTY);
+                self.reset_shadow(state());
+            }
+            let quick = if link.is_none() { self.jump(state()) } else { None };
+            let found = quick.map(|code| (0, code)).or_else(|| self.find(backend, mode));
+            let Some((page_id, code)) = found else {
                 self.counts.interpreted += 1;
                 if !backend.step() {
                     return Ok(());
@@ -438,6 +448,14 @@ impl Translator {
         let code = self.translate(backend, mode, key, id, rip, page.host)?;
         self.remember(rip, bank, code);
         Some((id, code))
+    }
+
+    /// What the jump cache knows of RIP.
+    fn jump(&self, state: &CpuState) -> Option<u64> {
+        let jump = &self.jumps[jump_index(state.rip)];
+        // SAFETY: the bank is the vCPU's current one.
+        let epoch = unsafe { (*state.bank).epoch };
+        (jump.rip == state.rip && jump.epoch == epoch).then_some(jump.code)
     }
 
     fn remember(&mut self, rip: u64, bank: *mut Bank, code: u64) {

@@ -280,8 +280,8 @@ fn random_guests_do_no_harm() {
     while Instant::now() < end {
         for mode in MODES {
             guests += 1;
-            let tier =
-                if guests / MODES.len() % 2 == 0 { Tier::Interpreter } else { Tier::Translator };
+            let even = (guests / MODES.len()).is_multiple_of(2);
+            let tier = if even { Tier::Interpreter } else { Tier::Translator };
             shutdowns += u64::from(one_guest(tier, mode, &mut random, &noise));
         }
     }

@@ -37,6 +37,8 @@ fn level_of(feature: CpuidFeature) -> Option<VectorLevel> {
         | F::CX8
         | F::CMPXCHG16B
         | F::PAUSE
+        | F::TSC
+        | F::RDTSCP
         | F::PREFETCHW
         | F::CET_IBT => VectorLevel::None,
         F::SSE
@@ -141,7 +143,7 @@ fn is_denied(instruction: &Instruction) -> bool {
         }
         M::Loop | M::Loope | M::Loopne | M::Jcxz | M::Jecxz | M::Jrcxz => true,
         M::Maskmovdqu | M::Vmaskmovdqu | M::Maskmovq | M::Wait | M::Emms => true,
-        M::Cpuid | M::Rdtsc | M::Clflush | M::Ud0 | M::Ud1 | M::Ud2 => true,
+        M::Cpuid | M::Clflush | M::Ud0 | M::Ud1 | M::Ud2 => true,
         M::Call | M::Jmp | M::Ret => !matches!(
             instruction.code(),
             Code::Call_rel32_64
@@ -197,6 +199,8 @@ fn has_emitter(mnemonic: Mnemonic) -> bool {
             | M::Mov
             | M::Lea
             | M::Pause
+            | M::Rdtsc
+            | M::Rdtscp
             | M::Cld
             | M::Movsb
             | M::Movsw
