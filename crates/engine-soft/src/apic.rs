@@ -18,13 +18,12 @@
 //! instructions that can unblock an interrupt (STI, POPF, IRET, writes to CR8 or the
 //! APIC). In this order, between two instructions:
 //!
-//! 1. [`Pending::SETTLE`]: test and clear the guest's PV EOI bit, and pass what it
-//!    was to [`LocalApic::settle_pv_eoi`];
-//! 2. [`Pending::INIT`]: [`LocalApic::take_init`], reset the vCPU; then
+//! 1. [`Pending::INIT`]: [`LocalApic::take_init`], reset the vCPU; then
 //!    [`Pending::SIPI`]: [`LocalApic::take_sipi`], which is dropped unless the vCPU
 //!    waits for it. Both before the vCPU is stopped for its state;
-//! 3. [`Pending::NMI`], if NMIs are not blocked: [`LocalApic::take_nmi`];
-//! 4. with interrupts enabled, [`Pending::EXTERNAL`]: the platform's acknowledge
+//! 2. [`Pending::NMI`], if NMIs are not blocked: [`LocalApic::take_nmi`],
+//!    and [`LocalApic::merge_nmis`] when they no longer are;
+//! 3. with interrupts enabled, [`Pending::EXTERNAL`]: the platform's acknowledge
 //!    cycle; or [`Pending::INTERRUPT`]: [`LocalApic::accept`].
 //!
 //! After every access that may start the timer, and after [`LocalApic::expire`],
@@ -40,5 +39,5 @@ mod timer;
 
 pub use access::Refused;
 pub use bus::{ApicBus, Wake};
-pub use local::{Accepted, LocalApic, Pending};
+pub use local::{LocalApic, Pending};
 pub use saved::SavedApic;

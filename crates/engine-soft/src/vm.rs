@@ -11,6 +11,7 @@ pub mod shared;
 pub mod time;
 
 use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -253,18 +254,20 @@ impl Vm for SoftVm {
 
     fn register_doorbell(&self, doorbell: Doorbell) -> Result<(), EngineError> {
         let mut doorbells = self.shared.doorbells.write().unwrap_or_else(PoisonError::into_inner);
-        doorbells.push(doorbell);
+        doorbells.entry(doorbell.address).or_default().push(doorbell);
         self.shared.has_doorbells.store(true, Ordering::SeqCst);
         Ok(())
     }
 
     fn unregister_doorbell(&self, doorbell: &Doorbell) -> Result<(), EngineError> {
         let mut doorbells = self.shared.doorbells.write().unwrap_or_else(PoisonError::into_inner);
-        doorbells.retain(|other| {
-            other.address != doorbell.address
-                || other.length != doorbell.length
-                || other.value != doorbell.value
-        });
+        if let Entry::Occupied(mut here) = doorbells.entry(doorbell.address) {
+            here.get_mut()
+                .retain(|other| other.length != doorbell.length || other.value != doorbell.value);
+            if here.get().is_empty() {
+                here.remove();
+            }
+        }
         self.shared.has_doorbells.store(!doorbells.is_empty(), Ordering::SeqCst);
         Ok(())
     }

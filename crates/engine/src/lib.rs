@@ -114,7 +114,7 @@ pub struct Doorbell {
     pub eventfd: Arc<std::os::fd::OwnedFd>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DoorbellAddress {
     Port(u16),
     Memory(u64),

@@ -59,6 +59,10 @@ pub const BOOT_STACK: u64 = 0x8ff0;
 pub const COMMAND_LINE: u64 = 0x2_0000;
 pub const COMMAND_LINE_ROOM: u64 = 64 * KIB;
 
+/// Base RAM that a kernel with a 32-bit entry may be loaded to: it gets no page tables.
+pub const FREE_BASE_RAM: [Range<u64>; 2] =
+    [0x8000..COMMAND_LINE, COMMAND_LINE + COMMAND_LINE_ROOM..BASE_RAM_END];
+
 /// ACPI tables; the RSDP comes first, where guests search for it.
 pub const ACPI_TABLES: u64 = 0xe_0000;
 pub const ACPI_TABLES_ROOM: u64 = 128 * KIB;

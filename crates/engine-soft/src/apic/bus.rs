@@ -50,7 +50,7 @@ impl ApicBus {
 
     pub fn signal_nmi(&self, vcpu: u32) {
         if let Some(apic) = self.apics.get(vcpu as usize) {
-            let (_, gained) = apic.change(|registers| registers.nmi = true);
+            let (_, gained) = apic.change(|registers| registers.pend_nmi());
             self.wake_if(gained, vcpu);
         }
     }

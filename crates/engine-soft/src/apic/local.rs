@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::access::{Effect, Refused};
 use super::message::{DeliveryMode, Message};
-use super::registers::{BASE_ADDRESS, Registers, TIMER, Vectors};
+use super::registers::{BASE_ADDRESS, Registers, TIMER};
 
 /// What an APIC has for its vCPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,8 +19,6 @@ impl Pending {
     pub const NMI: Pending = Pending(4);
     pub const INIT: Pending = Pending(8);
     pub const SIPI: Pending = Pending(16);
-    /// The PV EOI bit in guest memory must be looked at before anything else.
-    pub const SETTLE: Pending = Pending(32);
 
     pub fn has(self, other: Pending) -> bool {
         self.0 & other.0 != 0
@@ -37,14 +35,6 @@ impl std::ops::BitOr for Pending {
     fn bitor(self, other: Pending) -> Pending {
         Pending(self.0 | other.0)
     }
-}
-
-/// An interrupt that is now in service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Accepted {
-    pub vector: u8,
-    /// Set the PV EOI bit in guest memory before the handler runs.
-    pub offer_pv_eoi: bool,
 }
 
 /// No deadline.
@@ -73,14 +63,12 @@ struct Change<'a> {
 impl Change<'_> {
     fn finish(self) -> bool {
         let registers = &*self.registers;
-        let waiting = registers.request != Vectors::default();
         let bits = [
             (Pending::INTERRUPT, registers.deliverable().is_some()),
             (Pending::EXTERNAL, registers.external_pending()),
-            (Pending::NMI, registers.nmi),
+            (Pending::NMI, registers.nmis != 0),
             (Pending::INIT, registers.init),
             (Pending::SIPI, registers.start_up.is_some()),
-            (Pending::SETTLE, registers.pv_eoi_offered && waiting),
         ];
         let new = bits.iter().filter(|(_, on)| *on).fold(0, |all, (bit, _)| all | bit.0);
         let apic = self.apic;
@@ -122,7 +110,7 @@ impl LocalApic {
             DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
                 registers.pend(message.vector, message.level_triggered);
             }
-            DeliveryMode::Nmi => registers.nmi = true,
+            DeliveryMode::Nmi => registers.pend_nmi(),
             DeliveryMode::Init => {
                 registers.init = true;
                 registers.start_up = None;
@@ -140,17 +128,22 @@ impl LocalApic {
     }
 
     /// Moves the highest deliverable vector from requested to in service.
-    pub fn accept(&self) -> Option<Accepted> {
-        let (accepted, _) = self.change(Registers::accept);
-        accepted.map(|(vector, offer_pv_eoi)| Accepted { vector, offer_pv_eoi })
+    pub fn accept(&self) -> Option<u8> {
+        self.change(Registers::accept).0
     }
 
     pub fn take_nmi(&self) -> bool {
-        self.change(|registers| std::mem::take(&mut registers.nmi)).0
+        let take = |registers: &mut Registers| {
+            let pending = registers.nmis != 0;
+            registers.nmis = registers.nmis.saturating_sub(1);
+            pending
+        };
+        self.change(take).0
     }
 
-    pub fn set_nmi(&self, pending: bool) {
-        self.change(|registers| registers.nmi = pending);
+    /// An NMI handler has ended: of those that came during it, one is left.
+    pub fn merge_nmis(&self) {
+        self.change(|registers| registers.nmis = registers.nmis.min(1));
     }
 
     /// Takes an INIT and resets the APIC as it does.
@@ -253,28 +246,6 @@ impl LocalApic {
             }
         };
         self.change(expire).1
-    }
-
-    /// Whether the guest has given a PV EOI word.
-    pub fn set_pv_eoi(&self, enabled: bool) {
-        self.change(|registers| registers.pv_eoi = enabled);
-    }
-
-    /// Whether the bit in guest memory is set, as far as the APIC knows. Then it is to
-    /// be settled before the vCPU's own accesses to APIC registers.
-    pub fn pv_eoi_offered(&self) -> bool {
-        self.lock().pv_eoi_offered
-    }
-
-    /// The bit in guest memory was tested and cleared. If it was set, the guest will
-    /// write the EOI register; if not, it meant the bit as its EOI.
-    pub fn settle_pv_eoi(&self, was_set: bool) {
-        let settle = |registers: &mut Registers| {
-            if std::mem::take(&mut registers.pv_eoi_offered) && !was_set {
-                registers.end_of_interrupt();
-            }
-        };
-        self.change(settle);
     }
 }
 

@@ -98,12 +98,10 @@ pub struct Registers {
     pub timer: Timer,
     /// The level of LINT0, to which the 8259 pair is wired.
     pub external: bool,
-    pub nmi: bool,
+    /// NMIs that came: one that is about to be taken, and one more.
+    pub nmis: u8,
     pub init: bool,
     pub start_up: Option<u8>,
-    /// The guest takes PV EOI; the bit in its memory is set for the vector in service.
-    pub pv_eoi: bool,
-    pub pv_eoi_offered: bool,
 }
 
 impl Registers {
@@ -125,11 +123,9 @@ impl Registers {
             lvt: [0; LVTS],
             timer: Timer::default(),
             external: false,
-            nmi: false,
+            nmis: 0,
             init: false,
             start_up: None,
-            pv_eoi: false,
-            pv_eoi_offered: false,
         };
         registers.reset();
         registers
@@ -149,7 +145,6 @@ impl Registers {
         self.command = 0;
         self.lvt = [LVT_MASKED; LVTS];
         self.timer = Timer::default();
-        self.pv_eoi_offered = false;
         if self.base & BASE_BSP != 0 {
             // Firmware leaves the boot processor in virtual wire mode, with the 8259
             // pair behind LINT0. There is no firmware that would do it here.
@@ -210,6 +205,10 @@ impl Registers {
         }
     }
 
+    pub fn pend_nmi(&mut self) {
+        self.nmis = (self.nmis + 1).min(2);
+    }
+
     /// A local source fired.
     pub fn local(&mut self, index: usize) {
         let lvt = self.lvt[index];
@@ -226,7 +225,7 @@ impl Registers {
             DeliveryMode::Fixed => {
                 self.pend(lvt as u8, index == LINT0 && lvt & LVT_LEVEL != 0);
             }
-            DeliveryMode::Nmi => self.nmi = true,
+            DeliveryMode::Nmi => self.pend_nmi(),
             _ => {}
         }
     }
@@ -249,17 +248,12 @@ impl Registers {
         }
     }
 
-    /// Moves the deliverable vector into service. With `true` if PV EOI may end it.
-    pub fn accept(&mut self) -> Option<(u8, bool)> {
+    /// Moves the deliverable vector into service.
+    pub fn accept(&mut self) -> Option<u8> {
         let vector = self.deliverable()?;
-        let alone = self.in_service == Vectors::default();
         self.request.set(vector, false);
         self.in_service.set(vector, true);
-        // With something else waiting, or a level to report, the real EOI is needed.
-        let offer =
-            self.pv_eoi && alone && !self.trigger.has(vector) && self.request == Vectors::default();
-        self.pv_eoi_offered = offer;
-        Some((vector, offer))
+        Some(vector)
     }
 
     /// Ends the highest vector in service. Returns it if it was level-triggered.
@@ -285,6 +279,10 @@ impl Registers {
             value |= LVT_MASKED;
         }
         if index == TIMER {
+            // A count that has ended is not started again by a change of mode.
+            if self.timer.expire(now) {
+                self.local(TIMER);
+            }
             self.timer.set_mode(value, now);
         }
         self.lvt[index] = value;

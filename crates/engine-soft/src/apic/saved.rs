@@ -45,7 +45,6 @@ fn put(page: &mut [u8], at: u32, value: u32) {
 }
 
 impl LocalApic {
-    /// PV EOI must have been settled.
     pub fn save(&self, now: u64) -> SavedApic {
         let mut registers = self.lock();
         let mut page = vec![0; PAGE_LENGTH];
@@ -67,7 +66,7 @@ impl LocalApic {
             base: registers.base,
             timer_ns: left.filter(|_| counting),
             tsc_deadline: registers.timer.tsc,
-            nmi: registers.nmi,
+            nmi: registers.nmis != 0,
         }
     }
 
@@ -108,7 +107,7 @@ impl LocalApic {
             } else {
                 registers.timer.deadline = saved.timer_ns.map(|left| now.saturating_add(left));
             }
-            registers.nmi = saved.nmi;
+            registers.nmis = u8::from(saved.nmi);
             registers.init = false;
             registers.start_up = None;
         };

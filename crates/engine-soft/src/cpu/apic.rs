@@ -79,6 +79,17 @@ impl Cpu {
         self.apic().pending().has(Pending::INTERRUPT | Pending::EXTERNAL)
     }
 
+    /// IRET: an NMI that came meanwhile is next.
+    pub fn unblock_nmis(&mut self) {
+        if !std::mem::take(&mut self.events.nmi_blocked) {
+            return;
+        }
+        if self.apic().pending().has(Pending::NMI) {
+            self.apic().merge_nmis();
+            self.want(attention::INTERRUPT);
+        }
+    }
+
     /// After a change of RFLAGS: a trap flag or an interrupt may want its turn.
     pub fn want_alone_or_interrupts(&self) {
         let flags = self.state.rflags;
@@ -90,8 +101,13 @@ impl Cpu {
         }
     }
 
-    /// The APIC's timer may have a new deadline.
+    /// The APIC's timer may have a new deadline. One that is over fires at once.
     pub fn timer_changed(&self) {
+        let Some(deadline) = self.apic().next_deadline() else { return };
+        let now = self.shared.time.now();
+        if deadline <= now && self.apic().expire(now) {
+            self.want(attention::INTERRUPT);
+        }
         if let Some(deadline) = self.apic().next_deadline() {
             self.shared.timer.arm(deadline);
         }

@@ -235,6 +235,9 @@ impl Cpu {
             7 => self.state.dr7 = value & 0xffff_2bff | DR7_FIXED,
             n => self.state.dr[n] = value,
         }
+        // Each instruction clears it when it completes, but nobody looks at it while no
+        // breakpoint is set: what stands there may be old.
+        self.state.rflags &= !RF;
         self.debug_registers_changed();
         Ok(())
     }

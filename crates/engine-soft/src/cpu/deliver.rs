@@ -204,6 +204,10 @@ impl Cpu {
     /// The flags that a handler finds on its stack.
     fn flags_to_push(&self, event: &Event) -> u64 {
         let mut flags = self.state.rflags;
+        if !self.debug.is_active() {
+            // An old one: see `write_debug_register`.
+            flags &= !RF;
+        }
         if let Event::Exception(exception) = event
             && !matches!(exception.vector, exception::DEBUG | exception::NMI)
         {

@@ -34,15 +34,18 @@ impl Cpu {
 
     /// `next`: the instruction behind.
     pub fn syscall(&mut self, next: u64) -> Run {
-        // As on Intel processors, in 64-bit mode only.
-        if self.state.efer & EFER_SCE == 0 || !self.mode.is_64() {
+        // From compatibility mode it is AMD's alone. A kernel for Intel processors never
+        // writes CSTAR, and must not be entered at 0.
+        let target = if self.mode.is_64() { self.msr.lstar } else { self.msr.cstar };
+        let has_target = self.mode.is_64() || self.mode.long && target != 0;
+        if self.state.efer & EFER_SCE == 0 || !has_target {
             return self.invalid_opcode();
         }
         let selector = (self.msr.star >> 32) as u16 & !3;
         let flags = self.state.rflags;
         self.state.gpr[RCX] = next;
         self.state.gpr[R11] = flags & !RF;
-        self.state.rip = self.msr.lstar;
+        self.state.rip = target;
         self.state.rflags = flags & !(self.msr.sfmask | RF | VM) | FIXED;
         self.enter_flat(selector, selector.wrapping_add(8), true, 0);
         // The trap comes by TF as it is now: a kernel that masks it gets none.

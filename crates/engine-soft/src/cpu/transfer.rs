@@ -313,7 +313,9 @@ impl Cpu {
             let conforming =
                 segment.access & access::CODE != 0 && segment.access & access::DIRECTION != 0;
             if segment.access & access::UNUSABLE == 0 && dpl < level && !conforming {
-                *segment = Segment { access: access::UNUSABLE, ..Segment::default() };
+                // 64-bit code goes on using the base.
+                let base = segment.base;
+                *segment = Segment { access: access::UNUSABLE, base, ..Segment::default() };
             }
         }
         self.update_mode();
@@ -356,7 +358,7 @@ impl Cpu {
         if size == 2 {
             mask &= 0xffff;
         }
-        self.events.nmi_blocked = false;
+        self.unblock_nmis();
         self.update_mode();
         self.set_flags(flags, mask);
         Ok(())
@@ -399,7 +401,7 @@ impl Cpu {
             self.state.rip = offset;
             self.set_level(level);
         }
-        self.events.nmi_blocked = false;
+        self.unblock_nmis();
         self.set_flags(flags, mask);
         Ok(())
     }
@@ -418,7 +420,7 @@ impl Cpu {
         self.load_real_segment(CS, selector);
         self.state.rip = offset & 0xffff;
         self.state.gpr[RSP] = pointer & 0xffff_ffff;
-        self.events.nmi_blocked = false;
+        self.unblock_nmis();
         self.update_mode();
         self.set_flags(flags, IF | TF);
         Ok(())

@@ -196,7 +196,9 @@ pub fn software_interrupt(cpu: &mut Cpu, op: &Op) -> Run<Step> {
         return Ok(Step::Next);
     }
     if op.small == 1 {
-        cpu.state.dr6 &= !crate::cpu::control::DR6_BS;
+        // What the instruction before left (a watched operand of MOV SS) comes with it.
+        let earlier = std::mem::take(&mut cpu.events.pending_debug);
+        cpu.state.dr6 = cpu.state.dr6 & !crate::cpu::control::DR6_BS | earlier;
     }
     // The delivery wants RIP where the instruction is, should it fault.
     let block = cpu.state.rip;

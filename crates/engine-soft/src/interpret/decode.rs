@@ -96,8 +96,9 @@ fn decode(bytes: &[u8], context: Context, most: usize) -> Decoded {
     let bits = context.mode.code_bits as u32;
     let mut decoder = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE);
     let mut instruction = Instruction::default();
-    let mut ops = Vec::with_capacity(most.min(16) + 1);
+    let mut ops: Vec<Op> = Vec::with_capacity(most.min(16) + 1);
     let mut length = 0;
+    let mut after_sti = false;
     while ops.len() < most {
         if decoder.position() == bytes.len() && !ops.is_empty() {
             break;
@@ -115,6 +116,10 @@ fn decode(bytes: &[u8], context: Context, most: usize) -> Decoded {
         let start = length;
         length += instruction.len().max(1);
         let (op, ends) = translate(&instruction, context, start as u16);
+        if after_sti && let Some(sti) = ops.last_mut() {
+            sti.small = 1;
+        }
+        after_sti = instruction.mnemonic() == Mnemonic::Sti;
         ops.push(op);
         if ends {
             return Decoded::Ops { ops, length: length as u32 };

@@ -58,16 +58,14 @@ impl Cpu {
         padded[..length].copy_from_slice(&bytes[..length]);
         let value = u64::from_le_bytes(padded);
         let doorbells = self.shared.doorbells.read().unwrap_or_else(PoisonError::into_inner);
-        for doorbell in doorbells.iter() {
-            let fits = doorbell.address == address
-                && (doorbell.length == 0 || doorbell.length as usize == bytes.len())
-                && doorbell.value.is_none_or(|wanted| wanted == value);
-            if fits {
-                crate::vm::ring(&doorbell.eventfd);
-                return true;
-            }
+        let fitting = doorbells.get(&address).into_iter().flatten().find(|doorbell| {
+            (doorbell.length == 0 || doorbell.length as usize == bytes.len())
+                && doorbell.value.is_none_or(|wanted| wanted == value)
+        });
+        if let Some(doorbell) = fitting {
+            crate::vm::ring(&doorbell.eventfd);
         }
-        false
+        fitting.is_some()
     }
 }
 

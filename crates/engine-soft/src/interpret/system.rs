@@ -2,6 +2,7 @@
 
 use super::int::ZF;
 use super::op::{Op, Run, Slot, Step};
+use crate::apic::Pending;
 use crate::cpu::Cpu;
 use crate::cpu::mode::bits::*;
 use crate::cpu::segment::{Descriptor, access, is_null, selector_error, system};
@@ -17,21 +18,25 @@ pub fn cli(cpu: &mut Cpu, _op: &Op) -> Run<Step> {
     Ok(Step::Next)
 }
 
+/// `small` is 1 where another instruction of the block follows.
 pub fn sti(cpu: &mut Cpu, op: &Op) -> Run<Step> {
     if cpu.mode.protected && cpu.mode.cpl > cpu.iopl() {
         return cpu.general_protection(0);
     }
-    cpu.state.rip = cpu.next_rip(op);
-    if cpu.state.rflags & IF == 0 {
-        cpu.state.rflags |= IF;
-        if cpu.has_interrupt() {
-            // They wait for one more instruction.
-            cpu.events.sti_shadow = true;
-            cpu.shadow_interrupts();
-            cpu.want_alone_or_interrupts();
-        }
+    if cpu.state.rflags & IF != 0 {
+        return Ok(Step::Next);
     }
-    Ok(Step::Fall)
+    cpu.state.rflags |= IF;
+    // Interrupts wait for one more instruction. Where that is in this block, it runs
+    // before anybody looks for interrupts that come from now on.
+    if op.small != 0 && !cpu.has_interrupt() && !cpu.apic().pending().has(Pending::NMI) {
+        return Ok(Step::Next);
+    }
+    cpu.events.sti_shadow = true;
+    cpu.state.rip = cpu.next_rip(op);
+    cpu.shadow_interrupts();
+    cpu.want_alone_or_interrupts();
+    Ok(Step::Jump)
 }
 
 pub fn clac(cpu: &mut Cpu, _op: &Op) -> Run<Step> {
@@ -206,12 +211,16 @@ pub fn ltr(cpu: &mut Cpu, op: &Op) -> Run<Step> {
         let error = selector_error(selector);
         return cpu.raise(Exception::with_code(exception::SEGMENT_NOT_PRESENT, error));
     }
+    let base = descriptor.segment(selector).base | upper << 32;
+    if cpu.mode.long && !is_canonical(base) {
+        return cpu.general_protection(selector_error(selector));
+    }
     let at = cpu.descriptor_address(selector, 8)?;
     let busy: u8 = cpu.read_system(at + 5)?;
     cpu.write_system(at + 5, busy | 2)?;
     let mut segment = descriptor.segment(selector);
     segment.access |= 2;
-    segment.base |= upper << 32;
+    segment.base = base;
     cpu.state.tr = segment;
     Ok(Step::Next)
 }
@@ -235,6 +244,9 @@ impl Cpu {
         }
         let mut segment = descriptor.segment(selector);
         segment.base |= upper << 32;
+        if self.mode.long && !is_canonical(segment.base) {
+            return self.general_protection(error);
+        }
         self.state.ldtr = segment;
         Ok(())
     }

@@ -311,7 +311,7 @@ impl Cpu {
     }
 
     /// Notes a write that went past the TLB, for the dirty log.
-    pub fn note_write(&self, place: &Place, _length: usize) {
+    pub fn note_write(&self, place: &Place) {
         let tracker = place.slot.region.tracker();
         if tracker.logs_dirty() {
             tracker.note_dirty(place.page());

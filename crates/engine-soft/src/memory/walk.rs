@@ -4,6 +4,8 @@
 //! Accessed and dirty bits are set with a compare-and-exchange on the entry as it was
 //! read; where another processor changed it meanwhile, the walk begins again.
 
+use std::cell::Cell;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::spaces::View;
@@ -11,6 +13,7 @@ use crate::cpu::Cpu;
 use crate::cpu::mode::bits::*;
 use crate::exception::Exception;
 use crate::interpret::op::Run;
+use crate::vm::map::Place;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -54,6 +57,28 @@ pub struct Leaf {
     pub page_shift: u32,
 }
 
+/// Entries that a walk marked, so that code in their pages can be forgotten: page
+/// tables may stand in one page with code.
+#[derive(Default)]
+struct Marked {
+    entries: Cell<[Option<NonNull<u8>>; 4]>,
+}
+
+impl Marked {
+    /// Notes an entry if it stands in a page that code was decoded from.
+    fn note(&self, place: &Place) {
+        let marks = place.marks();
+        if marks.code.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let mut entries = self.entries.get();
+        if let Some(free) = entries.iter_mut().find(|entry| entry.is_none()) {
+            *free = NonNull::new(place.host);
+        }
+        self.entries.set(entries);
+    }
+}
+
 /// How a walk ended early.
 enum Stop {
     Fault(u32),
@@ -85,7 +110,12 @@ impl Cpu {
     pub fn walk(&mut self, linear: u64, access: Access, view: View) -> Run<Leaf> {
         self.counters.walks += 1;
         loop {
-            match self.try_walk(linear, access, view, true) {
+            let marked = Marked::default();
+            let result = self.try_walk(linear, access, view, Some(&marked));
+            for entry in marked.entries.get().into_iter().flatten() {
+                self.code_written(entry.as_ptr(), size_of::<u64>());
+            }
+            match result {
                 Ok(leaf) => return Ok(leaf),
                 Err(Stop::Again) => {}
                 Err(Stop::Fault(error_code)) => {
@@ -97,7 +127,7 @@ impl Cpu {
 
     /// Translates without side effects, for a debugger.
     pub fn look_up(&self, linear: u64) -> Option<u64> {
-        let leaf = self.try_walk(linear, Access::Read, View::SupervisorOnUser, false).ok()?;
+        let leaf = self.try_walk(linear, Access::Read, View::SupervisorOnUser, None).ok()?;
         Some(leaf.frame | linear & 0xfff)
     }
 
@@ -106,13 +136,13 @@ impl Cpu {
         linear: u64,
         access: Access,
         view: View,
-        commit: bool,
+        marked: Option<&Marked>,
     ) -> Result<Leaf, Stop> {
         if self.state.cr0 & CR0_PG == 0 {
             let frame = linear & 0xffff_f000;
             return Ok(Leaf { frame, writable: true, global: false, page_shift: 12 });
         }
-        let walk = Walk { cpu: self, linear, access, view, commit };
+        let walk = Walk { cpu: self, linear, access, view, marked };
         if self.mode.long {
             walk.four_levels()
         } else if self.state.cr4 & CR4_PAE != 0 {
@@ -153,7 +183,8 @@ struct Walk<'a> {
     linear: u64,
     access: Access,
     view: View,
-    commit: bool,
+    /// Where to note what was marked; without it, nothing is.
+    marked: Option<&'a Marked>,
 }
 
 impl Walk<'_> {
@@ -231,9 +262,7 @@ impl Walk<'_> {
 
     /// Sets bits in an entry that was read as `entry`.
     fn mark64(&self, address: u64, entry: u64, bits: u64) -> Result<(), Stop> {
-        if !self.commit || entry & bits == bits {
-            return Ok(());
-        }
+        let Some(marked) = self.marked.filter(|_| entry & bits != bits) else { return Ok(()) };
         let Some(place) = self.cpu.map.find(address) else { return Ok(()) };
         if place.slot.read_only {
             return Ok(());
@@ -243,7 +272,8 @@ impl Walk<'_> {
         let new = entry | bits;
         match atomic.compare_exchange(entry, new, Ordering::SeqCst, Ordering::SeqCst) {
             Ok(_) => {
-                self.cpu.note_write(&place, 8);
+                self.cpu.note_write(&place);
+                marked.note(&place);
                 Ok(())
             }
             Err(_) => Err(Stop::Again),
@@ -318,9 +348,7 @@ impl Walk<'_> {
     }
 
     fn mark32(&self, address: u64, entry: u64, bits: u64) -> Result<(), Stop> {
-        if !self.commit || entry & bits == bits {
-            return Ok(());
-        }
+        let Some(marked) = self.marked.filter(|_| entry & bits != bits) else { return Ok(()) };
         let Some(place) = self.cpu.map.find(address) else { return Ok(()) };
         if place.slot.read_only {
             return Ok(());
@@ -330,7 +358,8 @@ impl Walk<'_> {
         let new = (entry | bits) as u32;
         match atomic.compare_exchange(entry as u32, new, Ordering::SeqCst, Ordering::SeqCst) {
             Ok(_) => {
-                self.cpu.note_write(&place, 4);
+                self.cpu.note_write(&place);
+                marked.note(&place);
                 Ok(())
             }
             Err(_) => Err(Stop::Again),

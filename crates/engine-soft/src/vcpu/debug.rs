@@ -40,7 +40,7 @@ pub struct Debug {
 }
 
 impl Debug {
-    fn is_active(&self) -> bool {
+    pub fn is_active(&self) -> bool {
         !self.registers.is_empty()
             || self.control.single_step
             || !self.control.breakpoints.is_empty()

@@ -202,7 +202,7 @@ impl Cpu {
         let vector = if pending.has(Pending::EXTERNAL) {
             self.platform().acknowledge_interrupt()
         } else if pending.has(Pending::INTERRUPT) {
-            self.apic().accept().map(|accepted| accepted.vector)
+            self.apic().accept()
         } else {
             None
         };

@@ -6,11 +6,12 @@
 //! so nobody waits for it. Whoever waits for another vCPU and is inside himself serves
 //! his own queue meanwhile, or two could wait for each other.
 
+use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
-use guise_engine::{Doorbell, EngineError, MAX_VCPUS, VmConfig};
+use guise_engine::{Doorbell, DoorbellAddress, EngineError, MAX_VCPUS, VmConfig};
 
 use super::map::MemoryMap;
 use super::time::{Time, Timer};
@@ -162,7 +163,7 @@ pub struct VmShared {
     pub config: VmConfig,
     pub map: RwLock<Arc<MemoryMap>>,
     pub vcpus: [OnceLock<Arc<VcpuShared>>; MAX_VCPUS as usize],
-    pub doorbells: RwLock<Vec<Doorbell>>,
+    pub doorbells: RwLock<HashMap<DoorbellAddress, Vec<Doorbell>>>,
     pub has_doorbells: AtomicBool,
     /// Held by who changes the code marks of pages.
     pub code_lock: Mutex<()>,

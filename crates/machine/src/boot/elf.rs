@@ -2,13 +2,15 @@
 //! entered, and how, is told by the file: the PVH note, a multiboot header, or
 //! neither, in which case it is Linux's `vmlinux` and its 64-bit entry.
 
+use std::ops::Range;
+
 use object::Endianness;
 use object::elf::{self, FileHeader32, FileHeader64};
 use object::read::elf::{FileHeader, ProgramHeader};
 
 use super::linux::Parameters;
 use super::{BootError, Entry, Job, Target, multiboot, place, pvh};
-use crate::layout::EXTENDED_RAM_START;
+use crate::layout::{EXTENDED_RAM_START, FREE_BASE_RAM};
 
 /// Linux's limit for a command line where no header states one.
 const COMMAND_LINE_LIMIT: u64 = 2047;
@@ -22,6 +24,8 @@ pub struct Kernel {
     /// The 32-bit entry of the PVH note.
     pub pvh_entry: Option<u32>,
     pub is_64_bit: bool,
+    /// It has segments where the 64-bit entry's page tables would be.
+    uses_base_ram: bool,
 }
 
 pub fn load(job: Job) -> Result<Entry, BootError> {
@@ -41,6 +45,9 @@ pub fn load(job: Job) -> Result<Entry, BootError> {
 
 /// An uncompressed Linux kernel, as `vmlinux` comes out of the linker.
 fn start_linux(mut job: Job, kernel: &Kernel) -> Result<Entry, BootError> {
+    if kernel.uses_base_ram {
+        return Err(job.bad("a segment is below the first mebibyte, where boot data is"));
+    }
     let target = job.target;
     let initrd = job.initrd.take();
     let initrd = initrd.map(|initrd| initrd.load(target, kernel.end, INITRD_LIMIT)).transpose()?;
@@ -85,12 +92,14 @@ fn load_parsed<H: FileHeader<Endian = Endianness>>(
         end: 0,
         pvh_entry: None,
         is_64_bit: header.is_class_64(),
+        uses_base_ram: false,
     };
     for segment in segments {
         match segment.p_type(endian) {
             elf::PT_LOAD => {
-                let end = load_segment(job, segment, endian)?;
-                kernel.end = kernel.end.max(end);
+                let memory = load_segment(job, segment, endian)?;
+                kernel.end = kernel.end.max(memory.end);
+                kernel.uses_base_ram |= !memory.is_empty() && memory.start < EXTENDED_RAM_START;
             }
             elf::PT_NOTE => {
                 let Some(mut notes) = segment.notes(endian, job.image).map_err(bad)? else {
@@ -118,16 +127,16 @@ fn load_parsed<H: FileHeader<Endian = Endianness>>(
     Ok(kernel)
 }
 
-/// Puts one segment into RAM and returns where it ends there.
+/// Puts one segment into RAM and returns where it is there.
 fn load_segment<P: ProgramHeader<Endian = Endianness>>(
     job: &Job,
     segment: &P,
     endian: Endianness,
-) -> Result<u64, BootError> {
+) -> Result<Range<u64>, BootError> {
     let address: u64 = segment.p_paddr(endian).into();
     let size: u64 = segment.p_memsz(endian).into();
     if size == 0 {
-        return Ok(0);
+        return Ok(0..0);
     }
     let data = segment
         .data(endian, job.image)
@@ -136,12 +145,14 @@ fn load_segment<P: ProgramHeader<Endian = Endianness>>(
         return Err(job.bad("a segment is longer in the file than in memory"));
     }
     let target: &Target = job.target;
-    if address < EXTENDED_RAM_START {
+    let end = address.saturating_add(size);
+    let is_free = FREE_BASE_RAM.iter().any(|free| free.start <= address && end <= free.end);
+    if address < EXTENDED_RAM_START && !is_free {
         return Err(job.bad("a segment is below the first mebibyte, where boot data is"));
     }
     place::check(target, "the kernel", address, size)?;
     place::write(target, "the kernel", address, data)?;
     let loaded = data.len() as u64;
     place::clear(target, "the kernel", address + loaded, size - loaded)?;
-    Ok(address + size)
+    Ok(address..end)
 }

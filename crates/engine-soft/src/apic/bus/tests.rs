@@ -1,8 +1,8 @@
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::apic::Pending;
 use crate::apic::registers::{BASE_ENABLE, BASE_X2APIC, offset};
-use crate::apic::{Accepted, Pending};
 
 struct Rig {
     bus: ApicBus,
@@ -37,7 +37,7 @@ impl Rig {
     }
 
     fn accept(&self, vcpu: u32) -> Option<u8> {
-        self.bus.apic(vcpu).accept().map(|accepted| accepted.vector)
+        self.bus.apic(vcpu).accept()
     }
 
     fn to_x2apic(&self, vcpu: u32) {
@@ -335,33 +335,19 @@ fn a_software_disabled_apic_takes_no_vectors_and_masks_its_own() {
 }
 
 #[test]
-fn pv_eoi_is_offered_for_a_lonely_edge_and_settled_in_both_ways() {
+fn two_nmis_wait_and_one_after_a_handler() {
     let rig = rig(1);
-    let apic = rig.bus.apic(0);
-    rig.msi(0xfee0_0000, 0x41);
-    assert_eq!(apic.accept(), Some(Accepted { vector: 0x41, offer_pv_eoi: false }));
-    rig.write(0, offset::END_OF_INTERRUPT, 0);
-    apic.set_pv_eoi(true);
-    rig.msi(0xfee0_0000, 0x41);
-    assert_eq!(apic.accept(), Some(Accepted { vector: 0x41, offer_pv_eoi: true }));
-    assert!(!apic.pending().any());
-    // The guest cleared the bit, which was its EOI; the next interrupt finds out.
-    rig.msi(0xfee0_0000, 0x31);
-    assert_eq!(apic.pending(), Pending::SETTLE);
-    apic.settle_pv_eoi(false);
-    assert_eq!(apic.pending(), Pending::INTERRUPT);
-    assert_eq!(apic.accept(), Some(Accepted { vector: 0x31, offer_pv_eoi: true }));
-    // The next one comes while the handler runs: a real EOI follows.
-    rig.msi(0xfee0_0000, 0x21);
-    assert_eq!(apic.pending(), Pending::SETTLE);
-    apic.settle_pv_eoi(true);
-    assert!(!apic.pending().any());
-    rig.write(0, offset::END_OF_INTERRUPT, 0);
-    assert_eq!(apic.accept(), Some(Accepted { vector: 0x21, offer_pv_eoi: true }));
-    apic.settle_pv_eoi(true);
-    rig.write(0, offset::END_OF_INTERRUPT, 0);
-    rig.msi(0xfee0_0000, 0x8041);
-    assert!(!apic.accept().unwrap().offer_pv_eoi, "level-triggered");
+    for _ in 0..3 {
+        rig.bus.signal_nmi(0);
+    }
+    assert!(rig.bus.apic(0).take_nmi());
+    assert!(rig.bus.apic(0).take_nmi());
+    assert!(!rig.bus.apic(0).take_nmi());
+    rig.bus.signal_nmi(0);
+    rig.bus.signal_nmi(0);
+    rig.bus.apic(0).merge_nmis();
+    assert!(rig.bus.apic(0).take_nmi());
+    assert!(!rig.bus.apic(0).pending().any());
 }
 
 #[test]
@@ -406,7 +392,7 @@ fn random_accesses_never_panic_and_keep_the_summary_true() {
             9 => apic.set_cr8(value),
             10 => _ = apic.expire(now + value % 1000),
             11 => apic.set_tsc_deadline(value, now + value % 1000),
-            12 => apic.settle_pv_eoi(value & 1 != 0),
+            12 => apic.merge_nmis(),
             13 => rig.bus.set_external_interrupt(value & 1 != 0),
             _ => {
                 let expected = apic.pending().has(Pending::INTERRUPT);

@@ -35,7 +35,7 @@ fn a_loaded_apic_goes_on_where_the_saved_one_was() {
     assert_eq!(apic.save(50_000), saved);
     assert_eq!(apic.next_deadline(), Some(54_000));
     assert!(apic.pending().has(Pending::NMI));
-    assert_eq!(apic.accept().unwrap().vector, 0xa1);
+    assert_eq!(apic.accept().unwrap(), 0xa1);
     assert_eq!(other.write(0, u64::from(offset::END_OF_INTERRUPT), &[0; 4], 0), None);
     assert_eq!(other.write(0, u64::from(offset::END_OF_INTERRUPT), &[0; 4], 0), Some(0x91));
     assert!(apic.expire(54_000));

@@ -17,7 +17,7 @@ impl Builder<'_> {
             }
             Hlt => ends(processor::hlt),
             Cli => goes_on(system::cli),
-            Sti => ends(system::sti),
+            Sti => goes_on(system::sti),
             Clac => goes_on(system::clac),
             Stac => goes_on(system::stac),
             Clts => goes_on(system::clts),
