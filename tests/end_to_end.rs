@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod baremetal;
+mod devices;
 mod doctor;
 mod linux;
 mod support;

@@ -1,5 +1,8 @@
 //! `guise boot`: a machine straight from files, with its serial port on this terminal.
 
+mod devices;
+mod network;
+
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -55,12 +58,8 @@ pub struct Arguments {
     /// Write JSON on exit: host CPU seconds, wall seconds, exits, engine counters
     #[arg(long, value_name = "FILE")]
     stats: Option<PathBuf>,
-    /// Networks: none
-    #[arg(long, value_name = "NETWORK", default_value = "none")]
-    net: String,
-    /// Of a later version
-    #[arg(long, hide = true)]
-    disk: Vec<String>,
+    #[command(flatten)]
+    devices: devices::DeviceArguments,
     /// Of a later version
     #[arg(long, hide = true)]
     share: Vec<String>,
@@ -105,6 +104,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Failure::failed(format!("cannot write {}: {error}", path.display()))
     })?;
 
+    let backends = devices::Backends::open(&arguments.devices, arguments.cpus)?;
+
     let outside = Outside::default();
     outside.watch_signals()?;
     let mut console = None;
@@ -112,6 +113,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let ending = loop {
         let machine = Machine::new(&*engine, &config, Box::new(std::io::stdout()))
             .map_err(machine_failure)?;
+        let input = backends.attach(&machine).map_err(machine_failure)?;
         machine.boot(&source).map_err(machine_failure)?;
         outside.set(machine.stopper());
         if console.is_none() {
@@ -120,7 +122,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
             console = Some(Console::open(move || outside.leave()).map_err(machine_failure)?);
         }
         if let Some(console) = &console {
-            console.connect(machine.serial());
+            console.connect(input);
         }
         machine.resume();
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -140,6 +142,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         }
     };
     drop(console);
+    backends.close()?;
     let (code, name, message) = conclude(ending, outside.signal());
     if let Some(file) = statistics {
         totals.write(file, started, name).map_err(|error| {
@@ -156,14 +159,8 @@ fn refuse_what_is_not_there(arguments: &Arguments) -> Result<(), Failure> {
     let refuse = |option, way| {
         Err(Failure::usage(format!("{option} is not in this version of Guise; {way}")))
     };
-    if !arguments.disk.is_empty() {
-        return refuse("--disk", "put files into the initial RAM disk");
-    }
     if !arguments.share.is_empty() {
         return refuse("--share", "put files into the initial RAM disk");
-    }
-    if arguments.net != "none" {
-        return refuse("a network", "use --net none, and the serial console");
     }
     Ok(())
 }
@@ -285,6 +282,15 @@ impl Totals {
 
 /// `512`, `512M`, `1.5G`: a size, in mebibytes where it has no letter.
 fn parse_size(text: &str) -> Result<u64, String> {
+    parse_scaled(text, 20)
+}
+
+/// The same, in bytes where it has no letter.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    parse_scaled(text, 0)
+}
+
+fn parse_scaled(text: &str, default_shift: u32) -> Result<u64, String> {
     let upper = text.trim().to_ascii_uppercase();
     let upper = upper.strip_suffix("IB").or_else(|| upper.strip_suffix('B')).unwrap_or(&upper);
     let (number, shift) = match upper.as_bytes().last() {
@@ -292,7 +298,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
         Some(b'M') => (&upper[..upper.len() - 1], 20),
         Some(b'G') => (&upper[..upper.len() - 1], 30),
         Some(b'T') => (&upper[..upper.len() - 1], 40),
-        _ => (upper, 20),
+        _ => (upper, default_shift),
     };
     let number: f64 = number.parse().map_err(|_| "that is not a size".to_owned())?;
     let bytes = number * (1u64 << shift) as f64;

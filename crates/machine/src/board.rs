@@ -29,11 +29,12 @@ use guise_devices::power::PowerSink;
 use guise_devices::rtc::{self, HostWallClock, Rtc, RtcState};
 use guise_devices::testdev::{self, DebugExit, TestDevice};
 use guise_devices::uart::{self, Uart, UartState};
-use guise_engine::{Msi, Vm};
+use guise_engine::{GuestMemory, Msi, Vm};
 use serde::{Deserialize, Serialize};
 
 use crate::MachineError;
 use crate::acpi::{Hardware, PCI_INTERRUPTS, PowerPorts, SCI};
+use crate::expansion::{Expansion, ExpansionState};
 use crate::layout::{self, RamLayout};
 use crate::machine::MachineConfig;
 use crate::platform::InterruptControllers;
@@ -64,6 +65,7 @@ pub(crate) struct Wiring<'a> {
     pub config: &'a MachineConfig,
     pub ram: RamLayout,
     pub vm: &'a Arc<dyn Vm>,
+    pub guest_memory: &'a GuestMemory,
     pub clock: &'a Arc<Clock>,
     pub power: Arc<dyn PowerSink>,
     pub ports: &'a Arc<Bus>,
@@ -79,6 +81,7 @@ pub struct Board {
     uart: Arc<Uart>,
     acpi: Arc<Acpi>,
     pci: Arc<PciHost>,
+    expansion: Expansion,
     pc: Option<PcDevices>,
 }
 
@@ -98,6 +101,7 @@ pub struct BoardState {
     rtc: RtcState,
     uart: UartState,
     acpi: AcpiState,
+    expansion: ExpansionState,
     pci: PciHostState,
     pc: Option<PcState>,
 }
@@ -181,7 +185,9 @@ impl Board {
         }
         let uart = Uart::new(interrupts.isa(COM1_IRQ), output);
         ports.insert(COM1, uart::PORT_COUNT, 0, uart.clone())?;
-        Ok(Board { vcpus: config.vcpus, pic, io_apic, pit, rtc, uart, acpi, pci, pc })
+        let expansion =
+            Expansion::new(pci.clone(), wiring.guest_memory.clone(), msi_sink(wiring.vm));
+        Ok(Board { vcpus: config.vcpus, pic, io_apic, pit, rtc, uart, acpi, pci, expansion, pc })
     }
 
     /// What the ACPI tables say of this board.
@@ -217,9 +223,9 @@ impl Board {
         self.uart.clone()
     }
 
-    /// The bus for devices that a machine gets besides its board's.
-    pub fn pci(&self) -> &Arc<PciHost> {
-        &self.pci
+    /// Devices that the machine gets besides its board's.
+    pub(crate) fn expansion(&self) -> &Expansion {
+        &self.expansion
     }
 
     pub(crate) fn state(&self) -> BoardState {
@@ -230,6 +236,8 @@ impl Board {
             rtc: self.rtc.state(),
             uart: self.uart.state(),
             acpi: self.acpi.state(),
+            // Their requests end while they are saved, which changes registers elsewhere.
+            expansion: self.expansion.state(),
             pci: self.pci.state(),
             pc: self.pc.as_ref().map(|pc| PcState {
                 keyboard: pc.keyboard.state(),
@@ -255,6 +263,7 @@ impl Board {
         self.rtc.set_state(&state.rtc).map_err(|error| MachineError::Saved(error.to_string()))?;
         self.uart.set_state(&state.uart);
         self.acpi.set_state(&state.acpi);
+        self.expansion.set_state(&state.expansion)?;
         self.pci.set_state(&state.pci);
         self.pic.set_state(&state.pic);
         self.io_apic.set_state(&state.io_apic);

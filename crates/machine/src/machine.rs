@@ -9,6 +9,7 @@ use guise_devices::clock::Clock;
 use guise_devices::uart::Uart;
 use guise_engine::memory::vm_memory::{Bytes as _, GuestAddress};
 use guise_engine::{CpuModel, Engine, EngineError, MAX_VCPUS, Platform, Vm, VmConfig};
+use guise_virtio::VirtioDevice;
 use serde::{Deserialize, Serialize};
 
 use crate::MachineError;
@@ -88,6 +89,7 @@ impl Machine {
             config,
             ram: ram.layout,
             vm: &vm,
+            guest_memory: &ram.memory,
             clock: &clock,
             power: control.clone(),
             ports: &ports,
@@ -161,6 +163,11 @@ impl Machine {
 
     pub fn stopper(&self) -> Stopper {
         Stopper(self.control.clone())
+    }
+
+    /// Adds a device before the machine runs. Returns its slot on the PCI bus.
+    pub fn add_device(&self, device: Arc<dyn VirtioDevice>) -> Result<u8, MachineError> {
+        self.board.expansion().add(device)
     }
 
     /// Presses the power button.

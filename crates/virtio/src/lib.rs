@@ -5,8 +5,10 @@
 //! | [`queue`] | split and packed rings behind one interface; chains of buffers |
 //! | [`device`] | what a device is to its transport |
 //! | [`worker`] | a thread for a queue, woken by an eventfd |
+//! | [`rate`] | limits on operations and bytes |
 //! | [`transport`] | virtio over PCI with MSI-X |
 //! | [`block`] | disks |
+//! | [`net`] | network interfaces |
 //! | [`console`] | a terminal |
 //! | [`rng`] | random numbers |
 //!
@@ -17,7 +19,9 @@
 pub mod block;
 pub mod console;
 pub mod device;
+pub mod net;
 pub mod queue;
+pub mod rate;
 pub mod rng;
 pub mod transport;
 pub mod worker;
