@@ -2,7 +2,7 @@
 # Ubuntu machine with Rust and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages run test soak bench bench-container bench-disk bench-net lint
+.PHONY: help setup packages run test soak bench bench-container bench-cpu bench-disk bench-net lint
 
 CARGO ?= cargo
 GUISE := target/release/guise
@@ -36,6 +36,11 @@ bench: setup ## Time a boot
 bench-container: ## Time containers beside crun, runc and bwrap, where they are installed
 	@$(CARGO) build --quiet --release --package guise
 	@bench/container/run.py $(GUISE) 100
+
+bench-cpu: setup ## CPU seconds of workloads natively, under QEMU's emulation and here
+	@$(CARGO) build --quiet --release --package guise
+	@bench/cpu/run.py $(GUISE) $${GUISE_ASSETS:-assets}/kernels/debian-12-cloud/boot/vmlinuz-* \
+		$${GUISE_ASSETS:-assets}/initramfs/shell.cpio $(or $(ROUNDS),3)
 
 bench-disk: setup ## Time conversions of disk images beside qemu-img
 	@$(CARGO) build --quiet --release --package guise

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod baremetal;
+mod control;
 mod devices;
 mod doctor;
 mod linux;

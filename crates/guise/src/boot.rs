@@ -1,5 +1,6 @@
 //! `guise boot`: a machine straight from files, with its serial port on this terminal.
 
+mod control;
 mod devices;
 mod network;
 
@@ -17,6 +18,7 @@ use guise_machine::{BoardKind, BootSource, Ending, Machine, MachineConfig, Machi
 use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use self::control::Control;
 use crate::Failure;
 use crate::engine::EngineChoice;
 
@@ -58,6 +60,9 @@ pub struct Arguments {
     /// Write JSON on exit: host CPU seconds, wall seconds, exits, engine counters
     #[arg(long, value_name = "FILE")]
     stats: Option<PathBuf>,
+    /// Take commands from this Unix socket: JSON, a line each
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
     #[command(flatten)]
     devices: devices::DeviceArguments,
     /// Of a later version
@@ -104,7 +109,9 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Failure::failed(format!("cannot write {}: {error}", path.display()))
     })?;
 
-    let backends = devices::Backends::open(&arguments.devices, arguments.cpus)?;
+    let backends = Arc::new(devices::Backends::open(&arguments.devices, arguments.cpus)?);
+    let control = arguments.control.as_deref();
+    let control = control.map(|path| Control::open(path, backends.clone())).transpose()?;
 
     let outside = Outside::default();
     outside.watch_signals()?;
@@ -112,6 +119,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let mut totals = Totals::default();
     let ending = loop {
         let machine = Machine::new(&*engine, &config, Box::new(std::io::stdout()))
+            .map(Arc::new)
             .map_err(machine_failure)?;
         let input = backends.attach(&machine).map_err(machine_failure)?;
         machine.boot(&source).map_err(machine_failure)?;
@@ -125,8 +133,14 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
             console.connect(input);
         }
         machine.resume();
+        if let Some(control) = &control {
+            control.attach(machine.clone());
+        }
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let ending = machine.wait(left);
+        if let Some(control) = &control {
+            control.detach();
+        }
         let stopped = machine.pause();
         totals.add(&machine);
         if let Err(error) = stopped {

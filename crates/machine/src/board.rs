@@ -22,6 +22,7 @@ use guise_devices::ioapic::{self, IoApic, IoApicState};
 use guise_devices::irq::{Fanout, IrqLine, MsiSink, SharedLine};
 use guise_devices::panic::{self as pvpanic, Pvpanic};
 use guise_devices::pci::host::PciHostState;
+use guise_devices::pci::hotplug::PciHotplug;
 use guise_devices::pci::{PciHost, PciWindows};
 use guise_devices::pic::{self, Pic, PicState};
 use guise_devices::pit::{self, Pit, PitState};
@@ -59,6 +60,9 @@ const MOUSE_IRQ: u8 = 12;
 const TIMER_PIN: usize = 2;
 /// Power management registers.
 const PM_PORTS: u64 = 0x600;
+
+/// PCI hot plug.
+const HOTPLUG_PORTS: u64 = PM_PORTS + pm::LENGTH;
 
 /// What a board is wired to.
 pub(crate) struct Wiring<'a> {
@@ -185,8 +189,10 @@ impl Board {
         }
         let uart = Uart::new(interrupts.isa(COM1_IRQ), output);
         ports.insert(COM1, uart::PORT_COUNT, 0, uart.clone())?;
-        let expansion =
-            Expansion::new(pci.clone(), wiring.guest_memory.clone(), msi_sink(wiring.vm));
+        let hotplug = PciHotplug::new(pci.clone(), acpi.clone());
+        ports.insert(HOTPLUG_PORTS, PciHotplug::LENGTH, 0, hotplug.clone())?;
+        let (guest_memory, sink) = (wiring.guest_memory.clone(), msi_sink(wiring.vm));
+        let expansion = Expansion::new(pci.clone(), hotplug, guest_memory, sink);
         Ok(Board { vcpus: config.vcpus, pic, io_apic, pit, rtc, uart, acpi, pci, expansion, pc })
     }
 
@@ -208,6 +214,7 @@ impl Board {
             hpet: self.pc.is_some(),
             pvpanic: pvpanic::PORT as u16,
             keyboard: self.pc.is_some(),
+            hotplug: HOTPLUG_PORTS as u16,
         }
     }
 

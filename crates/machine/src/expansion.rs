@@ -5,9 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use guise_devices::irq::MsiSink;
 use guise_devices::pci::PciHost;
+use guise_devices::pci::host::SlotError;
+use guise_devices::pci::hotplug::{HotplugState, PciHotplug};
 use guise_engine::GuestMemory;
 use guise_virtio::transport::VirtioPciState;
 use guise_virtio::{VirtioDevice, VirtioPci};
@@ -17,18 +20,30 @@ use crate::MachineError;
 
 /// Saved devices, by slot.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct ExpansionState(BTreeMap<u8, VirtioPciState>);
+pub struct ExpansionState {
+    functions: BTreeMap<u8, VirtioPciState>,
+    hotplug: HotplugState,
+}
+
+/// How often it is looked whether a guest has let go of a device.
+const INTERVAL: Duration = Duration::from_millis(20);
 
 pub(crate) struct Expansion {
     pci: Arc<PciHost>,
+    hotplug: Arc<PciHotplug>,
     memory: GuestMemory,
     sink: Arc<dyn MsiSink>,
     functions: Mutex<BTreeMap<u8, Weak<VirtioPci>>>,
 }
 
 impl Expansion {
-    pub fn new(pci: Arc<PciHost>, memory: GuestMemory, sink: Arc<dyn MsiSink>) -> Self {
-        Expansion { pci, memory, sink, functions: Mutex::default() }
+    pub fn new(
+        pci: Arc<PciHost>,
+        hotplug: Arc<PciHotplug>,
+        memory: GuestMemory,
+        sink: Arc<dyn MsiSink>,
+    ) -> Self {
+        Expansion { pci, hotplug, memory, sink, functions: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u8, Weak<VirtioPci>>> {
@@ -37,14 +52,43 @@ impl Expansion {
 
     /// Puts a device into a free slot, which it returns.
     pub fn add(&self, device: Arc<dyn VirtioDevice>) -> Result<u8, MachineError> {
+        self.fill(device, |slot, function| self.pci.add(slot, function))
+    }
+
+    /// The same while the guest runs, which is told.
+    pub fn plug(&self, device: Arc<dyn VirtioDevice>) -> Result<u8, MachineError> {
+        self.fill(device, |slot, function| self.hotplug.add(slot, function))
+    }
+
+    fn fill(
+        &self,
+        device: Arc<dyn VirtioDevice>,
+        fill: impl FnOnce(u8, Arc<VirtioPci>) -> Result<(), SlotError>,
+    ) -> Result<u8, MachineError> {
         let refused = |error: &dyn std::fmt::Display| MachineError::Device(error.to_string());
         let slot = self.pci.free_slot().map_err(|error| refused(&error))?;
         let line = self.pci.interrupt_line(slot);
         let function = VirtioPci::new(device, self.memory.clone(), self.sink.clone(), line)
             .map_err(|error| refused(&error))?;
-        self.pci.add(slot, function.clone()).map_err(|error| refused(&error))?;
+        fill(slot, function.clone()).map_err(|error| refused(&error))?;
         self.lock().insert(slot, Arc::downgrade(&function));
         Ok(slot)
+    }
+
+    /// Asks the guest to empty a slot, and waits. Says whether it has.
+    pub fn unplug(&self, slot: u8, limit: Duration) -> bool {
+        let present = || self.pci.occupied() >> slot & 1 != 0;
+        let deadline = Instant::now() + limit;
+        if present() {
+            self.hotplug.request_removal(slot);
+        }
+        while present() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(INTERVAL);
+        }
+        true
     }
 
     /// Those that are still in their slots.
@@ -58,20 +102,22 @@ impl Expansion {
 
     pub fn state(&self) -> ExpansionState {
         let present = self.present();
-        ExpansionState(present.iter().map(|(&slot, function)| (slot, function.state())).collect())
+        let functions = present.iter().map(|(&slot, function)| (slot, function.state())).collect();
+        ExpansionState { functions, hotplug: self.hotplug.state() }
     }
 
     pub fn set_state(&self, state: &ExpansionState) -> Result<(), MachineError> {
         let present = self.present();
-        if !present.keys().eq(state.0.keys()) {
+        if !present.keys().eq(state.functions.keys()) {
             let reason = "it has other devices; give the machine those that it was saved with";
             return Err(MachineError::Saved(reason.to_owned()));
         }
         for (slot, function) in &present {
             function
-                .set_state(&state.0[slot])
+                .set_state(&state.functions[slot])
                 .map_err(|error| MachineError::Saved(format!("PCI slot {slot}: {error}")))?;
         }
+        self.hotplug.set_state(&state.hotplug);
         Ok(())
     }
 }

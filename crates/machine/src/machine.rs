@@ -170,6 +170,16 @@ impl Machine {
         self.board.expansion().add(device)
     }
 
+    /// Adds a device while the guest runs, and tells it. Returns the slot.
+    pub fn plug_device(&self, device: Arc<dyn VirtioDevice>) -> Result<u8, MachineError> {
+        self.board.expansion().plug(device)
+    }
+
+    /// Asks the guest to let go of a device, and waits. Says whether it has.
+    pub fn unplug_device(&self, slot: u8, limit: Duration) -> bool {
+        self.board.expansion().unplug(slot, limit)
+    }
+
     /// Presses the power button.
     pub fn press_power_button(&self) {
         self.board.press_power_button();

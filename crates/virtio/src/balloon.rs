@@ -263,7 +263,8 @@ impl VirtioDevice for Balloon {
         // Queues of what was not negotiated are left out, and the others move up.
         let statistics = (features & STATISTICS != 0).then_some(2);
         let reports = (features & REPORTING != 0).then_some(2 + usize::from(statistics.is_some()));
-        let mut running = Running { statistics: statistics.map(|queue| queue as u16), ..Running::default() };
+        let mut running =
+            Running { statistics: statistics.map(|queue| queue as u16), ..Running::default() };
         for (index, queue) in queues.into_iter().enumerate() {
             let Some(queue) = queue else {
                 if index <= DEFLATE {

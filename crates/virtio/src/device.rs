@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::balloon::BalloonState;
 use crate::net::NetState;
 use crate::queue::Queue;
 use crate::transport::Interrupt;
@@ -28,6 +29,7 @@ pub struct Session {
 pub enum DeviceState {
     None,
     Net(NetState),
+    Balloon(BalloonState),
 }
 
 /// What a device could not be started for.

@@ -10,12 +10,14 @@
 //! | [`block`] | disks |
 //! | [`net`] | network interfaces |
 //! | [`console`] | a terminal |
+//! | [`balloon`] | memory that the guest gives back |
 //! | [`rng`] | random numbers |
 //!
 //! What a driver writes is not trusted: rings, descriptors and requests are checked
 //! against guest memory and against bounds, and a driver that breaks the rules gets a
 //! device that needs a reset.
 
+pub mod balloon;
 pub mod block;
 pub mod console;
 pub mod device;

@@ -1,21 +1,28 @@
-//! What `--disk`, `--net`, `--rng` and `--console` put on the machine. Backends are opened once;
+//! What `--disk`, `--net`, `--rng`, `--balloon` and `--console` put on the machine. Backends are opened once;
 //! every machine of a run, when the guest resets, gets devices over the same ones.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use guise_disk::device::{BlockDevice, DeviceOptions};
+use guise_disk::format::Preallocation;
 use guise_machine::console::Input;
 use guise_machine::{Machine, MachineError};
+use guise_virtio::VirtioDevice;
+use guise_virtio::balloon::Balloon;
 use guise_virtio::block::{Block, BlockOptions};
 use guise_virtio::console::Console;
 use guise_virtio::net::Net;
 use guise_virtio::rate::Rate;
 use guise_virtio::rng::Rng;
+use serde_json::{Value, json};
 
 use super::network::Interface;
 use crate::Failure;
+
+/// How long a guest may take to let go of a device.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Args)]
 pub struct DeviceArguments {
@@ -31,6 +38,9 @@ pub struct DeviceArguments {
     /// Give the guest random numbers of the host
     #[arg(long)]
     rng: bool,
+    /// Let the guest give memory back that it does not use
+    #[arg(long)]
+    balloon: bool,
     /// What this terminal is connected to: the serial port (ttyS0) or a virtio console (hvc0)
     #[arg(long, value_enum, default_value_t = ConsoleKind::Serial)]
     console: ConsoleKind,
@@ -42,46 +52,118 @@ enum ConsoleKind {
     Virtio,
 }
 
-/// Everything that is open for the machine's devices.
+/// Everything that is open for the machine's devices, with the devices over it on the
+/// machine that runs now.
 pub struct Backends {
-    disks: Vec<Disk>,
-    interfaces: Vec<Interface>,
-    rng: bool,
+    entries: Mutex<Vec<Entry>>,
     console: ConsoleKind,
+    vcpus: u32,
+}
+
+struct Entry {
+    name: String,
+    backend: Backend,
+    /// On the machine that runs now.
+    plugged: Option<(u8, Device)>,
+}
+
+enum Backend {
+    Disk(Disk),
+    Interface(Interface),
+    Rng,
+    Balloon,
 }
 
 struct Disk {
-    name: String,
+    text: String,
     device: BlockDevice,
     options: BlockOptions,
+}
+
+#[derive(Clone)]
+enum Device {
+    Block(Arc<Block>),
+    Net(Arc<Net>),
+    Rng(Arc<Rng>),
+    Balloon(Arc<Balloon>),
+}
+
+impl Device {
+    fn virtio(&self) -> Arc<dyn VirtioDevice> {
+        match self {
+            Device::Block(device) => device.clone(),
+            Device::Net(device) => device.clone(),
+            Device::Rng(device) => device.clone(),
+            Device::Balloon(device) => device.clone(),
+        }
+    }
+}
+
+impl Backend {
+    fn kind(&self) -> &'static str {
+        match self {
+            Backend::Disk(_) => "disk",
+            Backend::Interface(_) => "net",
+            Backend::Rng => "rng",
+            Backend::Balloon => "balloon",
+        }
+    }
+
+    fn make(&self) -> Device {
+        match self {
+            Backend::Disk(disk) => {
+                Device::Block(Block::new(disk.device.clone(), disk.options.clone()))
+            }
+            Backend::Interface(interface) => {
+                Device::Net(Net::new(interface.network.clone(), interface.options.clone()))
+            }
+            Backend::Rng => Device::Rng(Rng::new()),
+            Backend::Balloon => Device::Balloon(Balloon::new()),
+        }
+    }
+
+    /// Brings an image to a state in which another program can open it.
+    fn close(&self) -> Result<(), Failure> {
+        let Backend::Disk(disk) = self else { return Ok(()) };
+        let failed = |error| Failure::failed(format!("--disk {}: {error}", disk.text));
+        disk.device.close().map_err(failed)
+    }
 }
 
 impl Backends {
     /// Opens all that the command line names, for a machine of so many vCPUs.
     pub fn open(arguments: &DeviceArguments, vcpus: u32) -> Result<Self, Failure> {
-        let mut interfaces = Vec::new();
-        for text in &arguments.net {
-            interfaces.extend(Interface::open(text, vcpus)?);
+        let mut backends = Vec::new();
+        for text in &arguments.disk {
+            backends.push(Backend::Disk(Disk::open(text, vcpus)?));
         }
-        let disks = arguments.disk.iter().map(|text| Disk::open(text, vcpus));
-        Ok(Backends {
-            disks: disks.collect::<Result<_, _>>()?,
-            interfaces,
-            rng: arguments.rng,
-            console: arguments.console,
-        })
+        for text in &arguments.net {
+            backends.extend(Interface::open(text, vcpus)?.map(Backend::Interface));
+        }
+        if arguments.rng {
+            backends.push(Backend::Rng);
+        }
+        if arguments.balloon {
+            backends.push(Backend::Balloon);
+        }
+        let mut entries = Vec::new();
+        for backend in backends {
+            let name = free_name(&entries, backend.kind());
+            entries.push(Entry { name, backend, plugged: None });
+        }
+        Ok(Backends { entries: Mutex::new(entries), console: arguments.console, vcpus })
     }
 
-    /// Puts devices on a machine. Returns where the terminal's input goes.
+    fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts devices on a new machine. Returns where the terminal's input goes.
     pub fn attach(&self, machine: &Machine) -> Result<Arc<dyn Input>, MachineError> {
-        for disk in &self.disks {
-            machine.add_device(Block::new(disk.device.clone(), disk.options.clone()))?;
-        }
-        for interface in &self.interfaces {
-            machine.add_device(Net::new(interface.network.clone(), interface.options.clone()))?;
-        }
-        if self.rng {
-            machine.add_device(Rng::new())?;
+        for entry in self.lock().iter_mut() {
+            let device = entry.backend.make();
+            let slot = machine.add_device(device.virtio())?;
+            entry.plugged = Some((slot, device));
         }
         Ok(match self.console {
             ConsoleKind::Serial => machine.serial(),
@@ -96,15 +178,124 @@ impl Backends {
         })
     }
 
-    /// Brings images to a state in which another program can open them.
+    /// Closes all images.
     pub fn close(&self) -> Result<(), Failure> {
-        for disk in &self.disks {
-            disk.device
-                .close()
-                .map_err(|error| Failure::failed(format!("--disk {}: {error}", disk.name)))?;
+        self.lock().iter().try_for_each(|entry| entry.backend.close())
+    }
+
+    /// Name, kind and slot of each device.
+    pub fn list(&self) -> Value {
+        let describe = |entry: &Entry| {
+            let slot = entry.plugged.as_ref().map(|(slot, _)| slot);
+            let mut value =
+                json!({ "name": entry.name, "kind": entry.backend.kind(), "slot": slot });
+            match &entry.backend {
+                Backend::Disk(disk) => value["size"] = json!(disk.device.size()),
+                Backend::Interface(interface) => {
+                    let counters = interface.counters();
+                    value["sent"] = json!([counters.frames_in, counters.bytes_in]);
+                    value["received"] = json!([counters.frames_out, counters.bytes_out]);
+                }
+                Backend::Rng | Backend::Balloon => {}
+            }
+            value
+        };
+        self.lock().iter().map(describe).collect()
+    }
+
+    /// Opens a disk and plugs it into a running machine. Returns its name.
+    pub fn add_disk(&self, text: &str, machine: &Machine) -> Result<String, String> {
+        let disk = Disk::open(text, self.vcpus).map_err(|failure| failure.message)?;
+        self.plug(Backend::Disk(disk), machine)
+    }
+
+    /// The same for a network.
+    pub fn add_interface(&self, text: &str, machine: &Machine) -> Result<String, String> {
+        let interface = Interface::open(text, self.vcpus).map_err(|failure| failure.message)?;
+        let interface = interface.ok_or("that is no network")?;
+        self.plug(Backend::Interface(interface), machine)
+    }
+
+    fn plug(&self, backend: Backend, machine: &Machine) -> Result<String, String> {
+        let device = backend.make();
+        let slot = machine.plug_device(device.virtio()).map_err(|error| error.to_string())?;
+        let mut entries = self.lock();
+        let name = free_name(&entries, backend.kind());
+        entries.push(Entry { name: name.clone(), backend, plugged: Some((slot, device)) });
+        Ok(name)
+    }
+
+    /// Asks the guest to let go of a device, waits until it has, and closes it.
+    pub fn remove(&self, name: &str, machine: &Machine) -> Result<(), String> {
+        let mut entries = self.lock();
+        let index = entries.iter().position(|entry| entry.name == name);
+        let index = index.ok_or_else(|| format!("there is no device '{name}'"))?;
+        if let Some((slot, _)) = entries[index].plugged
+            && !machine.unplug_device(slot, PATIENCE)
+        {
+            return Err(format!("the guest does not let go of '{name}'; it may do so later"));
+        }
+        let entry = entries.remove(index);
+        entry.backend.close().map_err(|failure| failure.message)
+    }
+
+    /// Changes the size of a disk that the guest uses.
+    pub fn resize(&self, name: &str, size: u64) -> Result<(), String> {
+        let entries = self.lock();
+        let entry = find(&entries, name)?;
+        let Backend::Disk(disk) = &entry.backend else {
+            return Err(format!("'{name}' is not a disk"));
+        };
+        let size = size.next_multiple_of(u64::from(disk.device.block_size()));
+        let image = disk.device.image();
+        image.resize(size, Preallocation::default()).map_err(|error| error.to_string())?;
+        if let Some((_, Device::Block(block))) = &entry.plugged {
+            block.size_changed();
         }
         Ok(())
     }
+
+    /// Plugs an interface's cable in or pulls it.
+    pub fn set_link(&self, name: &str, up: bool) -> Result<(), String> {
+        match &find(&self.lock(), name)?.plugged {
+            Some((_, Device::Net(net))) => net.set_link(up),
+            _ => return Err(format!("'{name}' is not an interface")),
+        }
+        Ok(())
+    }
+
+    fn balloon(&self) -> Option<Arc<Balloon>> {
+        self.lock().iter().find_map(|entry| match &entry.plugged {
+            Some((_, Device::Balloon(balloon))) => Some(balloon.clone()),
+            _ => None,
+        })
+    }
+
+    /// Asks the guest to give up so much memory in all.
+    pub fn set_balloon(&self, bytes: u64) -> Result<(), String> {
+        let balloon = self.balloon().ok_or("the machine has no balloon; give it --balloon")?;
+        balloon.set_target(bytes);
+        Ok(())
+    }
+
+    /// The balloon's size, and what the guest says of its memory; null without a balloon.
+    pub fn balloon_statistics(&self) -> Value {
+        let Some(balloon) = self.balloon() else { return Value::Null };
+        let (target, actual) = balloon.size();
+        json!({ "target": target, "actual": actual, "guest": balloon.statistics() })
+    }
+}
+
+fn find<'a>(entries: &'a [Entry], name: &str) -> Result<&'a Entry, String> {
+    let found = entries.iter().find(|entry| entry.name == name);
+    found.ok_or_else(|| format!("there is no device '{name}'"))
+}
+
+/// `disk0`, `disk1`: the first that is not taken.
+fn free_name(entries: &[Entry], kind: &str) -> String {
+    let names = (0..).map(|number| format!("{kind}{number}"));
+    let mut free = names.filter(|name| entries.iter().all(|entry| entry.name != *name));
+    free.next().unwrap_or_default()
 }
 
 impl Disk {
@@ -118,7 +309,7 @@ impl Disk {
             .map_err(|error| Failure::failed(format!("--disk {text}: {error}")))?;
         options.block_size = device.block_size();
         options.physical_block_size = options.physical_block_size.max(options.block_size);
-        Ok(Disk { name: text.to_owned(), device, options })
+        Ok(Disk { text: text.to_owned(), device, options })
     }
 }
 

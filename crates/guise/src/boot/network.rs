@@ -1,8 +1,9 @@
 //! `--net user,…`: the user-mode network as text.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use guise_net::frame::Counters;
 use guise_net::user::{Config, Forward, Transport, UserNetwork};
 use guise_virtio::net::NetOptions;
 use guise_virtio::rate::Rate;
@@ -39,6 +40,10 @@ impl Interface {
             network.add_forward(forward).map_err(failed)?;
         }
         Ok(Some(Interface { network: Arc::new(Mutex::new(network)), options }))
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.network.lock().unwrap_or_else(PoisonError::into_inner).counters()
     }
 }
 

@@ -12,6 +12,7 @@ use guise_disk::format::FormatKind;
 use guise_engine::memory::vm_memory::{Bytes, GuestAddress};
 use guise_engine::{GuestMemory, Msi};
 use guise_net::user::{Config, UserNetwork};
+use guise_virtio::balloon::Balloon;
 use guise_virtio::block::{Block, BlockOptions};
 use guise_virtio::console::Console;
 use guise_virtio::net::{Net, NetOptions};
@@ -44,9 +45,9 @@ pub struct Hostile {
 }
 
 impl Hostile {
-    /// The disk, the terminal, the interface, or the entropy source.
+    /// The disk, the terminal, the interface, the balloon, or the entropy source.
     pub fn new(which: u8) -> Self {
-        let device: Arc<dyn VirtioDevice> = match which % 4 {
+        let device: Arc<dyn VirtioDevice> = match which % 5 {
             0 => {
                 let file = tempfile::NamedTempFile::new().expect("a temporary file");
                 file.as_file().set_len(64 << 10).expect("a size");
@@ -65,6 +66,7 @@ impl Hostile {
                 let options = NetOptions { mac, mtu: 1500, pairs: 2, rate: Rate::default() };
                 Net::new(Arc::new(Mutex::new(network)), options)
             }
+            3 => Balloon::new(),
             _ => Rng::new(),
         };
         let queues = device.queue_sizes().len() as u16;
