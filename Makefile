@@ -2,13 +2,10 @@
 # Ubuntu machine with Rust and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages run test soak bench bench-container bench-disk bench-net lint
+.PHONY: help setup packages run test soak bench bench-container bench-cpu bench-disk bench-net lint
 
 CARGO ?= cargo
 GUISE := target/release/guise
-# Boots that `make soak` runs, because they have not been timed on a small machine yet.
-LONG := linux::debian_12_reaches linux::debian_13 linux::every_cpu linux::the_pc_board \
-	linux::large_memory linux::torture
 
 help: ## Say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 18
@@ -25,7 +22,7 @@ run: packages ## Boot a Debian kernel to a shell, or without a terminal run one 
 	@sh crates/testkit/first-boot.sh $(GUISE)
 
 test: setup ## Run every test
-	$(CARGO) test --release --workspace -- $(addprefix --skip ,$(LONG))
+	$(CARGO) test --release --workspace
 	@sh crates/testkit/not-tested.sh
 
 soak: setup ## What takes too long for every test run: more cases, more random guests
@@ -40,6 +37,11 @@ bench: setup ## Time a boot
 bench-container: ## Time containers beside crun, runc and bwrap, where they are installed
 	@$(CARGO) build --quiet --release --package guise
 	@bench/container/run.py $(GUISE) 100
+
+bench-cpu: setup ## CPU seconds of workloads natively, under QEMU's emulation and here
+	@$(CARGO) build --quiet --release --package guise
+	@bench/cpu/run.py $(GUISE) $${GUISE_ASSETS:-assets}/kernels/debian-12-cloud/boot/vmlinuz-* \
+		$${GUISE_ASSETS:-assets}/initramfs/shell.cpio $(or $(ROUNDS),3)
 
 bench-disk: setup ## Time conversions of disk images beside qemu-img
 	@$(CARGO) build --quiet --release --package guise

@@ -47,9 +47,11 @@ fn machines_that_nobody_can_have() {
     refused(&kernel, &["--board", "toaster"], 2, "toaster");
     refused(&kernel, &["--timeout", "-1"], 2, "");
     refused(&kernel, &["--no-such-option"], 2, "--no-such-option");
-    refused(&kernel, &["--disk", "some.img"], 2, "--disk is not in this version");
+    refused(&kernel, &["--disk", "/nowhere.img,format=raw"], 1, "/nowhere.img");
+    refused(&kernel, &["--disk", "/nowhere.img,colour=red"], 2, "colour");
     refused(&kernel, &["--share", ".,tag=t"], 2, "--share is not in this version");
-    refused(&kernel, &["--net", "user"], 2, "--net none");
+    refused(&kernel, &["--net", "bridge"], 2, "'none' and 'user'");
+    refused(&kernel, &["--net", "user,forward=22"], 2, "PORT-GUESTPORT");
 }
 
 #[test]

@@ -95,6 +95,15 @@ fn reset_is_10_where_no_reboot_is_wanted() {
 }
 
 #[test]
+fn the_microvm_board_has_no_keyboard_controller_to_reset_it() {
+    let _turn = alone();
+    let ended = Boot::kernel(&have(Program::KeyboardReset.image()))
+        .args(["--memory", "64M", "--no-reboot", "--timeout", "3"])
+        .run();
+    assert!(ended.expect_code(124).output.contains("reset"));
+}
+
+#[test]
 fn a_reset_starts_the_machine_again() {
     let _turn = alone();
     let mut running = Boot::kernel(&have(Program::Reset.image())).args(["--memory", "64M"]).start();

@@ -2,7 +2,9 @@
 
 mod bad_input;
 mod baremetal;
+mod control;
 mod debugger;
+mod devices;
 mod doctor;
 mod engines;
 mod handover;

@@ -85,6 +85,19 @@ fn a_reboot_is_10() {
     command(Kernel::Debian12Cloud, "1", "reboot -f", &["--no-reboot"]).expect_code(10);
 }
 
+/// The kernel tells of its panic through pvpanic, whose driver is a module.
+#[test]
+fn a_panic_is_11() {
+    let _turn = alone();
+    let text = "insmod /lib/pvpanic.ko; insmod /lib/pvpanic-mmio.ko; echo c > /proc/sysrq-trigger";
+    let ended = boot(Kernel::Debian12Cloud, "1")
+        .initrd(&have(initramfs::with_pvpanic(Kernel::Debian12Cloud)))
+        .args(["--append", &format!("console=ttyS0 -- \"{text}\"")])
+        .run();
+    assert!(ended.expect_code(11).errors.contains("panicked"), "{}", ended.errors);
+    assert!(ended.output.contains("Kernel panic - not syncing: sysrq triggered crash"));
+}
+
 #[test]
 fn the_pc_board_boots_too() {
     let _turn = alone();

@@ -17,6 +17,8 @@ pub const SLAVE: u64 = 0xa0;
 pub const EDGE_LEVEL: u64 = 0x4d0;
 
 const CASCADE: u8 = 2;
+/// Of interrupts 0 and 8.
+const FIRMWARE_VECTORS: [u8; 2] = [0x08, 0x70];
 /// Inputs that are edge-triggered whatever the registers say: timer, keyboard,
 /// cascade; clock and coprocessor.
 const EDGE_ONLY: [u8; 2] = [0b0000_0111, 0b0010_0001];
@@ -247,9 +249,14 @@ impl PicState {
 }
 
 impl Pic {
-    /// `interrupt` is the INTR line.
+    /// `interrupt` is the INTR line. The vectors are those that firmware leaves, on which
+    /// software for real mode counts.
     pub fn new(interrupt: Arc<dyn IrqLine>) -> Arc<Self> {
-        Arc::new(Self { interrupt, state: Mutex::default() })
+        let mut state = PicState::default();
+        for (chip, vector) in state.chips.iter_mut().zip(FIRMWARE_VECTORS) {
+            chip.vector = vector;
+        }
+        Arc::new(Self { interrupt, state: Mutex::new(state) })
     }
 
     fn lock(&self) -> MutexGuard<'_, PicState> {

@@ -90,6 +90,8 @@ pub struct CpuState {
     pub generated: Frame,
 
     pub seg: [Segment; 6],
+    /// What SWAPGS puts into GS's base.
+    pub kernel_gs_base: u64,
     pub ldtr: Segment,
     pub tr: Segment,
     pub gdtr: Table,

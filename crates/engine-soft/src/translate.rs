@@ -39,6 +39,7 @@ mod stack;
 mod strings;
 mod system;
 
+use std::fmt::Write as _;
 use std::io;
 
 use iced_x86::Mnemonic;
@@ -133,6 +134,7 @@ pub struct Counts {
     pub traps: u64,
 }
 
+const PAGE_FAULT: u32 = 14;
 const SHADOW_SIZE: usize = 256 << 10;
 /// Below this much room the shadow stack starts again.
 const SHADOW_MARGIN: usize = 16 << 10;
@@ -153,6 +155,8 @@ pub struct Translator {
     options: Options,
     helpers: Helpers,
     bmi2: bool,
+    /// The level that the code in the jump cache was made for.
+    vectors: VectorLevel,
     jumps: Box<[Jump; JUMPS]>,
     shadow: Box<[u64]>,
     writes: Vec<CodeWrite>,
@@ -187,6 +191,7 @@ impl Translator {
             scanner: Scanner::new(),
             options,
             helpers,
+            vectors: VectorLevel::None,
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
             jumps: Box::new([Jump::EMPTY; JUMPS]),
             shadow: vec![0; SHADOW_SIZE / 8].into_boxed_slice(),
@@ -257,7 +262,14 @@ impl Translator {
                 return Ok(());
             }
             let Some(mode) = backend.mode() else { return Ok(()) };
-            let Some((page_id, code)) = self.find(backend, mode) else {
+            if mode.vectors != self.vectors {
+                self.vectors = mode.vectors;
+                self.jumps.fill(Jump::EMPTY);
+                self.reset_shadow(state());
+            }
+            let quick = if link.is_none() { self.jump(state()) } else { None };
+            let found = quick.map(|code| (0, code)).or_else(|| self.find(backend, mode));
+            let Some((page_id, code)) = found else {
                 self.counts.interpreted += 1;
                 if !backend.step() {
                     return Ok(());
@@ -269,7 +281,7 @@ impl Translator {
                 self.cache.connect(link, page_id, code);
             }
             let flags = pack_flags(state().rflags);
-            self.enter(state_address, code, flags);
+            self.enter(state_address, code, flags)?;
             match state().generated.leave {
                 leave if leave == Leave::Link as u32 => {
                     self.counts.left_for_link += 1;
@@ -302,7 +314,7 @@ impl Translator {
     }
 
     /// Runs generated code from an entry until it leaves; everything is in the state then.
-    fn enter(&mut self, address: *mut CpuState, code: u64, flags: u64) {
+    fn enter(&mut self, address: *mut CpuState, code: u64, flags: u64) -> Result<(), Broken> {
         // SAFETY: the backend's state is valid, and no reference to it lives into
         // generated code.
         let state = || unsafe { &mut *address };
@@ -316,8 +328,9 @@ impl Translator {
         }
         self.flags_to_state(state());
         if state().generated.leave == Leave::Trap as u32 {
-            self.after_trap(state());
+            self.after_trap(state())?;
         }
+        Ok(())
     }
 
     fn note_fallback(&mut self, mnemonic: usize) {
@@ -365,16 +378,38 @@ impl Translator {
     }
 
     /// The guest's state at the instruction whose code trapped.
-    fn after_trap(&mut self, state: &mut CpuState) {
+    fn after_trap(&mut self, state: &mut CpuState) -> Result<(), Broken> {
         self.counts.traps += 1;
-        let Some(place) = self.cache.find(state.generated.trapped) else { return };
-        if let Some(origin) = place.origin {
+        let trapped = state.generated.trapped;
+        let place = self.cache.find(trapped);
+        let trap = state.trap;
+        // Guest memory is mapped and checked, so there are no page faults in this code.
+        if trap.vector != PAGE_FAULT
+            && let Some(place) = &place
+            && let Some(origin) = place.origin
+        {
             state.rip = place.linear + u64::from(origin.offset);
             if origin.native {
                 let flags = unpack_flags(state.scratch[7]);
                 state.rflags = state.rflags & !ARITHMETIC | flags;
             }
+            return Ok(());
         }
+        let mut reason = format!(
+            "exception {} in generated code at {trapped:#x}, address {:#x}",
+            trap.vector, trap.address
+        );
+        let mut rip = state.rip;
+        if let Some(place) = place {
+            let mode = if place.mode & 1 == 1 { "user" } else { "supervisor" };
+            rip = place.linear + u64::from(place.origin.map_or(0, |origin| origin.offset));
+            let _ = write!(
+                reason,
+                ", {:#x} bytes into the {mode} code of the block at {:#x}",
+                place.inside, place.start
+            );
+        }
+        Err(Broken { rip, reason })
     }
 
     /// The code for RIP, found or made.
@@ -415,6 +450,14 @@ impl Translator {
         Some((id, code))
     }
 
+    /// What the jump cache knows of RIP.
+    fn jump(&self, state: &CpuState) -> Option<u64> {
+        let jump = &self.jumps[jump_index(state.rip)];
+        // SAFETY: the bank is the vCPU's current one.
+        let epoch = unsafe { (*state.bank).epoch };
+        (jump.rip == state.rip && jump.epoch == epoch).then_some(jump.code)
+    }
+
     fn remember(&mut self, rip: u64, bank: *mut Bank, code: u64) {
         // SAFETY: the bank is the vCPU's current one.
         let epoch = unsafe { (*bank).epoch };
@@ -430,9 +473,16 @@ impl Translator {
         rip: u64,
         host: *const [u8; PAGE_SIZE as usize],
     ) -> Option<u64> {
-        // SAFETY: the backend's pages are RAM of the guest, mapped as long as the VM. Other
-        // threads may write them: what is read is compared again below.
-        let read = |page: *const [u8; PAGE_SIZE as usize]| unsafe { page.read_volatile() };
+        let read = |page: *const [u8; PAGE_SIZE as usize]| {
+            let mut bytes = [0; PAGE_SIZE as usize];
+            for (at, word) in bytes.chunks_exact_mut(8).enumerate() {
+                // SAFETY: the backend's pages are RAM of the guest, mapped as long as the
+                // VM. Other threads may write them: what is read is compared again below.
+                let value = unsafe { page.cast::<u64>().add(at).read_volatile() };
+                word.copy_from_slice(&value.to_le_bytes());
+            }
+            bytes
+        };
         let next_linear = key.linear.wrapping_add(PAGE_SIZE);
         // Asked for when an instruction is found to need it.
         let mut next = None;
@@ -561,6 +611,18 @@ extern "C" fn interpret<B: Backend>(context: u64, rip: u64, info: u64) -> u64 {
 
 /// Generated code trapped: it goes on at the routine that leaves.
 fn on_trap(frame: &mut TrapFrame<'_>, landing: usize) -> TrapAction {
+    // SAFETY: GS is the base of this thread's state while generated code runs.
+    unsafe {
+        let trap = std::mem::offset_of!(CpuState, trap);
+        std::arch::asm!(
+            "mov dword ptr gs:[{place}], {vector:e}",
+            "mov qword ptr gs:[{place} + 8], {address}",
+            place = in(reg) trap,
+            vector = in(reg) frame.vector(),
+            address = in(reg) frame.fault_address(),
+            options(nostack, preserves_flags),
+        );
+    }
     frame.set_gpr(usize::from(frame::S1), frame.rip());
     frame.set_rip(landing as u64);
     TrapAction::Resume

@@ -1,7 +1,10 @@
 //! `guise boot`: a machine straight from files, with its serial port on this terminal.
 
+mod control;
 mod debugger;
+mod devices;
 mod drive;
+mod network;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -17,6 +20,7 @@ use guise_machine::{BoardKind, BootSource, Ending, Machine, MachineConfig, Machi
 use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use self::control::Control;
 use crate::Failure;
 use crate::engine::EngineChoice;
 
@@ -65,12 +69,11 @@ pub struct Arguments {
     /// Write JSON on exit: host CPU seconds, wall seconds, exits, engine counters
     #[arg(long, value_name = "FILE")]
     stats: Option<PathBuf>,
-    /// Networks: none
-    #[arg(long, value_name = "NETWORK", default_value = "none")]
-    net: String,
-    /// Of a later version
-    #[arg(long, hide = true)]
-    disk: Vec<String>,
+    /// Take commands from this Unix socket: JSON, a line each
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
+    #[command(flatten)]
+    devices: devices::DeviceArguments,
     /// Of a later version
     #[arg(long, hide = true)]
     share: Vec<String>,
@@ -116,13 +119,19 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     })?;
 
     let mut debugger = arguments.gdb.as_ref().map(debugger::Socket::open).transpose()?;
+    let backends = Arc::new(devices::Backends::open(&arguments.devices, arguments.cpus)?);
+    let control = arguments.control.as_deref();
+    let control = control.map(|path| Control::open(path, backends.clone())).transpose()?;
+
     let outside = Outside::default();
     outside.watch_signals()?;
     let mut console = None;
     let mut totals = Totals::default();
     let ending = loop {
         let machine = Machine::new(&*engine, &config, Box::new(std::io::stdout()))
+            .map(Arc::new)
             .map_err(machine_failure)?;
+        let input = backends.attach(&machine).map_err(machine_failure)?;
         machine.boot(&source).map_err(machine_failure)?;
         outside.set(machine.stopper());
         if console.is_none() {
@@ -131,12 +140,18 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
             console = Some(Console::open(move || outside.leave()).map_err(machine_failure)?);
         }
         if let Some(console) = &console {
-            console.connect(machine.serial());
+            console.connect(input);
+        }
+        if let Some(control) = &control {
+            control.attach(machine.clone());
         }
         let ending = match &mut debugger {
             Some(debugger) => debugger.run(&machine, deadline)?,
             None => drive::drive(&machine, &arguments.handover, deadline)?,
         };
+        if let Some(control) = &control {
+            control.detach();
+        }
         let stopped = machine.pause();
         totals.add(&machine);
         if let Err(error) = stopped {
@@ -152,6 +167,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         }
     };
     drop(console);
+    backends.close()?;
     let (code, name, message) = conclude(ending, outside.signal());
     if let Some(file) = statistics {
         totals.write(file, started, name).map_err(|error| {
@@ -168,14 +184,8 @@ fn refuse_what_is_not_there(arguments: &Arguments) -> Result<(), Failure> {
     let refuse = |option, way| {
         Err(Failure::usage(format!("{option} is not in this version of Guise; {way}")))
     };
-    if !arguments.disk.is_empty() {
-        return refuse("--disk", "put files into the initial RAM disk");
-    }
     if !arguments.share.is_empty() {
         return refuse("--share", "put files into the initial RAM disk");
-    }
-    if arguments.net != "none" {
-        return refuse("a network", "use --net none, and the serial console");
     }
     Ok(())
 }
@@ -298,6 +308,15 @@ impl Totals {
 
 /// `512`, `512M`, `1.5G`: a size, in mebibytes where it has no letter.
 fn parse_size(text: &str) -> Result<u64, String> {
+    parse_scaled(text, 20)
+}
+
+/// The same, in bytes where it has no letter.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    parse_scaled(text, 0)
+}
+
+fn parse_scaled(text: &str, default_shift: u32) -> Result<u64, String> {
     let upper = text.trim().to_ascii_uppercase();
     let upper = upper.strip_suffix("IB").or_else(|| upper.strip_suffix('B')).unwrap_or(&upper);
     let (number, shift) = match upper.as_bytes().last() {
@@ -305,7 +324,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
         Some(b'M') => (&upper[..upper.len() - 1], 20),
         Some(b'G') => (&upper[..upper.len() - 1], 30),
         Some(b'T') => (&upper[..upper.len() - 1], 40),
-        _ => (upper, 20),
+        _ => (upper, default_shift),
     };
     let number: f64 = number.parse().map_err(|_| "that is not a size".to_owned())?;
     let bytes = number * (1u64 << shift) as f64;

@@ -2,10 +2,11 @@
 //!
 //! [`Hardware`] says what a board has; [`build`] turns it into bytes that are put at
 //! [`layout::ACPI_TABLES`], the RSDP first. Tables of fixed shape are written in
-//! [`tables`], the DSDT's AML in [`dsdt`]. There is no SMI port: the machine starts
+//! [`tables`], the DSDT's AML in [`dsdt`] and [`hotplug`]. There is no SMI port: the machine starts
 //! in ACPI mode and stays there.
 
 mod dsdt;
+mod hotplug;
 mod tables;
 
 use crate::layout::{self, ACPI_TABLES_ROOM};
@@ -19,6 +20,8 @@ pub struct Hardware {
     /// Ports of the panic device, of the keyboard controller.
     pub pvpanic: u16,
     pub keyboard: bool,
+    /// Registers of PCI hot plug.
+    pub hotplug: u16,
 }
 
 /// Where the power-management registers are, and what to write there.

@@ -22,6 +22,7 @@ use guise_devices::ioapic::{self, IoApic, IoApicState};
 use guise_devices::irq::{Fanout, IrqLine, MsiSink, SharedLine};
 use guise_devices::panic::{self as pvpanic, Pvpanic};
 use guise_devices::pci::host::PciHostState;
+use guise_devices::pci::hotplug::PciHotplug;
 use guise_devices::pci::{PciHost, PciWindows};
 use guise_devices::pic::{self, Pic, PicState};
 use guise_devices::pit::{self, Pit, PitState};
@@ -29,11 +30,12 @@ use guise_devices::power::PowerSink;
 use guise_devices::rtc::{self, HostWallClock, Rtc, RtcState};
 use guise_devices::testdev::{self, DebugExit, TestDevice};
 use guise_devices::uart::{self, Uart, UartState};
-use guise_engine::{Msi, Vm};
+use guise_engine::{GuestMemory, Msi, Vm};
 use serde::{Deserialize, Serialize};
 
 use crate::MachineError;
 use crate::acpi::{Hardware, PCI_INTERRUPTS, PowerPorts, SCI};
+use crate::expansion::{Expansion, ExpansionState};
 use crate::layout::{self, RamLayout};
 use crate::machine::MachineConfig;
 use crate::platform::InterruptControllers;
@@ -59,11 +61,15 @@ const TIMER_PIN: usize = 2;
 /// Power management registers.
 const PM_PORTS: u64 = 0x600;
 
+/// PCI hot plug.
+const HOTPLUG_PORTS: u64 = PM_PORTS + pm::LENGTH;
+
 /// What a board is wired to.
 pub(crate) struct Wiring<'a> {
     pub config: &'a MachineConfig,
     pub ram: RamLayout,
     pub vm: &'a Arc<dyn Vm>,
+    pub guest_memory: &'a GuestMemory,
     pub clock: &'a Arc<Clock>,
     pub power: Arc<dyn PowerSink>,
     pub ports: &'a Arc<Bus>,
@@ -79,6 +85,7 @@ pub struct Board {
     uart: Arc<Uart>,
     acpi: Arc<Acpi>,
     pci: Arc<PciHost>,
+    expansion: Expansion,
     pc: Option<PcDevices>,
 }
 
@@ -98,6 +105,7 @@ pub struct BoardState {
     rtc: RtcState,
     uart: UartState,
     acpi: AcpiState,
+    expansion: ExpansionState,
     pci: PciHostState,
     pc: Option<PcState>,
 }
@@ -187,7 +195,11 @@ impl Board {
         }
         let uart = Uart::new(interrupts.isa(COM1_IRQ), output);
         ports.insert(COM1, uart::PORT_COUNT, 0, uart.clone())?;
-        Ok(Board { vcpus: config.vcpus, pic, io_apic, pit, rtc, uart, acpi, pci, pc })
+        let hotplug = PciHotplug::new(pci.clone(), acpi.clone());
+        ports.insert(HOTPLUG_PORTS, PciHotplug::LENGTH, 0, hotplug.clone())?;
+        let (guest_memory, sink) = (wiring.guest_memory.clone(), msi_sink(wiring.vm));
+        let expansion = Expansion::new(pci.clone(), hotplug, guest_memory, sink);
+        Ok(Board { vcpus: config.vcpus, pic, io_apic, pit, rtc, uart, acpi, pci, expansion, pc })
     }
 
     /// What the ACPI tables say of this board.
@@ -208,6 +220,7 @@ impl Board {
             hpet: self.pc.is_some(),
             pvpanic: pvpanic::PORT as u16,
             keyboard: self.pc.is_some(),
+            hotplug: HOTPLUG_PORTS as u16,
         }
     }
 
@@ -223,9 +236,9 @@ impl Board {
         self.uart.clone()
     }
 
-    /// The bus for devices that a machine gets besides its board's.
-    pub fn pci(&self) -> &Arc<PciHost> {
-        &self.pci
+    /// Devices that the machine gets besides its board's.
+    pub(crate) fn expansion(&self) -> &Expansion {
+        &self.expansion
     }
 
     pub(crate) fn state(&self) -> BoardState {
@@ -236,6 +249,8 @@ impl Board {
             rtc: self.rtc.state(),
             uart: self.uart.state(),
             acpi: self.acpi.state(),
+            // Their requests end while they are saved, which changes registers elsewhere.
+            expansion: self.expansion.state(),
             pci: self.pci.state(),
             pc: self.pc.as_ref().map(|pc| PcState {
                 keyboard: pc.keyboard.state(),
@@ -261,6 +276,7 @@ impl Board {
         self.rtc.set_state(&state.rtc).map_err(|error| MachineError::Saved(error.to_string()))?;
         self.uart.set_state(&state.uart);
         self.acpi.set_state(&state.acpi);
+        self.expansion.set_state(&state.expansion)?;
         self.pci.set_state(&state.pci);
         self.pic.set_state(&state.pic);
         self.io_apic.set_state(&state.io_apic);

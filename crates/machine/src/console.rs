@@ -1,4 +1,4 @@
-//! The terminal as the guest's serial console: raw while the guest has it, with
+//! The terminal as the guest's console: raw while the guest has it, with
 //! Ctrl-A X as the way out, and Ctrl-A Ctrl-A for a Ctrl-A.
 
 use std::fs::File;
@@ -16,6 +16,34 @@ use crate::MachineError;
 
 const ESCAPE: u8 = 0x01;
 
+/// Where a terminal's input can go: the serial port, or a virtio console.
+pub trait Input: Send + Sync {
+    /// Takes as many bytes as there is room for.
+    fn input(&self, bytes: &[u8]) -> usize;
+    /// Waits until there is room, and says whether there is.
+    fn wait_for_room(&self, timeout: Duration) -> bool;
+}
+
+impl Input for Uart {
+    fn input(&self, bytes: &[u8]) -> usize {
+        Uart::input(self, bytes)
+    }
+
+    fn wait_for_room(&self, timeout: Duration) -> bool {
+        Uart::wait_for_room(self, timeout)
+    }
+}
+
+impl Input for guise_virtio::console::Console {
+    fn input(&self, bytes: &[u8]) -> usize {
+        guise_virtio::console::Console::input(self, bytes)
+    }
+
+    fn wait_for_room(&self, timeout: Duration) -> bool {
+        guise_virtio::console::Console::wait_for_room(self, timeout)
+    }
+}
+
 /// Standard input, being read for a guest. Dropping it gives the terminal back.
 pub struct Console {
     shared: Arc<Shared>,
@@ -32,7 +60,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    uart: Option<Arc<Uart>>,
+    port: Option<Arc<dyn Input>>,
     stop: bool,
 }
 
@@ -61,8 +89,8 @@ impl Console {
 
     /// Sends what is typed to this port from now on. Before the first call nothing
     /// is read.
-    pub fn connect(&self, uart: Arc<Uart>) {
-        self.shared.lock().uart = Some(uart);
+    pub fn connect(&self, port: Arc<dyn Input>) {
+        self.shared.lock().port = Some(port);
     }
 }
 
@@ -136,16 +164,16 @@ fn read_input(shared: &Shared, stopped: BorrowedFd, terminal: bool) {
 fn deliver(shared: &Shared, mut bytes: &[u8]) -> bool {
     const PATIENCE: Duration = Duration::from_millis(100);
     while !bytes.is_empty() {
-        let (uart, stop) = {
+        let (port, stop) = {
             let state = shared.lock();
-            (state.uart.clone(), state.stop)
+            (state.port.clone(), state.stop)
         };
         if stop {
             return false;
         }
-        match uart {
-            Some(uart) if uart.wait_for_room(PATIENCE) => {
-                let taken = uart.input(bytes);
+        match port {
+            Some(port) if port.wait_for_room(PATIENCE) => {
+                let taken = port.input(bytes);
                 bytes = &bytes[taken..];
             }
             Some(_) => {}

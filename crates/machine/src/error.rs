@@ -37,6 +37,9 @@ pub enum MachineError {
     /// The board wants the same address for two devices.
     #[error("the board does not fit together: {0}")]
     Board(#[from] guise_devices::bus::BusError),
+    /// A device that has no place on the machine.
+    #[error("a device cannot be added: {0}")]
+    Device(String),
     /// A saved machine that is not one, or is another one.
     #[error("the saved machine cannot be loaded: {0}")]
     Saved(String),

@@ -4,6 +4,7 @@
 //! - [`layout`] and `memory`: where things are, and the RAM;
 //! - [`boot`]: kernels, initial RAM disks, and the protocols that start them;
 //! - `board`: which devices there are and how they are wired; `acpi` tells the guest;
+//! - `expansion`: virtio devices besides the board's;
 //! - `control` and `vcpu`: the vCPUs' threads, and who tells them to run or to pause;
 //! - [`console`]: a terminal as the serial console;
 //! - [`state`]: a saved machine; `handover`: a running one changes its engine;
@@ -18,6 +19,7 @@ pub mod console;
 mod control;
 pub mod debug;
 mod error;
+mod expansion;
 mod handover;
 pub mod layout;
 pub mod machine;

@@ -11,6 +11,7 @@ use guise_engine::memory::vm_memory::{Bytes as _, GuestAddress};
 use guise_engine::{
     CpuModel, DebugControl, Engine, EngineError, MAX_VCPUS, Platform, Vm, VmConfig,
 };
+use guise_virtio::VirtioDevice;
 use serde::{Deserialize, Serialize};
 
 use crate::MachineError;
@@ -93,6 +94,7 @@ impl Machine {
             config,
             ram: ram.layout,
             vm: &devices_vm,
+            guest_memory: &ram.memory,
             clock: &clock,
             power: control.clone(),
             ports: &ports,
@@ -182,6 +184,21 @@ impl Machine {
 
     pub fn stopper(&self) -> Stopper {
         Stopper(self.control.clone())
+    }
+
+    /// Adds a device before the machine runs. Returns its slot on the PCI bus.
+    pub fn add_device(&self, device: Arc<dyn VirtioDevice>) -> Result<u8, MachineError> {
+        self.board.expansion().add(device)
+    }
+
+    /// Adds a device while the guest runs, and tells it. Returns the slot.
+    pub fn plug_device(&self, device: Arc<dyn VirtioDevice>) -> Result<u8, MachineError> {
+        self.board.expansion().plug(device)
+    }
+
+    /// Asks the guest to let go of a device, and waits. Says whether it has.
+    pub fn unplug_device(&self, slot: u8, limit: Duration) -> bool {
+        self.board.expansion().unplug(slot, limit)
     }
 
     /// Presses the power button.

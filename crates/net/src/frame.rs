@@ -5,6 +5,9 @@
 //! as they are, instead of doing them in between, is what makes a packet path fast; the
 //! fields are those of virtio's packet header.
 
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
 /// What the receiver of a frame has to know of it, or to do for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offload {
@@ -56,6 +59,19 @@ pub trait Interface {
     fn room(&mut self, size: usize) -> Option<&mut [u8]>;
     /// The first `size` bytes of the room are a frame.
     fn deliver(&mut self, size: usize, offload: Offload);
+}
+
+/// What an interface can be plugged into: a network that one thread drives.
+pub trait Network: Send {
+    /// Readable when [`Network::poll`] has something to do. It stays the same.
+    fn descriptor(&self) -> BorrowedFd<'_>;
+    /// When to call [`Network::poll`] if nothing else happens before.
+    fn timer(&self) -> Option<Duration>;
+    /// Takes a frame of the guest. Answers wait for the next [`Network::poll`], so that a
+    /// batch of frames is answered once.
+    fn input(&mut self, frame: &[u8], offload: Offload);
+    /// Looks at the host's side and the clock, and sends what there is to send.
+    fn poll(&mut self, interface: &mut dyn Interface);
 }
 
 /// Why frames were dropped; each has a counter that users can read.

@@ -40,7 +40,7 @@ use std::time::{Duration, Instant};
 pub use address::{Destination, Policy};
 pub use forward::{Forward, Transport};
 
-use crate::frame::{Counters, Interface, Offload, Reason};
+use crate::frame::{Counters, Interface, Network, Offload, Reason};
 use crate::packet::{
     Ethernet, Mac, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, TYPE_ARP,
 };
@@ -291,6 +291,24 @@ impl UserNetwork {
         let next = [self.tcp.timer(), self.udp.timer(), self.echo.timer()];
         let next = next.into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
+    }
+}
+
+impl Network for UserNetwork {
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        UserNetwork::descriptor(self)
+    }
+
+    fn timer(&self) -> Option<Duration> {
+        UserNetwork::timer(self)
+    }
+
+    fn input(&mut self, frame: &[u8], offload: Offload) {
+        UserNetwork::input(self, frame, offload);
+    }
+
+    fn poll(&mut self, interface: &mut dyn Interface) {
+        UserNetwork::poll(self, interface);
     }
 }
 

@@ -8,6 +8,9 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev 2>/dev/null
 ln -sf /proc/self/fd /dev/fd
 mount -t tmpfs tmp /tmp
+for module in /modules/*.ko; do
+	[ -e "$module" ] && insmod "$module"
+done
 echo "guise: init reached at $(cut -d' ' -f1 /proc/uptime) s"
 cd /root
 if [ $# -gt 0 ]; then

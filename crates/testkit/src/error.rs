@@ -21,6 +21,9 @@ pub enum TestkitError {
     /// A program ran and failed.
     #[error("{program} failed ({status}): {output}")]
     Failed { program: String, status: std::process::ExitStatus, output: String },
+    /// A kernel's package without a module that it should have.
+    #[error("the kernel {kernel} has no module {name}")]
+    Module { name: String, kernel: &'static str },
     #[error("package {package} of {suite} {problem}")]
     Package { package: String, suite: &'static str, problem: &'static str },
 }

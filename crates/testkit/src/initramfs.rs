@@ -8,7 +8,8 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::{TestkitError, assets, torture};
+use crate::assets::Kernel;
+use crate::{TestkitError, assets, modules, torture};
 
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
@@ -18,6 +19,8 @@ const CHARACTER: u32 = 0o020_000;
 /// First program of the guests: mounts what programs expect, runs the command
 /// that the kernel passes after `--`, or else a shell, and powers off.
 const INIT: &str = include_str!("../guests/init.sh");
+/// What guests do with a DHCP lease.
+const LEASE: &str = include_str!("../guests/udhcpc.sh");
 
 /// An archive being written.
 pub struct Initramfs {
@@ -133,6 +136,31 @@ pub fn with_torture() -> Result<PathBuf, TestkitError> {
     archive.file_from(&torture::program()?, "bin/torture")?;
     archive.file_from(&torture::program_32()?, "bin/torture32")?;
     archive.store("torture")
+}
+
+/// A busybox shell with `/lib/pvpanic.ko` and `/lib/pvpanic-mmio.ko` of a kernel that
+/// keeps its modules uncompressed. The latter is the driver for the ISA device.
+pub fn with_pvpanic(kernel: Kernel) -> Result<PathBuf, TestkitError> {
+    let drivers = kernel.modules()?.join("kernel/drivers/misc/pvpanic");
+    let mut archive = Initramfs::with_busybox()?;
+    archive.directory("lib");
+    for module in ["pvpanic.ko", "pvpanic-mmio.ko"] {
+        archive.file_from(&drivers.join(module), &format!("lib/{module}"))?;
+    }
+    archive.store(&format!("pvpanic-{}", kernel.name()))
+}
+
+/// The same for a kernel whose virtio drivers are modules, which `/init` loads.
+pub fn with_virtio(kernel: Kernel) -> Result<PathBuf, TestkitError> {
+    let mut archive = Initramfs::with_busybox()?;
+    archive.directory("modules");
+    for (number, (name, content)) in
+        modules::with_needs(kernel, &modules::VIRTIO)?.into_iter().enumerate()
+    {
+        archive.file(&format!("modules/{number:02}-{name}.ko"), 0o644, &content);
+    }
+    archive.file("etc/udhcpc.sh", 0o755, LEASE.as_bytes());
+    archive.store(&format!("virtio-{}", kernel.name()))
 }
 
 /// Puts bytes into an asset file, atomically, unless it holds them already.

@@ -9,6 +9,7 @@
 pub mod assets;
 pub mod baremetal;
 pub mod initramfs;
+pub mod modules;
 pub mod torture;
 
 mod error;

@@ -1,23 +1,24 @@
 //! Disks.
 //!
-//! Each queue has a thread of its own, which takes requests and gives them back one
-//! by one; interrupts are sent for batches. Data goes straight between the backend and
-//! guest memory.
+//! Each queue has a thread of its own with a ring of the host's kernel, so many requests
+//! are under way at once and come back in any order; interrupts are sent for batches. Data
+//! goes straight between the image and guest memory.
 
-mod backend;
 mod request;
+mod server;
 
+use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use backend::{BlockBackend, Buffer, RawFile};
+use guise_disk::device::BlockDevice;
 
-use self::request::execute;
+use self::server::Server;
 use crate::device::{Session, StartError, VirtioDevice};
-use crate::queue::{Queue, QueueError};
+use crate::queue::Queue;
+use crate::rate::{Limiter, Rate};
 use crate::transport::Interrupt;
-use crate::worker::{Handler, Kick, Rest, Worker, Workers};
+use crate::worker::{Kick, Worker, Workers};
 
 const KIND: u16 = 2;
 const CLASS: u32 = 0x01_8000;
@@ -47,31 +48,32 @@ const MOST_RANGES: u32 = 32;
 #[derive(Clone, Debug)]
 pub struct BlockOptions {
     pub queues: u16,
-    pub read_only: bool,
     /// At most 20 bytes of it are told.
     pub serial: String,
     /// Bytes of a logical block: 512 to 4096, a power of two.
     pub block_size: u32,
     /// Bytes below which writes cost more than they should; a power of two.
     pub physical_block_size: u32,
+    pub rate: Rate,
 }
 
 impl Default for BlockOptions {
     fn default() -> Self {
         Self {
             queues: 1,
-            read_only: false,
             serial: String::new(),
             block_size: 512,
             physical_block_size: 4096,
+            rate: Rate::default(),
         }
     }
 }
 
 /// A disk.
 pub struct Block {
-    backend: Arc<dyn BlockBackend>,
+    device: BlockDevice,
     options: BlockOptions,
+    limiter: Limiter,
     running: Mutex<Running>,
 }
 
@@ -81,37 +83,24 @@ struct Running {
     interrupt: Option<Arc<Interrupt>>,
 }
 
-/// What a queue's thread needs.
-struct Disk {
-    backend: Arc<dyn BlockBackend>,
-    read_only: bool,
-    serial: [u8; 20],
-    /// The driver cannot ask for flushes, so every write is followed by one.
-    write_through: bool,
-}
-
-impl Handler for Disk {
-    fn process(&mut self, queue: &mut Queue, stopping: &AtomicBool) -> Result<Rest, QueueError> {
-        while !stopping.load(Ordering::Relaxed) {
-            let Some(chain) = queue.pop()? else { break };
-            let written = execute(self, &chain, queue.memory())?;
-            queue.push(chain, written)?;
-        }
-        Ok(Rest::Drained)
-    }
-}
-
 impl Block {
-    pub fn new(backend: Arc<dyn BlockBackend>, options: BlockOptions) -> Arc<Self> {
+    /// A disk that cannot be written is read-only for the guest.
+    pub fn new(device: BlockDevice, options: BlockOptions) -> Arc<Self> {
         let options = BlockOptions { queues: options.queues.clamp(1, 64), ..options };
-        Arc::new(Self { backend, options, running: Mutex::default() })
+        let limiter = Limiter::new(options.rate);
+        Arc::new(Self { device, options, limiter, running: Mutex::default() })
+    }
+
+    /// What is behind it.
+    pub fn device(&self) -> &BlockDevice {
+        &self.device
     }
 
     fn lock(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The backend's size has changed: tells the driver.
+    /// The image's size has changed: tells the driver.
     pub fn size_changed(&self) {
         if let Some(interrupt) = &self.lock().interrupt {
             interrupt.signal_configuration();
@@ -123,7 +112,7 @@ impl Block {
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         let options = &self.options;
         let blocks = (options.physical_block_size / options.block_size.max(1)).max(1);
-        put(0, &(self.backend.size() / SECTOR).to_le_bytes());
+        put(0, &(self.device.size() / SECTOR).to_le_bytes());
         put(12, &LARGEST_SEGMENTS.to_le_bytes());
         put(20, &options.block_size.to_le_bytes());
         // Physical blocks as a power of two; best transfer sizes in logical ones.
@@ -163,7 +152,7 @@ impl VirtioDevice for Block {
         if self.options.queues > 1 {
             features |= MULTIPLE_QUEUES;
         }
-        features | if self.options.read_only { READ_ONLY } else { DISCARD | WRITE_ZEROES }
+        features | if self.device.writable() { DISCARD | WRITE_ZEROES } else { READ_ONLY }
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
@@ -188,15 +177,22 @@ impl VirtioDevice for Block {
                 workers.add(None);
                 continue;
             };
-            let disk = Disk {
-                backend: self.backend.clone(),
-                read_only: self.options.read_only,
-                serial: self.serial(),
-                write_through: session.features & FLUSH == 0,
-            };
+            let kick = Kick::new()?;
+            let ring = self.device.queue(u32::from(QUEUE_SIZE));
+            ring.signal(kick.fd().as_raw_fd()).map_err(|error| StartError::Host {
+                doing: "waiting for a disk",
+                source: std::io::Error::other(error),
+            })?;
+            let server = Server::new(
+                self.device.clone(),
+                ring,
+                self.serial(),
+                session.features & FLUSH == 0,
+                self.limiter.clone(),
+            );
             let interrupt = session.interrupt.clone();
             let name = format!("disk {index}");
-            let worker = Worker::start(name, Kick::new()?, index as u16, queue, interrupt, disk)?;
+            let worker = Worker::start(name, kick, index as u16, queue, interrupt, server)?;
             workers.add(Some(worker));
         }
         *self.lock() = Running { workers, interrupt: Some(session.interrupt) };

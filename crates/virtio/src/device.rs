@@ -3,6 +3,10 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
+use crate::balloon::BalloonState;
+use crate::net::NetState;
 use crate::queue::Queue;
 use crate::transport::Interrupt;
 
@@ -18,6 +22,14 @@ pub struct Session {
     pub queues: Vec<Option<Queue>>,
     pub features: u64,
     pub interrupt: Arc<Interrupt>,
+}
+
+/// What a kind of device saves besides its queues.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceState {
+    None,
+    Net(NetState),
+    Balloon(BalloonState),
 }
 
 /// What a device could not be started for.
@@ -50,6 +62,21 @@ pub trait VirtioDevice: Send + Sync {
     /// Writes its configuration; of most devices no part can be written.
     fn write_config(&self, offset: u64, data: &[u8]) {
         let _ = (offset, data);
+    }
+
+    /// A driver has negotiated anew: what an earlier one told the device is forgotten.
+    fn begin(&self, features: u64) {
+        let _ = features;
+    }
+
+    /// What is to be saved besides queues. The device is stopped.
+    fn state(&self) -> DeviceState {
+        DeviceState::None
+    }
+
+    /// Loads what was saved, before `start`. Says whether it is this device's.
+    fn set_state(&self, state: &DeviceState) -> bool {
+        *state == DeviceState::None
     }
 
     /// The driver is ready. On an error the device stays stopped.

@@ -152,8 +152,25 @@ impl Queue {
     /// Gives a chain back; `written` bytes of its writable part are new.
     pub fn push(&mut self, chain: Chain, written: u32) -> Result<(), QueueError> {
         match &mut self.ring {
-            Ring::Split(ring) => ring.push(&self.memory, &chain, written),
-            Ring::Packed(ring) => ring.push(&self.memory, &chain, written),
+            Ring::Split(ring) => ring.push_all(&self.memory, &[(chain, written)]),
+            Ring::Packed(ring) => ring.push_all(&self.memory, &[(chain, written)]),
+        }
+    }
+
+    /// Gives several chains back, of which the driver sees either none or all.
+    pub fn push_all(&mut self, chains: Vec<(Chain, u32)>) -> Result<(), QueueError> {
+        match &mut self.ring {
+            Ring::Split(ring) => ring.push_all(&self.memory, &chains),
+            Ring::Packed(ring) => ring.push_all(&self.memory, &chains),
+        }
+    }
+
+    /// Undoes the last `pop`, whose chain this must be. Several are put back in the
+    /// reverse order.
+    pub fn put_back(&mut self, chain: &Chain) {
+        match &mut self.ring {
+            Ring::Split(ring) => ring.put_back(),
+            Ring::Packed(ring) => ring.put_back(chain),
         }
     }
 

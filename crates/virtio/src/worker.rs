@@ -5,8 +5,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::{read, retry_on_intr, write};
 
 use crate::device::StartError;
@@ -20,6 +21,8 @@ pub enum Rest {
     Drained,
     /// It waits for the host's side, and not for the driver.
     WaitingForHost,
+    /// It may not do more before so much time has passed.
+    Until(Duration),
 }
 
 /// What a device does with a queue, on the queue's thread.
@@ -28,6 +31,12 @@ pub trait Handler: Send + 'static {
     /// true when the device is to stop: what has been taken is to be given back, and
     /// nothing more to be taken.
     fn process(&mut self, queue: &mut Queue, stopping: &AtomicBool) -> Result<Rest, QueueError>;
+
+    /// The device stops: gives back what has been taken, and takes nothing more.
+    fn finish(&mut self, queue: &mut Queue) -> Result<(), QueueError> {
+        let _ = queue;
+        Ok(())
+    }
 }
 
 /// An eventfd that makes a worker look again.
@@ -48,8 +57,17 @@ impl Kick {
         _ = retry_on_intr(|| write(&self.0, &1_u64.to_ne_bytes()));
     }
 
-    fn wait(&self) {
+    pub(crate) fn wait(&self) {
         _ = retry_on_intr(|| read(&self.0, &mut [0; 8]));
+    }
+
+    fn wait_for(&self, time: Duration) {
+        let limit = Timespec::try_from(time).ok();
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        // A signal is as good as a ring: the handler looks, and comes back.
+        if poll(&mut fds, limit.as_ref()).is_ok_and(|ready| ready > 0) {
+            self.wait();
+        }
     }
 
     pub fn fd(&self) -> &Arc<OwnedFd> {
@@ -121,10 +139,15 @@ fn serve(
         if stopping.load(Ordering::SeqCst) {
             break;
         }
-        if rest == Rest::Drained && queue.enable_notification()? {
-            continue;
+        match rest {
+            Rest::Drained if queue.enable_notification()? => {}
+            Rest::Drained | Rest::WaitingForHost => kick.wait(),
+            Rest::Until(time) => kick.wait_for(time),
         }
-        kick.wait();
+    }
+    handler.finish(queue)?;
+    if queue.needs_interrupt()? {
+        interrupt.signal_queue(index);
     }
     Ok(())
 }

@@ -32,7 +32,7 @@ fn hostile_drivers_do_no_harm() {
         println!("seed {seed}");
         let hostile = Hostile::new(seed as u8);
         let mut random = Random(seed);
-        hostile.step([0, 0, seed as u8 / 3, 0, 0, 0, 0, 0]);
+        hostile.step([0, 0, seed as u8 / 5, 0, 0, 0, 0, 0]);
         for _ in 0..500 {
             hostile.step(random.next().to_le_bytes());
         }

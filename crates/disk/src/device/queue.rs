@@ -166,11 +166,12 @@ impl Queue {
         self.ring.is_some()
     }
 
-    /// Lets the kernel signal completions on an event descriptor.
+    /// Lets the kernel signal completions on an event descriptor: those that come after
+    /// `submit` has returned.
     pub fn signal(&self, event: RawFd) -> Result<()> {
         let Some(ring) = &self.ring else { return Ok(()) };
         ring.submitter()
-            .register_eventfd(event)
+            .register_eventfd_async(event)
             .map_err(|e| Error::io("register an event for", "io_uring", e))
     }
 

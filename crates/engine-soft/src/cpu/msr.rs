@@ -41,7 +41,6 @@ pub struct Msrs {
     pub lstar: u64,
     pub cstar: u64,
     pub sfmask: u64,
-    pub kernel_gs_base: u64,
     pub sysenter_cs: u64,
     pub sysenter_esp: u64,
     pub sysenter_eip: u64,
@@ -91,6 +90,12 @@ impl Cpu {
         self.shared.time.tsc().wrapping_add(self.msr.tsc_offset)
     }
 
+    /// What is added to the host's TSC to make this vCPU's, if it runs as fast.
+    pub fn tsc_offset_from_host(&self) -> Option<u64> {
+        let time = &self.shared.time;
+        time.offset_from_host().map(|offset| offset.wrapping_add(self.msr.tsc_offset))
+    }
+
     fn set_tsc(&mut self, value: u64) {
         let delta = value.wrapping_sub(self.tsc());
         self.msr.tsc_offset = self.msr.tsc_offset.wrapping_add(delta);
@@ -128,7 +133,7 @@ impl Cpu {
             SFMASK => self.msr.sfmask,
             FS_BASE => self.state.seg[FS].base,
             GS_BASE => self.state.seg[GS].base,
-            KERNEL_GS_BASE => self.msr.kernel_gs_base,
+            KERNEL_GS_BASE => self.state.kernel_gs_base,
             TSC_AUX => self.msr.tsc_aux,
             DEBUGCTL => 0,
             _ => {
@@ -180,7 +185,7 @@ impl Cpu {
             SFMASK => self.msr.sfmask = value & 0xffff_ffff,
             FS_BASE => self.state.seg[FS].base = value,
             GS_BASE => self.state.seg[GS].base = value,
-            KERNEL_GS_BASE => self.msr.kernel_gs_base = value,
+            KERNEL_GS_BASE => self.state.kernel_gs_base = value,
             TSC_AUX if value >> 32 != 0 => return self.general_protection(0),
             TSC_AUX => self.msr.tsc_aux = value,
             // Last-branch records and branch stepping do not exist.

@@ -447,7 +447,8 @@ pub fn swapgs(cpu: &mut Cpu, _op: &Op) -> Run<Step> {
         return cpu.invalid_opcode();
     }
     cpu.require_supervisor()?;
-    std::mem::swap(&mut cpu.state.seg[GS].base, &mut cpu.msr.kernel_gs_base);
+    let state = &mut cpu.state;
+    std::mem::swap(&mut state.seg[GS].base, &mut state.kernel_gs_base);
     Ok(Step::Next)
 }
 

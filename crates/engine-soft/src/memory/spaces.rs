@@ -74,6 +74,20 @@ impl Table {
         self.write.drain(false, |place| bank.reset_write(place));
     }
 
+    /// Looks at what is filled only, which is little of the whole.
+    fn forget_writes_to(&mut self, host: *mut u8) {
+        for (word, &filled) in self.write.any.iter().enumerate() {
+            let mut left = filled;
+            while left != 0 {
+                let place = word * 64 + left.trailing_zeros() as usize;
+                left &= left - 1;
+                if self.bank.write[place].host == host {
+                    self.bank.reset_write(place);
+                }
+            }
+        }
+    }
+
     /// Forgets every entry in the aligned range of `1 << shift` bytes around `address`.
     fn forget_range(&mut self, address: u64, shift: u32) {
         self.bank.forget_code();
@@ -303,7 +317,7 @@ impl Spaces {
     /// Forgets every entry with which this page of host memory could be written.
     pub fn forget_writes_to(&mut self, host: *mut u8) {
         for table in self.tables() {
-            table.bank.forget_writes_to(host);
+            table.forget_writes_to(host);
         }
     }
 

@@ -56,6 +56,12 @@ impl Backend for Cpu {
         if !self.mode.is_64() || self.run != RunState::Running || self.wants_single_steps() {
             return None;
         }
+        let forbidden = self.mode.cpl != 0 && self.state.cr4 & CR4_TSD != 0;
+        let offset = self.tsc_offset_from_host().filter(|_| !forbidden);
+        let generated = &mut self.state.generated;
+        generated.tsc_usable = u32::from(offset.is_some());
+        generated.tsc_offset = offset.unwrap_or(0);
+        generated.tsc_aux = self.msr.tsc_aux;
         let state = &self.state;
         let features = self.shared.model.features();
         let usable = state.cr0 & (CR0_EM | CR0_TS) == 0 && state.cr4 & CR4_OSFXSR != 0;

@@ -235,6 +235,8 @@ impl<'a> Compiler<'a> {
             {
                 self.bit_string(step)
             }
+            Mnemonic::Rdtsc | Mnemonic::Rdtscp => self.read_tsc(step),
+            _ if select::is_selector_read(instruction) => self.read_selector(step),
             _ if select::is_bulk_string(instruction) => self.bulk_string(step),
             _ => self.general(step),
         }

@@ -59,6 +59,8 @@ pub struct PageKey {
 struct Record {
     /// Offset in the arena where its code begins.
     start: u32,
+    /// Offset in the page of its first instruction.
+    first: u16,
     page: PageKey,
     page_id: u32,
     alive: bool,
@@ -75,8 +77,13 @@ struct Link {
 
 /// What a host address belongs to.
 pub struct Place {
+    /// The page that it was made from, and the mode ([`super::Mode`]'s key).
     pub linear: u64,
+    pub mode: u32,
     pub origin: Option<Origin>,
+    /// Where the region begins, and how far into its code the address is.
+    pub start: u64,
+    pub inside: u32,
 }
 
 /// Counters for `--stats`.
@@ -200,6 +207,7 @@ impl Cache {
         }
         self.records.push(Record {
             start: (address - self.arena.range().start as u64) as u32,
+            first: first.0,
             page,
             page_id,
             alive: true,
@@ -298,6 +306,8 @@ impl Cache {
         let inside = offset - record.start;
         let next = record.origins.partition_point(|origin| origin.host <= inside);
         let origin = next.checked_sub(1).map(|index| record.origins[index]);
-        Some(Place { linear: record.page.linear, origin })
+        let page = record.page;
+        let begin = page.linear + u64::from(record.first);
+        Some(Place { linear: page.linear, mode: page.mode, origin, start: begin, inside })
     }
 }

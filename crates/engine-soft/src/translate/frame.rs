@@ -79,6 +79,10 @@ pub struct Frame {
     pub waiting: u32,
     /// Host address of a trap in generated code.
     pub trapped: u64,
+    /// The guest may read its TSC, which is the host's and this.
+    pub tsc_usable: u32,
+    pub tsc_offset: u64,
+    pub tsc_aux: u64,
     /// Instructions begun, where the code counts them.
     pub begun: u64,
 }
@@ -108,6 +112,10 @@ field!(bank_without_ac, generated.bank_without_ac);
 field!(bank_with_ac, generated.bank_with_ac);
 field!(waiting, generated.waiting);
 field!(trapped, generated.trapped);
+field!(tsc_usable, generated.tsc_usable);
+field!(tsc_offset, generated.tsc_offset);
+field!(tsc_aux, generated.tsc_aux);
+field!(kernel_gs_base, kernel_gs_base);
 field!(begun, generated.begun);
 
 pub fn gpr(number: Reg) -> Mem {
@@ -121,6 +129,11 @@ pub fn scratch(number: usize) -> Mem {
 pub fn segment_base(segment: usize) -> Mem {
     let place = size_of::<crate::state::Segment>() * segment;
     Mem::state(offset_of!(CpuState, seg) + place + offset_of!(crate::state::Segment, base))
+}
+
+pub fn selector(segment: usize) -> Mem {
+    let place = size_of::<crate::state::Segment>() * segment;
+    Mem::state(offset_of!(CpuState, seg) + place + offset_of!(crate::state::Segment, selector))
 }
 
 pub fn vector_offset(number: usize) -> usize {

@@ -64,6 +64,7 @@ struct Registers {
     mxcsr: u32,
     bank: *mut Bank,
     seg: [Segment; 6],
+    kernel_gs_base: u64,
     tables: [Table; 2],
     control: [u64; 6],
     opmask: [u64; 8],
@@ -81,6 +82,7 @@ impl Registers {
             mxcsr: state.mxcsr,
             bank: state.bank,
             seg: state.seg,
+            kernel_gs_base: state.kernel_gs_base,
             tables: [state.gdtr, state.idtr],
             control,
             opmask: state.opmask,
@@ -96,6 +98,8 @@ impl Registers {
         state.rflags = self.rflags;
         state.mxcsr = self.mxcsr;
         state.bank = self.bank;
+        state.seg = self.seg;
+        state.kernel_gs_base = self.kernel_gs_base;
         state.opmask = self.opmask;
         state.vector = self.vector;
     }
@@ -118,6 +122,7 @@ impl Registers {
         let kept = if flags { !0 } else { !ARITHMETIC };
         tell("rflags", self.rflags & kept, other.rflags & kept);
         tell("mxcsr", self.mxcsr.into(), other.mxcsr.into());
+        tell("kernel gs base", self.kernel_gs_base, other.kernel_gs_base);
         tell("bank", self.bank as u64, other.bank as u64);
         for (first, second) in self.opmask.iter().zip(&other.opmask) {
             tell("opmask", *first, *second);
@@ -170,7 +175,7 @@ impl Translator {
                 self.compare(backend, code)?
             } else {
                 self.lockstep.flags = None;
-                self.enter(address, code, pack_flags(state().rflags));
+                self.enter(address, code, pack_flags(state().rflags))?;
                 state().generated.leave
             };
             if left == Leave::Trap as u32 || left == Leave::Interpret as u32 {
@@ -194,7 +199,7 @@ impl Translator {
         loop {
             let flags = self.lockstep.flags.unwrap_or(pack_flags(before.rflags));
             state().generated.begun = 0;
-            self.enter(address, code, flags);
+            self.enter(address, code, flags)?;
             let leave = state().generated.leave;
             let stays = leave == Leave::Trap as u32 || leave == Leave::Interpret as u32;
             let translated = Registers::of(state());

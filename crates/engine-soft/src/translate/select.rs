@@ -37,6 +37,8 @@ fn level_of(feature: CpuidFeature) -> Option<VectorLevel> {
         | F::CX8
         | F::CMPXCHG16B
         | F::PAUSE
+        | F::TSC
+        | F::RDTSCP
         | F::PREFETCHW
         | F::CET_IBT => VectorLevel::None,
         F::SSE
@@ -141,7 +143,7 @@ fn is_denied(instruction: &Instruction) -> bool {
         }
         M::Loop | M::Loope | M::Loopne | M::Jcxz | M::Jecxz | M::Jrcxz => true,
         M::Maskmovdqu | M::Vmaskmovdqu | M::Maskmovq | M::Wait | M::Emms => true,
-        M::Cpuid | M::Rdtsc | M::Clflush | M::Ud0 | M::Ud1 | M::Ud2 => true,
+        M::Cpuid | M::Clflush | M::Ud0 | M::Ud1 | M::Ud2 => true,
         M::Call | M::Jmp | M::Ret => !matches!(
             instruction.code(),
             Code::Call_rel32_64
@@ -161,6 +163,7 @@ fn is_denied(instruction: &Instruction) -> bool {
                 instruction.op0_kind() == OpKind::Memory
             }
         }
+        M::Mov if is_selector_read(instruction) => false,
         M::Mov => {
             matches!(
                 instruction.code(),
@@ -196,6 +199,8 @@ fn has_emitter(mnemonic: Mnemonic) -> bool {
             | M::Mov
             | M::Lea
             | M::Pause
+            | M::Rdtsc
+            | M::Rdtscp
             | M::Cld
             | M::Movsb
             | M::Movsw
@@ -225,6 +230,12 @@ fn has_foreign_register(instruction: &Instruction) -> bool {
                 || register.is_mm()
         }
     })
+}
+
+/// MOV of a segment's selector to a register of 32 or 64 bits.
+pub fn is_selector_read(instruction: &Instruction) -> bool {
+    matches!(instruction.code(), Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg)
+        && instruction.op0_kind() == OpKind::Register
 }
 
 fn is_string_kind(kind: OpKind) -> bool {

@@ -32,6 +32,7 @@ fn empty_state() -> CpuState {
         scratch: [0; 8],
         trap: Default::default(),
         seg: [Segment::default(); 6],
+        kernel_gs_base: 0,
         ldtr: Segment::default(),
         tr: Segment::default(),
         gdtr: Table::default(),

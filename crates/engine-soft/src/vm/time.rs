@@ -71,6 +71,11 @@ impl Time {
         }
     }
 
+    /// What is added to the host's TSC to make the VM's, if that runs as fast.
+    pub fn offset_from_host(&self) -> Option<u64> {
+        (self.khz == self.host_khz).then(|| self.start.wrapping_neg())
+    }
+
     /// Nanoseconds, on the clock that deadlines are given in.
     pub fn now(&self) -> u64 {
         monotonic()

@@ -6,7 +6,7 @@
 //! `GUISE_PROCESSOR_SEED` the seed, which a failure prints.
 
 mod form;
-mod interpreter;
+mod guest;
 mod machine;
 mod native;
 mod random;
@@ -15,6 +15,7 @@ mod stub;
 use std::collections::BTreeMap;
 
 use guise_engine::extensions::Features;
+use guise_engine_soft::Tier;
 use guise_engine_soft::host::classify::{Class, of_code};
 use iced_x86::{
     Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register, RflagsBits,
@@ -68,9 +69,19 @@ fn every_form_gives_what_the_processor_gives() {
 
 #[test]
 fn the_interpreter_gives_what_the_processor_gives() {
+    compare_tier(Tier::Interpreter);
+}
+
+/// What it does not translate, and what faults, goes through the interpreter from there.
+#[test]
+fn the_translator_gives_what_the_processor_gives() {
+    compare_tier(Tier::Translator);
+}
+
+fn compare_tier(tier: Tier) {
     let mut native = Native::new();
     let memory = Memory::new();
-    let mut engine = interpreter::Interpreter::new(native.slot(), memory.address());
+    let mut engine = guest::Guest::new(tier, native.slot(), memory.address());
     let classes = [Class::Stub, Class::Masked, Class::Hint, Class::Core];
     let cases = number("GUISE_PROCESSOR_CASES", 2_200_000) / 10;
     compare_in(memory, &mut native, &mut engine, &classes, cases);

@@ -8,22 +8,23 @@ use acpi_tables::aml::{
 };
 use acpi_tables::{Aml, AmlSink};
 
-use super::{Hardware, PCI_INTERRUPTS, tables};
+use super::{Hardware, PCI_INTERRUPTS, hotplug, tables};
 use crate::layout::{DISPLAY_MEMORY, PCI_ECAM, PCI_ECAM_SIZE, PCI_WINDOW_32, PCI_WINDOW_64};
 
 pub fn build(hardware: &Hardware) -> Vec<u8> {
     let mut aml = Vec::new();
     off_state(hardware.ports.off_type, &mut aml);
     pci_root(&mut aml);
+    hotplug::build(hardware.hotplug, &mut aml);
     legacy(hardware, &mut aml);
     tables::dsdt(&aml)
 }
 
 /// AML that has been serialised. Objects borrow their children; bytes do not.
-struct Serialised(Vec<u8>);
+pub(super) struct Serialised(Vec<u8>);
 
 impl Serialised {
-    fn new(object: &dyn Aml) -> Self {
+    pub(super) fn new(object: &dyn Aml) -> Self {
         let mut bytes = Vec::new();
         object.to_aml_bytes(&mut bytes);
         Serialised(bytes)

@@ -16,6 +16,7 @@ const HARDWARE: Hardware = Hardware {
     hpet: true,
     pvpanic: 0x505,
     keyboard: true,
+    hotplug: 0x620,
 };
 
 fn word(bytes: &[u8], at: usize) -> u32 {

@@ -29,6 +29,9 @@ fn prepare() -> Result<(), TestkitError> {
     println!("{:<16} {}", "busybox", assets::busybox()?.display());
     println!("{:<16} {}", "shell", initramfs::shell()?.display());
     println!("{:<16} {}", "torture", initramfs::with_torture()?.display());
+    for kernel in [Kernel::Debian12Cloud, Kernel::Debian13Cloud] {
+        println!("{:<16} {}", "virtio", initramfs::with_virtio(kernel)?.display());
+    }
     for program in baremetal::Program::ALL {
         println!("{:<16} {}", program.name(), program.image()?.display());
     }

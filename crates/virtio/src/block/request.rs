@@ -1,13 +1,10 @@
-//! One request: header, data, status.
-
-use std::io;
+//! What a driver asks of a disk: header, data, room for a status.
 
 use guise_engine::GuestMemory;
-use guise_engine::memory::vm_memory::{GuestAddress, GuestMemoryBackend};
 
-use super::{Buffer, Disk, LARGEST_RANGE, MOST_RANGES, SECTOR};
+use super::{LARGEST_RANGE, MOST_RANGES, SECTOR};
 use crate::queue::chain::Segment;
-use crate::queue::{Chain, QueueError, Reader, Writer};
+use crate::queue::{Chain, QueueError, Reader};
 
 /// Kinds of requests.
 const READ: u32 = 0;
@@ -20,8 +17,9 @@ const WRITE_ZEROES: u32 = 13;
 /// A range may be unmapped.
 const UNMAP: u32 = 1;
 
+/// Why a request was not done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Failure {
+pub enum Failure {
     /// The host could not do it, or the request is out of bounds.
     Io,
     Unsupported,
@@ -36,125 +34,138 @@ impl Failure {
     }
 }
 
-/// Executes a request and writes its status. Returns how many bytes were written to
-/// the chain. An error is one of the queue; the disk's become the status.
-pub fn execute(disk: &Disk, chain: &Chain, memory: &GuestMemory) -> Result<u32, QueueError> {
-    let (mut reader, mut writer) = (chain.reader(memory), chain.writer(memory));
-    let header: [u8; 16] = reader.read_array()?;
-    let [a, b, c, d, _, _, _, _, sector @ ..] = header;
-    let (kind, sector) = (u32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(sector));
-    // The last byte that can be written is the status.
-    let room = writer.remaining().checked_sub(1);
-    let room = room.ok_or(QueueError::Request("it has no room for a status"))?;
-    let outcome = match kind {
-        READ => read(disk, memory, sector, &writer.take(room)).map(|()| room),
-        WRITE => write(disk, memory, sector, &mut reader).map(|()| 0),
-        FLUSH => finish(disk.backend.flush()).map(|()| 0),
-        GET_ID => identify(disk, &mut writer, room),
-        DISCARD | WRITE_ZEROES => ranges(disk, kind, &mut reader).map(|()| 0),
-        _ => Err(Failure::Unsupported),
-    };
-    // What was not used of the room lies before the status.
-    let unused = writer.remaining() - 1;
-    writer.take(unused);
-    let status = outcome.map_or_else(Failure::status, |_| 0);
-    writer.write(&[status])?;
-    Ok(outcome.unwrap_or(0) as u32 + 1)
+/// A request whose bounds have been checked. Offsets and lengths are in bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Request {
+    Read { offset: u64, data: Vec<Segment> },
+    Write { offset: u64, data: Vec<Segment> },
+    Flush,
+    Identify,
+    Discard(Vec<Range>),
+    WriteZeroes(Vec<Range>),
 }
 
-fn finish(result: io::Result<()>) -> Result<(), Failure> {
-    result.map_err(|error| {
-        tracing::warn!(%error, "a disk request failed");
-        Failure::Io
-    })
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    pub offset: u64,
+    pub length: u64,
+    /// Its space may be given back.
+    pub unmap: bool,
 }
 
-/// Where a request's sectors are in bytes, if they are inside of the disk.
-fn place(disk: &Disk, sector: u64, length: u64) -> Result<u64, Failure> {
-    let offset = sector.checked_mul(SECTOR).ok_or(Failure::Io)?;
-    let end = offset.checked_add(length).ok_or(Failure::Io)?;
-    if end > disk.backend.size() || !length.is_multiple_of(SECTOR) {
-        return Err(Failure::Io);
+/// What a request's bounds are checked against.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    pub size: u64,
+    pub read_only: bool,
+}
+
+impl Request {
+    /// Bytes of data that it moves.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Request::Read { data, .. } | Request::Write { data, .. } => total(data),
+            _ => 0,
+        }
     }
-    Ok(offset)
+
+    /// Reads a request. The outer error breaks the queue; the inner one is the
+    /// request's status.
+    pub fn parse(
+        chain: &Chain,
+        memory: &GuestMemory,
+        bounds: Bounds,
+    ) -> Result<Result<Self, Failure>, QueueError> {
+        let mut reader = chain.reader(memory);
+        let header: [u8; 16] = reader.read_array()?;
+        let [a, b, c, d, _, _, _, _, sector @ ..] = header;
+        let (kind, sector) = (u32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(sector));
+        let room = data_room(chain, memory)?;
+        Ok(match kind {
+            READ => {
+                let data = chain.writer(memory).take(room);
+                bounds.place(sector, total(&data)).map(|offset| Request::Read { offset, data })
+            }
+            WRITE => bounds.changes().and_then(|()| {
+                let data = reader.take(reader.remaining());
+                let offset = bounds.place(sector, total(&data))?;
+                Ok(Request::Write { offset, data })
+            }),
+            FLUSH => Ok(Request::Flush),
+            GET_ID => Ok(Request::Identify),
+            DISCARD => bounds.ranges(&mut reader, 0).map(Request::Discard),
+            WRITE_ZEROES => bounds.ranges(&mut reader, UNMAP).map(Request::WriteZeroes),
+            _ => Err(Failure::Unsupported),
+        })
+    }
 }
 
-fn total(segments: &[Segment]) -> u64 {
+impl Bounds {
+    fn changes(self) -> Result<(), Failure> {
+        if self.read_only { Err(Failure::Io) } else { Ok(()) }
+    }
+
+    /// Where sectors are in bytes, if they are inside of the disk.
+    fn place(self, sector: u64, length: u64) -> Result<u64, Failure> {
+        let offset = sector.checked_mul(SECTOR).ok_or(Failure::Io)?;
+        let end = offset.checked_add(length).ok_or(Failure::Io)?;
+        if end > self.size || !length.is_multiple_of(SECTOR) {
+            return Err(Failure::Io);
+        }
+        Ok(offset)
+    }
+
+    /// Ranges of 16 bytes each, with only these flags.
+    fn ranges(self, reader: &mut Reader<'_>, known: u32) -> Result<Vec<Range>, Failure> {
+        self.changes()?;
+        let count = reader.remaining() / 16;
+        if !reader.remaining().is_multiple_of(16) || count > u64::from(MOST_RANGES) {
+            return Err(Failure::Unsupported);
+        }
+        let mut ranges = Vec::with_capacity(count as usize);
+        for _ in 0..count {
+            let range: [u8; 16] = reader.read_array().map_err(|_| Failure::Io)?;
+            let [a, b, c, d, e, f, g, h, i, j, k, l, flags @ ..] = range;
+            let sector = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+            let sectors = u32::from_le_bytes([i, j, k, l]);
+            let flags = u32::from_le_bytes(flags);
+            if flags & !known != 0 || sectors > LARGEST_RANGE {
+                return Err(Failure::Unsupported);
+            }
+            let length = u64::from(sectors) * SECTOR;
+            let offset = self.place(sector, length)?;
+            if length > 0 {
+                ranges.push(Range { offset, length, unmap: flags & UNMAP != 0 });
+            }
+        }
+        Ok(ranges)
+    }
+}
+
+pub fn total(segments: &[Segment]) -> u64 {
     segments.iter().map(|segment| u64::from(segment.length)).sum()
 }
 
-/// The segments as memory of this process.
-fn buffers<'a>(memory: &'a GuestMemory, segments: &[Segment]) -> Result<Vec<Buffer<'a>>, Failure> {
-    let mut buffers = Vec::with_capacity(segments.len());
-    for segment in segments {
-        let address = GuestAddress(segment.address);
-        for slice in memory.get_slices(address, segment.length as usize) {
-            buffers.push(slice.map_err(|_| Failure::Io)?);
-        }
-    }
-    Ok(buffers)
+/// Bytes that the device may write in front of the status, which is the last one.
+fn data_room(chain: &Chain, memory: &GuestMemory) -> Result<u64, QueueError> {
+    let room = chain.writer(memory).remaining().checked_sub(1);
+    room.ok_or(QueueError::Request("it has no room for a status"))
 }
 
-fn read(
-    disk: &Disk,
+/// Writes `answer` to the front of the room, and the status to its end. Returns how many
+/// bytes of the chain are new; `outcome` says how many of the data are.
+pub fn conclude(
+    chain: &Chain,
     memory: &GuestMemory,
-    sector: u64,
-    segments: &[Segment],
-) -> Result<(), Failure> {
-    let offset = place(disk, sector, total(segments))?;
-    finish(disk.backend.read(offset, &buffers(memory, segments)?))
-}
-
-fn write(
-    disk: &Disk,
-    memory: &GuestMemory,
-    sector: u64,
-    reader: &mut Reader<'_>,
-) -> Result<(), Failure> {
-    if disk.read_only {
-        return Err(Failure::Io);
-    }
-    let segments = reader.take(reader.remaining());
-    let offset = place(disk, sector, total(&segments))?;
-    finish(disk.backend.write(offset, &buffers(memory, &segments)?))?;
-    if disk.write_through { finish(disk.backend.flush()) } else { Ok(()) }
-}
-
-fn identify(disk: &Disk, writer: &mut Writer<'_>, room: u64) -> Result<u64, Failure> {
-    let length = (disk.serial.len() as u64).min(room) as usize;
-    let written = writer.write(&disk.serial[..length]).map_err(|_| Failure::Io)?;
-    Ok(written as u64)
-}
-
-/// Discards or zeroes ranges, 16 bytes of data each.
-fn ranges(disk: &Disk, kind: u32, reader: &mut Reader<'_>) -> Result<(), Failure> {
-    if disk.read_only {
-        return Err(Failure::Io);
-    }
-    let count = reader.remaining() / 16;
-    if !reader.remaining().is_multiple_of(16) || count > u64::from(MOST_RANGES) {
-        return Err(Failure::Unsupported);
-    }
-    for _ in 0..count {
-        let range: [u8; 16] = reader.read_array().map_err(|_| Failure::Io)?;
-        let [a, b, c, d, e, f, g, h, i, j, k, l, flags @ ..] = range;
-        let sector = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-        let sectors = u32::from_le_bytes([i, j, k, l]);
-        let flags = u32::from_le_bytes(flags);
-        // Discarding has no flags.
-        let known = if kind == WRITE_ZEROES { UNMAP } else { 0 };
-        if flags & !known != 0 || sectors > LARGEST_RANGE {
-            return Err(Failure::Unsupported);
-        }
-        let length = u64::from(sectors) * SECTOR;
-        let offset = place(disk, sector, length)?;
-        if length == 0 {
-            continue;
-        }
-        finish(match kind {
-            DISCARD => disk.backend.discard(offset, length),
-            _ => disk.backend.write_zeroes(offset, length, flags & UNMAP != 0),
-        })?;
-    }
-    if disk.write_through { finish(disk.backend.flush()) } else { Ok(()) }
+    answer: &[u8],
+    outcome: Result<u64, Failure>,
+) -> Result<u32, QueueError> {
+    let room = data_room(chain, memory)?;
+    let mut writer = chain.writer(memory);
+    let answer = &answer[..answer.len().min(room as usize)];
+    writer.write(answer)?;
+    writer.skip(room - answer.len() as u64);
+    writer.write(&[outcome.map_or_else(Failure::status, |_| 0)])?;
+    let data = outcome.unwrap_or(0).max(answer.len() as u64).min(room);
+    Ok(data as u32 + 1)
 }

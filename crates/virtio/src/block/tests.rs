@@ -1,5 +1,7 @@
-use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::os::unix::fs::FileExt;
+
+use guise_disk::device::DeviceOptions;
+use guise_disk::format::FormatKind;
 
 use super::*;
 use crate::queue::driver::{BUFFERS, Buffer as Piece};
@@ -11,17 +13,18 @@ const DATA: u64 = BUFFERS + 0x1000;
 
 struct Rig {
     guest: Guest,
-    file: File,
+    image: tempfile::NamedTempFile,
 }
 
 fn rig(options: BlockOptions, features: u64, packed: bool) -> Rig {
-    let mut file = tempfile::tempfile().unwrap();
+    let image = tempfile::NamedTempFile::new().unwrap();
     let contents: Vec<u8> = (0..1 << 20).map(|at: u32| (at / 512) as u8).collect();
-    file.write_all(&contents).unwrap();
-    let backend = Arc::new(RawFile::new(file.try_clone().unwrap()).unwrap());
-    let mut guest = Guest::new(Block::new(backend, options));
+    image.as_file().write_all_at(&contents, 0).unwrap();
+    let readonly = features & READ_ONLY != 0;
+    let open = DeviceOptions { readonly, ..DeviceOptions::new(image.path(), FormatKind::Raw) };
+    let mut guest = Guest::new(Block::new(BlockDevice::open(&open).unwrap(), options));
     guest.start(features, packed, packed);
-    Rig { guest, file }
+    Rig { guest, image }
 }
 
 impl Rig {
@@ -45,10 +48,9 @@ impl Rig {
         (queue.get::<1>(STATUS)[0], length)
     }
 
-    fn contents(&mut self, offset: u64, length: usize) -> Vec<u8> {
+    fn contents(&self, offset: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
-        self.file.seek(std::io::SeekFrom::Start(offset)).unwrap();
-        self.file.read_exact(&mut bytes).unwrap();
+        self.image.as_file().read_exact_at(&mut bytes, offset).unwrap();
         bytes
     }
 
@@ -96,8 +98,7 @@ fn what_lies_outside_fails_and_touches_nothing() {
 
 #[test]
 fn a_read_only_disk_is_not_written() {
-    let options = BlockOptions { read_only: true, ..BlockOptions::default() };
-    let mut rig = rig(options, READ_ONLY, false);
+    let mut rig = rig(BlockOptions::default(), READ_ONLY, false);
     assert_eq!(rig.guest.offered() & (DISCARD | WRITE_ZEROES), 0);
     assert_eq!(rig.request(1, 1, &[(DATA, 512, false)]).0, 1);
     rig.range(0, 1, 0);
@@ -160,4 +161,40 @@ fn a_disk_goes_on_after_it_was_saved() {
         assert_eq!(rig.guest.queues[0].get::<1>(DATA), [sector as u8]);
         rig.guest.function.state();
     }
+}
+
+#[test]
+fn many_requests_are_under_way_and_none_is_lost_when_the_device_stops() {
+    let mut rig = rig(BlockOptions::default(), FLUSH, false);
+    for round in 0..50_u64 {
+        for slot in 0..2_u64 {
+            let header = HEADER + 32 * slot;
+            rig.put(header, &0_u32.to_le_bytes());
+            rig.put(header + 8, &(round * 2 + slot).to_le_bytes());
+            let data = DATA + 0x1000 * slot;
+            let chain = [(header, 16, false), (data, 512, true), (STATUS + slot, 1, true)];
+            rig.guest.queues[0].add(&chain);
+        }
+        rig.guest.notify(0);
+        rig.guest.function.state();
+        for _ in 0..2 {
+            assert_eq!(rig.guest.queues[0].wait_used().1, 513);
+        }
+        for slot in 0..2 {
+            let expected = (round * 2 + slot) as u8;
+            assert_eq!(rig.guest.queues[0].get::<1>(DATA + 0x1000 * slot), [expected]);
+        }
+    }
+}
+
+#[test]
+fn a_limit_slows_requests_down() {
+    let rate = Rate { operations: Some(50), ..Rate::default() };
+    let mut rig = rig(BlockOptions { rate, ..BlockOptions::default() }, 0, false);
+    let start = std::time::Instant::now();
+    for sector in 0..30 {
+        assert_eq!(rig.request(0, sector, &[(DATA, 512, true)]), (0, 513));
+    }
+    // Five fit into the burst; a slow machine only makes it slower.
+    assert!(start.elapsed() >= std::time::Duration::from_millis(450), "{:?}", start.elapsed());
 }

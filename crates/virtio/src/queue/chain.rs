@@ -182,6 +182,14 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// Steps over so many bytes, as far as there are so many.
+    fn skip(&mut self, mut length: u64) {
+        while length > 0 {
+            let Some(piece) = self.step(length) else { break };
+            length -= u64::from(piece.length);
+        }
+    }
+
     /// The next `length` bytes as pieces, as far as there are so many.
     fn take(&mut self, length: u64) -> Vec<Segment> {
         let mut pieces = Vec::new();
@@ -256,5 +264,10 @@ impl Writer<'_> {
     /// The next bytes, to be written by other means.
     pub fn take(&mut self, length: u64) -> Vec<Segment> {
         self.0.take(length)
+    }
+
+    /// Leaves the next bytes as they are.
+    pub fn skip(&mut self, length: u64) {
+        self.0.skip(length);
     }
 }

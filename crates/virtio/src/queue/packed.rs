@@ -74,28 +74,44 @@ impl Packed {
         Err(QueueError::ChainLength)
     }
 
-    pub fn push(
+    pub fn push_all(
         &mut self,
         memory: &GuestMemory,
-        chain: &Chain,
-        written: u32,
+        chains: &[(Chain, u32)],
     ) -> Result<(), QueueError> {
-        let place = self.place(self.position.next_used);
-        let mut entry = [0; 6];
-        entry[..4].copy_from_slice(&written.to_le_bytes());
-        entry[4..].copy_from_slice(&chain.id.to_le_bytes());
-        write(memory, place + 8, &entry)?;
-        let mut flags = if self.position.used_wrap { AVAILABLE | USED } else { 0 };
-        if written > 0 {
-            flags |= WRITE;
+        let mut first = None;
+        for (chain, written) in chains {
+            let place = self.place(self.position.next_used);
+            let mut entry = [0; 6];
+            entry[..4].copy_from_slice(&written.to_le_bytes());
+            entry[4..].copy_from_slice(&chain.id.to_le_bytes());
+            write(memory, place + 8, &entry)?;
+            let mut flags = if self.position.used_wrap { AVAILABLE | USED } else { 0 };
+            if *written > 0 {
+                flags |= WRITE;
+            }
+            // The driver looks at the first before the others.
+            match first {
+                None => first = Some((place + 14, flags)),
+                Some(_) => store(memory, place + 14, flags, Ordering::Release)?,
+            }
+            let next = u32::from(self.position.next_used) + u32::from(chain.places);
+            self.position.used_wrap ^= next >= u32::from(self.config.size);
+            self.position.next_used = (next % u32::from(self.config.size)) as u16;
+            self.unsignalled = self.unsignalled.saturating_add(chain.places);
         }
         // The rest is visible before the flags that hand it over.
-        store(memory, place + 14, flags, Ordering::Release)?;
-        let next = u32::from(self.position.next_used) + u32::from(chain.places);
-        self.position.used_wrap ^= next >= u32::from(self.config.size);
-        self.position.next_used = (next % u32::from(self.config.size)) as u16;
-        self.unsignalled = self.unsignalled.saturating_add(chain.places);
-        Ok(())
+        match first {
+            Some((at, flags)) => store(memory, at, flags, Ordering::Release),
+            None => Ok(()),
+        }
+    }
+
+    pub fn put_back(&mut self, chain: &Chain) {
+        let size = u32::from(self.config.size);
+        let (now, places) = (u32::from(self.position.next_available), u32::from(chain.places));
+        self.position.available_wrap ^= places > now;
+        self.position.next_available = ((now + size - places) % size) as u16;
     }
 
     pub fn needs_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, QueueError> {

@@ -81,19 +81,24 @@ impl Split {
         Err(QueueError::ChainLength)
     }
 
-    pub fn push(
+    pub fn push_all(
         &mut self,
         memory: &GuestMemory,
-        chain: &Chain,
-        written: u32,
+        chains: &[(Chain, u32)],
     ) -> Result<(), QueueError> {
-        let mut entry = [0; 8];
-        entry[..2].copy_from_slice(&chain.id.to_le_bytes());
-        entry[4..].copy_from_slice(&written.to_le_bytes());
-        write(memory, self.config.device + 4 + 8 * self.slot(self.next_used), &entry)?;
-        self.next_used += 1;
-        // The entry is visible before the index that covers it.
+        for (chain, written) in chains {
+            let mut entry = [0; 8];
+            entry[..2].copy_from_slice(&chain.id.to_le_bytes());
+            entry[4..].copy_from_slice(&written.to_le_bytes());
+            write(memory, self.config.device + 4 + 8 * self.slot(self.next_used), &entry)?;
+            self.next_used += 1;
+        }
+        // The entries are visible before the index that covers them.
         store(memory, self.config.device + 2, self.next_used.0, Ordering::Release)
+    }
+
+    pub fn put_back(&mut self) {
+        self.next_available -= 1;
     }
 
     pub fn needs_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, QueueError> {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::common::{Change, Common, DRIVER_OK, LENGTH as COMMON_LENGTH};
 use super::interrupt::{Interrupt, Vectors};
-use crate::device::{Session, VirtioDevice};
+use crate::device::{DeviceState, Session, VirtioDevice};
 use crate::queue::{Position, Queue, QueueError};
 
 const VENDOR: u16 = 0x1af4;
@@ -54,6 +54,7 @@ pub struct VirtioPciState {
     interrupt: (u8, u8, bool),
     /// How far the queues have come, while the device runs.
     positions: Vec<Option<Position>>,
+    device: DeviceState,
 }
 
 /// A saved device that cannot be loaded here.
@@ -177,6 +178,7 @@ impl VirtioPci {
             Change::None => {}
             Change::Reset => self.reset_device(&mut common),
             Change::Start => {
+                self.device.begin(common.accepted);
                 if let Err(error) = self.start(&common, &[]) {
                     tracing::warn!(%error, kind = self.device.kind(), "a driver set up a device that cannot start");
                     self.interrupt.needs_reset();
@@ -229,6 +231,7 @@ impl VirtioPci {
             vectors: self.interrupt.vectors().clone(),
             interrupt: self.interrupt.state(),
             positions,
+            device: self.device.state(),
         };
         if running && let Err(error) = self.start(&common, &state.positions) {
             tracing::error!(%error, "a virtio device did not go on after it was saved");
@@ -255,6 +258,9 @@ impl VirtioPci {
         common.clone_from(&state.common);
         self.interrupt.vectors().clone_from(&state.vectors);
         self.interrupt.set_state(state.interrupt);
+        if !self.device.set_state(&state.device) {
+            return Err(StateError::Device);
+        }
         if common.status & DRIVER_OK != 0 && !self.interrupt.is_broken() {
             self.start(&common, &state.positions)?;
         }

@@ -2,15 +2,21 @@
 //! device, in which rings and requests that nearly make sense are short to say.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use guise_devices::pci::PciFunction;
+use guise_disk::device::{BlockDevice, DeviceOptions};
+use guise_disk::format::FormatKind;
 use guise_engine::memory::vm_memory::{Bytes, GuestAddress};
 use guise_engine::{GuestMemory, Msi};
-use guise_virtio::block::{Block, BlockOptions, RawFile};
+use guise_net::user::{Config, UserNetwork};
+use guise_virtio::balloon::Balloon;
+use guise_virtio::block::{Block, BlockOptions};
 use guise_virtio::console::Console;
+use guise_virtio::net::{Net, NetOptions};
+use guise_virtio::rate::Rate;
 use guise_virtio::rng::Rng;
 use guise_virtio::{VirtioDevice, VirtioPci};
 
@@ -33,34 +39,46 @@ pub struct Hostile {
     function: Arc<VirtioPci>,
     memory: GuestMemory,
     queues: u16,
+    /// A queue that works without further features, and gives every chain back.
+    plain: u16,
     pub messages: Arc<AtomicU64>,
 }
 
 impl Hostile {
-    /// The disk, the terminal, or the entropy source.
+    /// The disk, the terminal, the interface, the balloon, or the entropy source.
     pub fn new(which: u8) -> Self {
-        let device: Arc<dyn VirtioDevice> = match which % 3 {
+        let device: Arc<dyn VirtioDevice> = match which % 5 {
             0 => {
-                let file = tempfile::tempfile().expect("a temporary file");
-                file.set_len(64 << 10).expect("a size");
-                let disk = RawFile::new(file).expect("a disk");
-                Block::new(Arc::new(disk), BlockOptions { queues: 2, ..Default::default() })
+                let file = tempfile::NamedTempFile::new().expect("a temporary file");
+                file.as_file().set_len(64 << 10).expect("a size");
+                let options = DeviceOptions::new(file.path(), FormatKind::Raw);
+                let disk = BlockDevice::open(&options).expect("a disk");
+                Block::new(disk, BlockOptions { queues: 2, ..Default::default() })
             }
             1 => {
                 let console = Console::new(Box::new(io::sink()));
                 console.input(b"something to read");
                 console
             }
+            2 => {
+                let network = UserNetwork::new(Config::default()).expect("a network");
+                let mac = Config::default().guest_mac;
+                let options = NetOptions { mac, mtu: 1500, pairs: 2, rate: Rate::default() };
+                Net::new(Arc::new(Mutex::new(network)), options)
+            }
+            3 => Balloon::new(),
             _ => Rng::new(),
         };
         let queues = device.queue_sizes().len() as u16;
+        // An interface's last queue is for commands, which have to be negotiated.
+        let plain = if device.kind() == 1 { 1 } else { queues - 1 };
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory");
         let messages: Arc<AtomicU64> = Arc::default();
         let counter = messages.clone();
         let sink = Arc::new(move |_: Msi| _ = counter.fetch_add(1, Ordering::Relaxed));
         let line = Arc::new(|_: bool| ());
         let function = VirtioPci::new(device, memory.clone(), sink, line).expect("a function");
-        Self { function, memory, queues, messages }
+        Self { function, memory, queues, plain, messages }
     }
 
     fn common(&self, offset: u64, data: &[u8]) {
@@ -177,8 +195,7 @@ impl Hostile {
         let mut status = [0];
         self.function.bar_read(0, 0x14, &mut status);
         assert_eq!(status, [15], "the device does not come up any more");
-        // One chain in the last queue, which every device gives back.
-        let base = u64::from(self.queues - 1) * RINGS;
+        let base = u64::from(self.plain) * RINGS;
         let descriptors = [(DATA, 16_u32, 1_u16, 1_u16), (DATA + 64, 1, 2, 0)];
         self.put(DATA, &[0; 16]);
         for (at, (address, length, flags, next)) in (0..).zip(descriptors) {
@@ -189,7 +206,7 @@ impl Hostile {
             self.put(at + 14, &next.to_le_bytes());
         }
         self.put(base + DRIVER + 2, &[1, 0]);
-        self.function.bar_write(0, 0x3000 + 4 * u64::from(self.queues - 1), &[0, 0]);
+        self.function.bar_write(0, 0x3000 + 4 * u64::from(self.plain), &[0, 0]);
         let deadline = Instant::now() + Duration::from_secs(60);
         let used = || self.memory.read_obj::<u16>(GuestAddress(base + DEVICE + 2)).expect("inside");
         while used() != 1 {

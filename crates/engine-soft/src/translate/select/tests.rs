@@ -18,7 +18,6 @@ fn system_instructions_are_not_translated() {
         C::Verw_r32m16,
         C::Lss_r32_m1632,
         C::Lfs_r64_m1664,
-        C::Rdtscp,
         C::Rdpid_r64,
         C::Rdfsbase_r64,
         C::Wrgsbase_r64,

@@ -63,7 +63,7 @@ impl Platform for Board {
     fn end_of_interrupt(&self, _: u8) {}
 }
 
-pub struct Interpreter {
+pub struct Guest {
     _vm: Arc<dyn Vm>,
     vcpu: Box<dyn Vcpu>,
     region: Arc<GuestRegion>,
@@ -104,11 +104,11 @@ impl Tables<'_> {
     }
 }
 
-impl Interpreter {
+impl Guest {
     /// `slot` is where the host's instruction stands, `data` where its memory is.
-    pub fn new(slot: u64, data: u64) -> Interpreter {
+    pub fn new(tier: Tier, slot: u64, data: u64) -> Guest {
         let config = VmConfig { vcpus: 1, model: CpuModel::Host, tsc_khz: None };
-        let vm = SoftEngine::new(Tier::Interpreter).create_vm(&config).unwrap();
+        let vm = SoftEngine::new(tier).create_vm(&config).unwrap();
         let region = GuestRegion::from_range(GuestAddress(0), MEMORY, None).unwrap();
         let region = Arc::new(region);
         let size = MEMORY as u64;
@@ -147,7 +147,7 @@ impl Interpreter {
         system(&mut template, components);
         let board = Board { port: AtomicU32::new(0), vcpu: OnceLock::new() };
         let _ = board.vcpu.set(vcpu.handle());
-        Interpreter { _vm: vm, vcpu, region, board, template, slot, components }
+        Guest { _vm: vm, vcpu, region, board, template, slot, components }
     }
 
     fn read_u64(&self, address: u64) -> u64 {
@@ -241,7 +241,7 @@ fn from_area(area: &[u8], components: u64, state: &mut State) {
     }
 }
 
-impl Engine for Interpreter {
+impl Engine for Guest {
     fn set_instruction(&mut self, bytes: &[u8]) {
         let mut code = bytes.to_vec();
         code.extend([0xe6, DONE_PORT, 0xeb, 0xfe]);

@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""CPU seconds of the same workloads natively, under QEMU's emulation and under Guise.
+
+    run.py GUISE KERNEL INITRD [ROUNDS [WORKLOAD...]]
+
+Each round runs every workload once in each place, in turns. What counts are the CPU
+seconds of the whole process tree; those of a boot that does nothing are taken off a
+guest's. A result counts only with the checksum that the host has computed. Prints a table
+and writes cpu.json beside it; bench/cpu/results.md keeps what was published.
+"""
+
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TIME_LIMIT = 300
+
+
+def cpio_entry(name, mode, content):
+    """One file in cpio's newc format."""
+    fields = [0, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0]
+    entry = b"070701" + b"".join(b"%08x" % field for field in fields)
+    entry += name.encode() + b"\0"
+    entry += b"\0" * (-len(entry) % 4) + content
+    return entry + b"\0" * (-len(entry) % 4)
+
+
+def build(directory, initrd):
+    """Compiles the workloads and adds them to the initial RAM disk."""
+    work = os.path.join(directory, "work")
+    flags = ["-O2", "-fno-math-errno", "-static"]
+    subprocess.run(["gcc", *flags, "-o", work, os.path.join(HERE, "work.c")], check=True)
+    with open(initrd, "rb") as file:
+        archive = file.read()
+    with open(work, "rb") as file:
+        archive += b"\0" * (-len(archive) % 4)
+        archive += cpio_entry("bin/work", 0o100755, file.read())
+        archive += cpio_entry("TRAILER!!!", 0, b"")
+    together = os.path.join(directory, "initrd")
+    with open(together, "wb") as file:
+        file.write(archive)
+    return work, together
+
+
+def run(command):
+    """CPU seconds of a command and its children, and what it printed."""
+    before = os.times()
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        timeout=TIME_LIMIT, check=False)
+    after = os.times()
+    spent = after.children_user + after.children_system
+    spent -= before.children_user + before.children_system
+    return spent, done.stdout.decode(errors="replace")
+
+
+def checksum(name, output):
+    for line in output.splitlines():
+        words = line.split()
+        if words[:2] == ["work", name] and len(words) == 3:
+            return words[2]
+    return None
+
+
+def main():
+    guise, kernel, initrd = sys.argv[1:4]
+    rounds = int(sys.argv[4]) if len(sys.argv) > 4 else 1
+    qemu = shutil.which("qemu-system-x86_64")
+    with tempfile.TemporaryDirectory() as directory:
+        work, archive = build(directory, initrd)
+        kinds = dict(reversed(line.split()) for line in run([work, "list"])[1].splitlines())
+        names = sys.argv[5:] or list(kinds)
+        append = "console=ttyS0 quiet -- \"work {}\""
+        places = {
+            "native": lambda name: [work, name],
+            "guise": lambda name: [
+                guise, "boot", "--engine", "soft", "--kernel", kernel, "--initrd", archive,
+                "--append", append.format(name)],
+        }
+        if qemu:
+            places["tcg"] = lambda name: [
+                qemu, "-accel", "tcg", "-cpu", "max,-erms,-fsrm", "-m", "512", "-nodefaults",
+                "-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", kernel,
+                "-initrd", archive, "-append", append.format(name)]
+        else:
+            print("no qemu-system-x86_64: nothing to compare with but the host")
+        samples = {place: {name: [] for name in [*names, "nothing"]} for place in places}
+        wrong = []
+        for _ in range(rounds):
+            for name in [*names, "nothing"]:
+                expected = None
+                for place, command in places.items():
+                    spent, output = run(command(name))
+                    found = checksum(name, output)
+                    expected = found if place == "native" else expected
+                    if name != "nothing" and (found is None or found != expected):
+                        wrong.append(f"{name} under {place}: {found}, not {expected}")
+                    else:
+                        samples[place][name].append(spent)
+    report(kinds, names, samples)
+    for line in wrong:
+        print("wrong:", line)
+    return 1 if wrong else 0
+
+
+def report(kinds, names, samples):
+    medians = {}
+    for place, times in samples.items():
+        of_boot = statistics.median(times["nothing"])
+        medians[place] = {"boot": of_boot}
+        for name in names:
+            if times[name]:
+                # A clock tick is the least that can be told.
+                medians[place][name] = max(statistics.median(times[name]) - of_boot, 0.01)
+    places = [place for place in ("native", "tcg", "guise") if place in medians]
+    print(f"{'':16}" + "".join(f"{place:>9}" for place in places) + "   guise/native   tcg/guise")
+    ratios = {}
+    for name in [*names, "boot"]:
+        times = [medians[place].get(name) for place in places]
+        line = f"{name:16}" + "".join("        -" if t is None else f"{t:9.2f}" for t in times)
+        ours = medians["guise"].get(name)
+        if ours:
+            kind = kinds.get(name, "boot")
+            if name in medians["native"] and name != "boot":
+                ratios.setdefault((kind, "native"), []).append(ours / medians["native"][name])
+                line += f"{ours / medians['native'][name]:15.2f}"
+            else:
+                line += " " * 15
+            if name in medians.get("tcg", {}):
+                ratios.setdefault((kind, "tcg"), []).append(medians["tcg"][name] / ours)
+                line += f"{medians['tcg'][name] / ours:12.2f}"
+        print(line)
+    for (kind, place), values in sorted(ratios.items()):
+        if kind != "boot":
+            mean = math.exp(sum(map(math.log, values)) / len(values))
+            what = "guise/native" if place == "native" else "tcg/guise"
+            print(f"{kind} workloads, {what}, geometric mean: {mean:.2f}")
+    with open("cpu.json", "w", encoding="utf-8") as file:
+        json.dump({"medians": medians, "samples": samples}, file, indent=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+//! The control socket of the real binary: a machine is paused, changed and ended.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::support::{Boot, PATIENCE, Running, alone, have};
+use guise_testkit::assets::Kernel;
+use guise_testkit::initramfs;
+use serde_json::{Value, json};
+
+/// A client of the socket.
+struct Client(BufReader<UnixStream>);
+
+impl Client {
+    fn open(path: &Path) -> Self {
+        Client(BufReader::new(UnixStream::connect(path).expect("the machine listens")))
+    }
+
+    fn ask(&mut self, command: &Value) -> Value {
+        writeln!(self.0.get_mut(), "{command}").expect("it listens");
+        let mut answer = String::new();
+        self.0.read_line(&mut answer).expect("it answers");
+        serde_json::from_str(&answer).unwrap_or_else(|_| panic!("{command}: {answer:?}"))
+    }
+
+    #[track_caller]
+    fn done(&mut self, command: &Value) -> Value {
+        let answer = self.ask(command);
+        assert_eq!(answer["ok"], true, "{command}: {answer}");
+        answer
+    }
+
+    /// Waits until the guest has given up so many bytes.
+    fn wait_for_balloon(&mut self, bytes: u64) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let balloon = self.done(&json!({ "command": "stats" }))["balloon"].clone();
+            if balloon["actual"] == bytes {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{balloon}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+/// A command in the guest's shell whose output shows that it succeeded.
+fn succeeds(guest: &mut Running, command: &str) {
+    guest.type_line(&format!("{command} && echo $((40 + 2)) done"));
+    guest.wait_for("42 done");
+}
+
+#[test]
+fn a_running_machine_is_changed() {
+    let _turn = alone();
+    let scratch = tempfile::tempdir().expect("a directory");
+    let (socket, disk) = (scratch.path().join("control"), scratch.path().join("disk"));
+    std::fs::write(&disk, vec![0; 8 << 20]).expect("written");
+    let kernel = Kernel::Debian12Cloud;
+    let mut guest = Boot::kernel(&have(kernel.image()))
+        .initrd(&have(initramfs::with_virtio(kernel)))
+        .args(["--cpus", "2", "--balloon", "--control"])
+        .args([&socket])
+        .start();
+    guest.wait_for("guest# ");
+    let mut client = Client::open(&socket);
+
+    assert_eq!(client.done(&json!({ "command": "status" }))["state"], "running");
+    client.done(&json!({ "command": "pause" }));
+    assert_eq!(client.done(&json!({ "command": "status" }))["state"], "paused");
+    client.done(&json!({ "command": "resume" }));
+
+    let option = format!("{},format=raw", disk.display());
+    let added = client.done(&json!({ "command": "add-disk", "disk": option }));
+    assert_eq!(added["name"], "disk0");
+    succeeds(&mut guest, "until [ -e /dev/vda ]; do sleep 1; done");
+    client.done(&json!({ "command": "resize", "name": "disk0", "size": "16M" }));
+    succeeds(&mut guest, "until [ $(cat /sys/block/vda/size) = 32768 ]; do sleep 1; done");
+    client.done(&json!({ "command": "remove", "name": "disk0" }));
+    succeeds(&mut guest, "[ ! -e /dev/vda ]");
+    assert_eq!(std::fs::metadata(&disk).expect("it stays").len(), 16 << 20);
+
+    client.done(&json!({ "command": "balloon", "size": "128M" }));
+    client.wait_for_balloon(128 << 20);
+    client.done(&json!({ "command": "balloon", "size": "0" }));
+    client.wait_for_balloon(0);
+
+    for nonsense in [
+        json!({ "command": "dance" }),
+        json!({ "command": "remove", "name": "disk7" }),
+        json!({ "command": "resize", "name": "balloon0", "size": "1G" }),
+        json!(7),
+    ] {
+        let answer = client.ask(&nonsense);
+        assert_eq!(answer["ok"], false, "{nonsense}: {answer}");
+        assert!(answer["error"].is_string());
+    }
+    client.done(&json!({ "command": "quit" }));
+    let ended = guest.finish();
+    ended.expect_code(0).expect_clean_log();
+    assert!(!socket.exists());
+}

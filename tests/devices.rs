@@ -1,0 +1,145 @@
+//! Debian's drivers on the virtio devices of the real binary.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::FileExt as _;
+use std::time::{Duration, Instant};
+
+use crate::support::{Boot, Ended, PATIENCE, Running, alone, have};
+use guise_testkit::assets::Kernel;
+use guise_testkit::initramfs;
+
+/// A guest with all drivers that does one command.
+fn guest(cpus: &str, command: &str) -> Boot {
+    let kernel = Kernel::Debian12Cloud;
+    let line = format!("console=ttyS0 -- \"{command}\"");
+    Boot::kernel(&have(kernel.image()))
+        .initrd(&have(initramfs::with_virtio(kernel)))
+        .args(["--cpus", cpus, "--append", &line])
+}
+
+fn said<'a>(ended: &'a Ended, start: &str) -> &'a str {
+    let line = ended.output.lines().find_map(|line| line.strip_prefix(start));
+    line.unwrap_or_else(|| panic!("no line {start:?} in:\n{}", ended.output)).trim_end()
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+}
+
+/// The sum that the host's and the guest's `cksum` both print.
+fn sum(bytes: &[u8]) -> String {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    file.as_file().write_all_at(bytes, 0).expect("written");
+    let output = std::process::Command::new("md5sum").arg(file.path()).output().expect("md5sum");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.split(' ').next().expect("a sum").to_owned()
+}
+
+#[test]
+fn a_disk_is_read_and_written() {
+    let _turn = alone();
+    const MIB: usize = 1 << 20;
+    for cpus in ["1", "4"] {
+        let disk = tempfile::NamedTempFile::new().expect("a file");
+        let content = pattern(2 * MIB);
+        disk.as_file().write_all_at(&content, 0).expect("written");
+        disk.as_file().set_len(16 * MIB as u64).expect("a size");
+        let option = format!("{},format=raw,serial=first", disk.path().display());
+        let command = "echo serial $(cat /sys/block/vda/serial); \
+            echo queues $(ls /sys/block/vda/mq | wc -l); \
+            echo sum $(head -c 2097152 /dev/vda | md5sum); \
+            dd if=/dev/vda of=/dev/vda bs=64k count=32 seek=128 conv=fsync; \
+            dd if=/dev/zero of=/dev/vda bs=64k count=1 seek=1 conv=fsync; \
+            blkdiscard -o 131072 -l 65536 /dev/vda; \
+            echo random $(head -c 8 /dev/hwrng | wc -c)";
+        let ended = guest(cpus, command).args(["--rng", "--disk", &option]).run();
+        ended.expect_code(0).expect_clean_log();
+        assert_eq!(said(&ended, "serial "), "first");
+        assert_eq!(said(&ended, "queues "), cpus);
+        assert_eq!(said(&ended, "sum ").split(' ').next(), Some(&*sum(&content)));
+        assert_eq!(said(&ended, "random "), "8");
+        let mut now = vec![0; 16 * MIB];
+        disk.as_file().read_exact_at(&mut now, 0).expect("read");
+        assert!(now[8 * MIB..10 * MIB] == content, "what the guest wrote is not there");
+        let zeroed = if ended.output.contains("blkdiscard: not found") { 2 } else { 3 };
+        assert!(now[65536..zeroed * 65536].iter().all(|byte| *byte == 0));
+        assert!(
+            now[..65536] == content[..65536] && now[3 * 65536..2 * MIB] == content[3 * 65536..]
+        );
+    }
+}
+
+/// A port of the host that nobody uses now.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
+/// What the guest answers on a forwarded port, as soon as it does.
+fn ask(running: &mut Running, port: u16) -> String {
+    running.wait_for("listening\r\n");
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut answer = String::new();
+        if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port))
+            && stream.write_all(b"ping\n").is_ok()
+            && BufReader::new(stream).read_line(&mut answer).is_ok()
+            && !answer.is_empty()
+        {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "the guest does not answer");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn a_network_reaches_out_and_is_reached() {
+    let _turn = alone();
+    for cpus in ["1", "4"] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let out = listener.local_addr().expect("an address").port();
+        let content = pattern(3_000_000);
+        let expected = sum(&content);
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("the guest connects");
+            stream.write_all(&content).expect("the guest reads");
+            drop(stream);
+            let (mut stream, _) = listener.accept().expect("the guest connects again");
+            // Busybox's nc stays until the other end goes.
+            let mut got = vec![0; content.len()];
+            stream.read_exact(&mut got).expect("the guest writes");
+            got == content
+        });
+        let port = free_port();
+        let net = format!("user,host,forward={port}-7");
+        let command = format!(
+            "ifconfig eth0 up; udhcpc -i eth0 -s /etc/udhcpc.sh -n -q; \
+             nc 10.0.2.2 {out} </dev/null >/tmp/got; echo sum $(md5sum </tmp/got); \
+             nc 10.0.2.2 {out} </tmp/got; \
+             echo listening; (read l; echo pong $l) </tmp/f | nc -l -p 7 >/tmp/f"
+        );
+        let command = command.replace("echo listening", "mkfifo /tmp/f; echo listening");
+        let mut running = guest(cpus, &command).args(["--net", &net]).start();
+        let answer = ask(&mut running, port);
+        assert_eq!(answer.trim(), "pong ping");
+        let ended = running.finish();
+        ended.expect_code(0).expect_clean_log();
+        assert_eq!(said(&ended, "lease: "), "10.0.2.15 by 10.0.2.2");
+        assert_eq!(said(&ended, "sum ").split(' ').next(), Some(&*expected));
+        assert!(server.join().expect("the server"), "what the guest sent is not what it got");
+    }
+}
+
+#[test]
+fn a_virtio_console_takes_and_gives() {
+    let _turn = alone();
+    // Its driver is a module, so it is not there yet when the kernel looks for consoles.
+    let command = "exec </dev/hvc0 >/dev/hvc0; echo $((40 + 2)) ready; read line; echo got $line";
+    let mut running = guest("2", command).args(["--console", "virtio"]).start();
+    running.wait_for("42 ready");
+    running.type_line("something");
+    running.wait_for("got something");
+    running.finish().expect_code(0);
+}
