@@ -110,8 +110,18 @@ impl Cpu {
         }
     }
 
+    /// When this vCPU's TSC has a value: now if it is past it, also where it was past it
+    /// before this VM's own counter began.
+    pub fn when_tsc_is(&self, value: u64) -> u64 {
+        let time = &self.shared.time;
+        match value.checked_sub(time.tsc().wrapping_add(self.msr.tsc_offset)) {
+            None | Some(0) => time.now(),
+            Some(left) => time.now().saturating_add(time.nanoseconds(left)),
+        }
+    }
+
     fn set_tsc_deadline(&mut self, deadline: u64) {
-        let at = self.shared.time.when(deadline.wrapping_sub(self.msr.tsc_offset));
+        let at = self.when_tsc_is(deadline);
         self.apic().set_tsc_deadline(deadline, at);
         self.timer_changed();
     }

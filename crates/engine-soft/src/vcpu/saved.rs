@@ -46,7 +46,12 @@ impl Cpu {
         let mut msrs = Vec::new();
         let stateful: Vec<u32> = self.shared.model.stateful_msrs().collect();
         for msr in SAVED.into_iter().chain(stateful).chain(Paravirt::stateful_msrs()) {
-            if let Ok(value) = self.read_msr(msr) {
+            // The deadline is that of the APIC as it was saved: the timer goes on meanwhile.
+            let value = match msr {
+                number::TSC_DEADLINE => Ok(apic.tsc_deadline),
+                msr => self.read_msr(msr),
+            };
+            if let Ok(value) = value {
                 msrs.push((msr, value));
             }
         }
@@ -208,7 +213,7 @@ impl Cpu {
             tsc_deadline: deadline,
             nmi: from.events.nmi_pending,
         };
-        let at = self.shared.time.when(deadline.wrapping_sub(self.msr.tsc_offset));
+        let at = self.when_tsc_is(deadline);
         self.apic()
             .load(&saved, self.shared.time.now(), at)
             .map_err(|error| EngineError::State(error.to_string()))?;

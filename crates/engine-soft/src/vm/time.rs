@@ -50,15 +50,13 @@ pub fn host_khz() -> u64 {
 pub struct Time {
     pub khz: u64,
     start: u64,
-    start_ns: u64,
     host_khz: u64,
 }
 
 impl Time {
     pub fn new(khz: Option<u64>) -> Time {
         let host_khz = host_khz();
-        let (start, start_ns) = both();
-        Time { khz: khz.unwrap_or(host_khz), start, start_ns, host_khz }
+        Time { khz: khz.unwrap_or(host_khz), start: host_tsc(), host_khz }
     }
 
     #[inline]
@@ -81,10 +79,10 @@ impl Time {
         monotonic()
     }
 
-    /// When the VM's TSC has this value.
-    pub fn when(&self, tsc: u64) -> u64 {
-        let ns = tsc as u128 * 1_000_000 / self.khz.max(1) as u128;
-        self.start_ns.saturating_add(u64::try_from(ns).unwrap_or(u64::MAX))
+    /// How long the VM's TSC takes for so many ticks, rounded up.
+    pub fn nanoseconds(&self, ticks: u64) -> u64 {
+        let ns = (ticks as u128 * 1_000_000).div_ceil(self.khz.max(1) as u128);
+        u64::try_from(ns).unwrap_or(u64::MAX)
     }
 }
 
