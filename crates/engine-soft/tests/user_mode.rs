@@ -4,15 +4,16 @@
 //! The kernel is a handler for each vector that tells its number through a port and
 //! returns; each time the state and the frame on the kernel's stack are looked at.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+mod port_board;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use guise_engine::memory::vm_memory::{Bytes, GuestAddress, MemoryRegionAddress};
 use guise_engine::state::SegmentState;
-use guise_engine::{
-    CpuModel, Engine as _, Exit, GuestRegion, MemorySlot, Platform, Vcpu, VcpuHandle, Vm, VmConfig,
-};
+use guise_engine::{CpuModel, Engine as _, Exit, GuestRegion, MemorySlot, Vcpu, Vm, VmConfig};
 use guise_engine_soft::{SoftEngine, Tier};
+use port_board::PortBoard;
 
 const MEMORY: usize = 1 << 20;
 /// All memory, for the kernel only, and for the user. Nothing else is mapped.
@@ -47,31 +48,6 @@ const USER_CODE: u16 = 0x23;
 const USER_CODE_32: u16 = 0x2b;
 /// 64 bytes at `DATA`.
 const SMALL: u64 = 0x33;
-
-struct Board {
-    port: AtomicU32,
-    vcpu: OnceLock<Arc<dyn VcpuHandle>>,
-}
-
-impl Platform for Board {
-    fn port_read(&self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn port_write(&self, port: u16, _: &[u8]) {
-        self.port.store(port.into(), Ordering::Relaxed);
-        if let Some(vcpu) = self.vcpu.get() {
-            vcpu.kick();
-        }
-    }
-    fn memory_read(&self, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn memory_write(&self, _: u64, _: &[u8]) {}
-    fn acknowledge_interrupt(&self) -> Option<u8> {
-        None
-    }
-    fn end_of_interrupt(&self, _: u8) {}
-}
 
 struct Program<'a> {
     code: &'a [u8],
@@ -193,7 +169,7 @@ fn run(tier: Tier, program: &Program) -> Vec<Stop> {
     state.registers.rip = USER + CODE;
     state.registers.rflags = program.flags | IOPL | 2;
     vcpu.set_state(&state).unwrap();
-    let board = Board { port: AtomicU32::new(0), vcpu: OnceLock::new() };
+    let board = PortBoard::default();
     let _ = board.vcpu.set(vcpu.handle());
     let mut stops = Vec::new();
     while stops.len() < 40 {

@@ -1,20 +1,20 @@
 //! The engine's side, whole: a virtual machine whose only vCPU runs the instruction in
 //! user mode, under its own page tables, and tells through a port how it ended.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use guise_engine::extensions::host_xcr0;
 use guise_engine::memory::vm_memory::{Bytes, GuestAddress, MemoryRegionAddress};
 use guise_engine::xsave::{COMPONENTS, MAX_SIZE};
 use guise_engine::{
-    CpuModel, Engine as _, Exit, GuestRegion, MemorySlot, Platform, Vcpu, VcpuHandle, VcpuState,
-    Vm, VmConfig,
+    CpuModel, Engine as _, Exit, GuestRegion, MemorySlot, Vcpu, VcpuState, Vm, VmConfig,
 };
 use guise_engine_soft::{SoftEngine, Tier};
 use iced_x86::Instruction;
 
 use crate::machine::{MEMORY_SIZE, Memory, State};
+use crate::port_board::PortBoard;
 use crate::{Engine, Outcome};
 
 const MEMORY: usize = 1 << 20;
@@ -32,42 +32,11 @@ const DONE_PORT: u8 = 0xf0;
 /// An exception's handler writes to this port plus the vector.
 const FAULT_PORT: u8 = 0x40;
 
-/// Remembers the port, and stops the vCPU.
-struct Board {
-    port: AtomicU32,
-    vcpu: OnceLock<Arc<dyn VcpuHandle>>,
-}
-
-impl Platform for Board {
-    fn port_read(&self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-
-    fn port_write(&self, port: u16, _: &[u8]) {
-        self.port.store(port.into(), Ordering::Relaxed);
-        if let Some(vcpu) = self.vcpu.get() {
-            vcpu.kick();
-        }
-    }
-
-    fn memory_read(&self, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-
-    fn memory_write(&self, _: u64, _: &[u8]) {}
-
-    fn acknowledge_interrupt(&self) -> Option<u8> {
-        None
-    }
-
-    fn end_of_interrupt(&self, _: u8) {}
-}
-
 pub struct Guest {
     _vm: Arc<dyn Vm>,
     vcpu: Box<dyn Vcpu>,
     region: Arc<GuestRegion>,
-    board: Board,
+    board: PortBoard,
     template: VcpuState,
     slot: u64,
     components: u64,
@@ -145,7 +114,7 @@ impl Guest {
         let mut template = vcpu.state().unwrap();
         let components = host_xcr0() & 0xe7;
         system(&mut template, components);
-        let board = Board { port: AtomicU32::new(0), vcpu: OnceLock::new() };
+        let board = PortBoard::default();
         let _ = board.vcpu.set(vcpu.handle());
         Guest { _vm: vm, vcpu, region, board, template, slot, components }
     }

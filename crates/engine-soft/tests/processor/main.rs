@@ -9,6 +9,8 @@ mod form;
 mod guest;
 mod machine;
 mod native;
+#[path = "../port_board/mod.rs"]
+mod port_board;
 mod random;
 mod stub;
 

@@ -1,16 +1,15 @@
 //! The machine that the tables run on: one vCPU, flat memory, a descriptor of every
 //! kind, and a handler for each vector that tells its number through a port.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use guise_engine::memory::vm_memory::{Bytes, GuestAddress, MemoryRegionAddress};
 use guise_engine::state::{SegmentState, SystemState};
-use guise_engine::{
-    CpuModel, Engine as _, Exit, GuestRegion, MemorySlot, Platform, VcpuHandle, VcpuState, Vm,
-    VmConfig,
-};
+use guise_engine::{CpuModel, Engine as _, Exit, GuestRegion, MemorySlot, VcpuState, Vm, VmConfig};
 use guise_engine_soft::{SoftEngine, Tier};
+
+use crate::port_board::PortBoard;
 
 const MEMORY: usize = 2 << 20;
 
@@ -132,31 +131,6 @@ pub fn protection_of_vector(vector: u8) -> End {
     End::Fault(13, u32::from(vector) * 8 + 2)
 }
 
-struct Board {
-    port: AtomicU32,
-    vcpu: OnceLock<Arc<dyn VcpuHandle>>,
-}
-
-impl Platform for Board {
-    fn port_read(&self, _: u16, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn port_write(&self, port: u16, _: &[u8]) {
-        self.port.store(port.into(), Ordering::Relaxed);
-        if let Some(vcpu) = self.vcpu.get() {
-            vcpu.kick();
-        }
-    }
-    fn memory_read(&self, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn memory_write(&self, _: u64, _: &[u8]) {}
-    fn acknowledge_interrupt(&self) -> Option<u8> {
-        None
-    }
-    fn end_of_interrupt(&self, _: u8) {}
-}
-
 /// The machine after a program.
 pub struct After {
     pub end: End,
@@ -267,7 +241,7 @@ impl<'a> Program<'a> {
         if let Some(msi) = self.msi {
             vm.signal_msi(msi).unwrap();
         }
-        let board = Board { port: AtomicU32::new(0), vcpu: OnceLock::new() };
+        let board = PortBoard::default();
         let _ = board.vcpu.set(vcpu.handle());
         let exit = vcpu.run(&board).unwrap();
         let state = vcpu.state().unwrap();

@@ -7,5 +7,7 @@ mod control;
 mod descriptors;
 mod machine;
 mod memory;
+#[path = "../port_board/mod.rs"]
+mod port_board;
 mod privilege;
 mod transfers;
