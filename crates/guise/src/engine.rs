@@ -45,6 +45,8 @@ fn usable_kvm() -> Option<KvmEngine> {
         Ok(verdict) => verdict.reason().unwrap_or_default(),
         Err(error) => error.to_string(),
     };
-    eprintln!("guise: this host's KVM is not used: {reason}");
+    // The advice of an error is for those who insist on KVM; here it is taken already.
+    let reason = reason.split("; use --engine").next().unwrap_or_default();
+    eprintln!("guise: the software engine runs this guest; this host's KVM cannot: {reason}");
     None
 }
