@@ -43,6 +43,11 @@ pub struct Bank {
     /// A number that no bank has had before, new whenever an id above is taken away for
     /// more than its place.
     pub epoch: u64,
+    /// Counts what was taken away from the tables for reads and writes. What is replaced by
+    /// another page is still true; `crowded` says where that happened since.
+    pub changes: u64,
+    crowded: [u64; ENTRIES / 64],
+    is_crowded: bool,
     /// What the ids above are for; which of them are global, and which places have lost an
     /// id to another since `epoch` was new.
     code_page: [u64; ENTRIES],
@@ -86,6 +91,9 @@ impl Bank {
             write: table,
             code: [0; ENTRIES],
             epoch: new_epoch(),
+            changes: 0,
+            crowded: [0; ENTRIES / 64],
+            is_crowded: false,
             code_page: [0; ENTRIES],
             code_global: [0; ENTRIES / 64],
             code_crowded: [0; ENTRIES / 64],
@@ -106,32 +114,62 @@ impl Bank {
     }
 
     pub fn fill_read(&mut self, address: u64, host: *mut u8) {
-        self.read[index(address)] = Entry { page: address & !(PAGE_SIZE - 1), host };
+        let place = index(address);
+        self.replaces(self.read[place], address, host);
+        self.read[place] = Entry { page: address & !(PAGE_SIZE - 1), host };
     }
 
     pub fn fill_write(&mut self, address: u64, host: *mut u8) {
-        self.write[index(address)] = Entry { page: address & !(PAGE_SIZE - 1), host };
+        let place = index(address);
+        self.replaces(self.write[place], address, host);
+        self.write[place] = Entry { page: address & !(PAGE_SIZE - 1), host };
+    }
+
+    fn replaces(&mut self, old: Entry, address: u64, host: *mut u8) {
+        if old.host.is_null() || old.host == host {
+            return;
+        }
+        if old.page == address & !(PAGE_SIZE - 1) {
+            self.changed();
+        } else {
+            set(&mut self.crowded, index(address), true);
+            self.is_crowded = true;
+        }
+    }
+
+    /// What is known of this bank elsewhere is not to be used any more.
+    pub fn changed(&mut self) {
+        self.changes += 1;
+        if self.is_crowded {
+            self.crowded = [0; ENTRIES / 64];
+            self.is_crowded = false;
+        }
     }
 
     /// Empties one place of the table for reads.
     pub fn reset_read(&mut self, place: usize) {
         self.read[place] = empty(place);
+        self.changed();
     }
 
     /// Empties one place of the table for writes.
     pub fn reset_write(&mut self, place: usize) {
         self.write[place] = empty(place);
+        self.changed();
     }
 
     /// Forgets one linear page.
     pub fn forget(&mut self, address: u64) {
         let place = index(address);
         let page = address & !(PAGE_SIZE - 1);
+        if is_set(&self.crowded, place) {
+            self.changed();
+        }
         if self.read[place].page == page {
-            self.read[place] = empty(place);
+            self.reset_read(place);
         }
         if self.write[place].page == page {
-            self.write[place] = empty(place);
+            self.reset_write(place);
         }
         let here = self.code[place] != 0 && self.code_page[place] == page;
         if here {
@@ -178,6 +216,7 @@ impl Bank {
                 *entry = empty(place);
             }
         }
+        self.changed();
     }
 
     pub fn clear(&mut self) {

@@ -10,7 +10,7 @@
 //! | `scan` | what is translated together; which flags matter |
 //! | `select` | which instructions are translated at all |
 //! | `block` | one region, instruction by instruction |
-//! | `registers`, `flags`, `memory`, `stack`, `group`, `strings`, `branches`, `system` | how each kind of thing is translated |
+//! | `registers`, `flags`, `memory`, `site`, `stack`, `group`, `strings`, `branches`, `system` | how each kind of thing is translated |
 //! | `emit` | a small assembler |
 //! | `frame`, `runtime` | the way in and out, and calls to helpers |
 //! | `backend` | what the translator sees of a vCPU |
@@ -36,6 +36,7 @@ mod registers;
 mod runtime;
 mod scan;
 mod select;
+mod site;
 mod stack;
 mod strings;
 mod system;
@@ -53,6 +54,7 @@ use memory::AccessInfo;
 use runtime::{Helpers, Routines};
 use scan::{LONGEST, Scanner};
 pub use select::VectorLevel;
+use site::Sites;
 
 use crate::host::arena::Arena;
 use crate::host::traps::{self, Registration, TrapAction, TrapFrame};
@@ -82,6 +84,10 @@ pub trait Backend {
     /// Executes the instruction at RIP, or what happens instead. False if the run loop
     /// wants to be asked before the guest goes on.
     fn step(&mut self) -> bool;
+    /// As `step`, for an instruction of which this much is known.
+    fn step_known(&mut self, _mnemonic: Mnemonic, _length: u64) -> bool {
+        self.step()
+    }
     /// The page of an address, if it is RAM that may be executed.
     fn code_page(&mut self, address: u64) -> Option<CodePage>;
     /// Notes in the bank what code is in the page of an address, which `code_page` has
@@ -163,6 +169,9 @@ pub struct Translator {
     vectors: VectorLevel,
     jumps: Box<[Jump; JUMPS]>,
     shadow: Box<[u64]>,
+    sites: Sites,
+    /// The code that runs is the user's.
+    user: bool,
     writes: Vec<CodeWrite>,
     backend: *mut (),
     pub counts: Counts,
@@ -199,6 +208,8 @@ impl Translator {
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
             jumps: Box::new([Jump::EMPTY; JUMPS]),
             shadow: vec![0; SHADOW_SIZE / 8].into_boxed_slice(),
+            sites: Sites::new(),
+            user: false,
             writes: Vec::new(),
             backend: std::ptr::null_mut(),
             counts: Counts::default(),
@@ -229,6 +240,7 @@ impl Translator {
         self.routines = Routines::generate(&mut self.cache.arena, vectors, helpers)
             .expect("the routines fitted before");
         self.jumps.fill(Jump::EMPTY);
+        self.sites.start(state);
         self.reset_shadow(state);
     }
 
@@ -267,6 +279,7 @@ impl Translator {
                 return Ok(());
             }
             let Some(mode) = backend.mode() else { return Ok(()) };
+            self.user = mode.user;
             if mode.vectors != self.vectors {
                 self.vectors = mode.vectors;
                 self.jumps.fill(Jump::EMPTY);
@@ -302,8 +315,13 @@ impl Translator {
                 leave if leave == Leave::Next as u32 => self.counts.left_for_next += 1,
                 _ => {
                     self.counts.interpreted += 1;
-                    self.note_fallback(state().generated.argument as usize);
-                    if !backend.step() {
+                    let argument = state().generated.argument;
+                    self.note_fallback(argument as usize & 0xffff);
+                    let goes_on = match Mnemonic::try_from(argument as usize & 0xffff) {
+                        Ok(mnemonic) => backend.step_known(mnemonic, u64::from(argument >> 16)),
+                        Err(_) => backend.step(),
+                    };
+                    if !goes_on {
                         return Ok(());
                     }
                 }
@@ -321,6 +339,7 @@ impl Translator {
         state.generated.jumps = self.jumps.as_ptr() as u64;
         if state.generated.shadow_top == 0 {
             self.reset_shadow(state);
+            self.sites.start(state);
         }
         address
     }
@@ -332,6 +351,9 @@ impl Translator {
         let state = || unsafe { &mut *address };
         state().generated.flags = flags;
         self.counts.entered += 1;
+        if self.user {
+            self.sites.check(state());
+        }
         // SAFETY: `code` is an entry of generated code for the guest's present mode,
         // and GS is the state's base.
         unsafe {
@@ -343,6 +365,16 @@ impl Translator {
             self.after_trap(state())?;
         }
         Ok(())
+    }
+
+    fn after_access(&mut self, state: &mut CpuState) {
+        if self.user {
+            self.sites.check(state);
+        }
+        let restless = std::mem::take(&mut state.generated.restless_site);
+        if restless != 0 {
+            self.cache.retire(restless);
+        }
     }
 
     fn note_fallback(&mut self, mnemonic: usize) {
@@ -363,6 +395,7 @@ impl Translator {
             ("regions_invalidated", cache.invalidated),
             ("links_made", cache.links),
             ("links_retargeted", cache.retargeted),
+            ("sites_retired", cache.retired),
             ("entered_generated_code", counts.entered),
             ("left_for_lookup", counts.left_for_next),
             ("left_for_link", counts.left_for_link),
@@ -395,8 +428,9 @@ impl Translator {
         let trapped = state.generated.trapped;
         let place = self.cache.find(trapped);
         let trap = state.trap;
-        // Guest memory is mapped and checked, so there are no page faults in this code.
-        if trap.vector != PAGE_FAULT
+        // Guest memory is mapped and checked, so there are no page faults in this code, but
+        // for the address that empty sites hold.
+        if (trap.vector != PAGE_FAULT || trap.address < PAGE_SIZE)
             && let Some(place) = &place
             && let Some(origin) = place.origin
         {
@@ -550,7 +584,7 @@ impl Translator {
                 setting,
                 (id, next_id),
                 self.cache.next_link(),
-                self.cache.arena.next(),
+                (self.cache.arena.next(), self.cache.arena.data()),
             );
             let compiled = compiler.compile();
             let size = (region.steps.len(), plain);
@@ -574,6 +608,8 @@ extern "C" fn access<B: Backend>(context: u64, address: u64, info: u64, back: u6
     let info = AccessInfo::unpack(info as u32);
     let pointer = backend.resolve(address, info.size, info.write);
     let changed = translator.drain(backend);
+    // SAFETY: as above.
+    translator.after_access(unsafe { &mut *backend.state() });
     match pointer {
         Some(pointer) if !changed => pointer as u64,
         _ => {
@@ -619,6 +655,9 @@ extern "C" fn interpret<B: Backend>(context: u64, rip: u64, info: u64) -> u64 {
     let straight = state().rip == rip + (info & 0xff);
     let quiet = state().attention.load(std::sync::atomic::Ordering::Acquire) == 0;
     let same_mode = mode.is_some() && backend.mode() == mode;
+    if translator.user && same_mode {
+        translator.sites.check(state());
+    }
     (goes_on && !changed && still_there && straight && quiet && same_mode) as u64
 }
 

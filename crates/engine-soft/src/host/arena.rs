@@ -1,7 +1,8 @@
 //! Memory for generated code.
 //!
 //! One memory object is mapped twice, once for writing and once for executing, so
-//! that no page is ever both. Code is placed front to back; there is no free list,
+//! that no page is ever both. Code is placed front to back, data that belongs to it back
+//! to front; there is no free list,
 //! because code caches forget everything at once or nothing.
 
 use std::io;
@@ -12,6 +13,8 @@ pub struct Arena {
     executable: *const u8,
     size: usize,
     used: usize,
+    /// Bytes at the end that are for data.
+    data: usize,
 }
 
 // SAFETY: the pointers are to shared mappings that live as long as the arena and are
@@ -55,7 +58,7 @@ impl Arena {
         // SAFETY: mappings keep the object; the descriptor is ours and not used again.
         unsafe { libc::close(fd) };
         let (writable, executable) = mappings?;
-        Ok(Arena { writable, executable, size, used: 0 })
+        Ok(Arena { writable, executable, size, used: 0, data: 0 })
     }
 
     /// Address range that code of this arena executes in.
@@ -69,7 +72,27 @@ impl Arena {
     }
 
     pub fn free(&self) -> usize {
-        self.size - self.used
+        self.size - self.used - self.data
+    }
+
+    /// Where the data that was reserved last begins. Code reads it there; it is written
+    /// through its writable twin, [`Arena::twin`] bytes further.
+    pub fn data(&self) -> u64 {
+        self.executable as u64 + (self.size - self.data) as u64
+    }
+
+    pub fn twin(&self) -> u64 {
+        (self.writable as u64).wrapping_sub(self.executable as u64)
+    }
+
+    /// Reserves room for data in front of what is reserved already. False where there is
+    /// none.
+    pub fn reserve(&mut self, bytes: usize) -> bool {
+        if bytes > self.free() {
+            return false;
+        }
+        self.data += bytes;
+        true
     }
 
     /// The address at which the next placed code will execute.
@@ -81,7 +104,7 @@ impl Arena {
     /// for address [`Arena::next`].
     pub fn place(&mut self, code: &[u8]) -> Option<*const u8> {
         let end = self.used.checked_add(code.len())?.next_multiple_of(16);
-        if end > self.size {
+        if end > self.size - self.data {
             return None;
         }
         let place = self.used;
@@ -104,6 +127,7 @@ impl Arena {
     /// Forgets all code. The caller knows that nothing executes there.
     pub fn clear(&mut self) {
         self.used = 0;
+        self.data = 0;
     }
 }
 

@@ -64,6 +64,7 @@ impl Table {
 
     fn clear(&mut self, keep_global: bool) {
         let bank = &mut self.bank;
+        bank.changed();
         self.read.drain(keep_global, |place| bank.reset_read(place));
         self.write.drain(keep_global, |place| bank.reset_write(place));
         if keep_global {
@@ -75,11 +76,13 @@ impl Table {
 
     fn clear_writes(&mut self) {
         let bank = &mut self.bank;
+        bank.changed();
         self.write.drain(false, |place| bank.reset_write(place));
     }
 
     /// Looks at what is filled only, which is little of the whole.
     fn forget_writes_to(&mut self, host: *mut u8) {
+        self.bank.changed();
         for (word, &filled) in self.write.any.iter().enumerate() {
             let mut left = filled;
             while left != 0 {
@@ -94,6 +97,7 @@ impl Table {
 
     /// Forgets every entry in the aligned range of `1 << shift` bytes around `address`.
     fn forget_range(&mut self, address: u64, shift: u32) {
+        self.bank.changed();
         self.bank.forget_code_range(address, shift);
         for place in 0..ENTRIES {
             if self.bank.read[place].page >> shift == address >> shift {
@@ -242,15 +246,20 @@ impl Spaces {
 
     /// The current address space's bank for a view.
     pub fn bank(&mut self, view: View) -> *mut Bank {
+        &raw mut *self.table(view).bank
+    }
+
+    fn table(&mut self, view: View) -> &mut Table {
         if self.spaces[self.current].tables[view as usize].is_none() {
             self.make_table(view);
         }
-        match &mut self.spaces[self.current].tables[view as usize] {
-            Some(table) => &raw mut *table.bank,
-            None => std::ptr::null_mut(),
-        }
+        let table = &mut self.spaces[self.current].tables[view as usize];
+        table.as_mut().expect("made just now")
     }
 
+    /// Apart, because a table is large and is made on the stack first.
+    #[cold]
+    #[inline(never)]
     fn make_table(&mut self, view: View) {
         let mut table = Table::new();
         if view != View::User {
@@ -282,9 +291,7 @@ impl Spaces {
     /// is so for the supervisor in all of them.
     pub fn set_code(&mut self, view: View, address: u64, id: u32, global: bool) {
         if !global || view == View::User {
-            let space = &mut self.spaces[self.current];
-            let table = space.tables[view as usize].get_or_insert_with(Table::new);
-            return table.bank.set_code(address, id, global);
+            return self.table(view).bank.set_code(address, id, global);
         }
         for space in &mut self.spaces {
             for view in [View::Supervisor, View::SupervisorOnUser] {
@@ -314,8 +321,7 @@ impl Spaces {
 
     pub fn fill(&mut self, view: View, fill: Fill) {
         self.note_page(fill.address, fill.page_shift);
-        let space = &mut self.spaces[self.current];
-        let table = space.tables[view as usize].get_or_insert_with(Table::new);
+        let table = self.table(view);
         let place = index(fill.address);
         table.bank.fill_read(fill.address, fill.host);
         table.read.set(place, fill.global);

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 
 use guise_engine::state::RunState;
-use iced_x86::CpuidFeature;
+use iced_x86::{CpuidFeature, Mnemonic};
 
 use super::{Backend, CodePage, CodeWrite, Mode, Options, Oracle, Translator, VectorLevel};
 use crate::cpu::mode::bits::*;
@@ -100,6 +100,18 @@ impl Backend for Cpu {
 
     fn step(&mut self) -> bool {
         if self.step_cached().is_err() {
+            self.deliver_raised();
+        }
+        self.run == RunState::Running && self.state.attention.load(Ordering::Relaxed) == 0
+    }
+
+    fn step_known(&mut self, mnemonic: Mnemonic, length: u64) -> bool {
+        let result = match mnemonic {
+            Mnemonic::Syscall => self.syscall(self.state.rip.wrapping_add(length)),
+            Mnemonic::Sysretq => self.sysret(true),
+            _ => return self.step(),
+        };
+        if result.is_err() {
             self.deliver_raised();
         }
         self.run == RunState::Running && self.state.attention.load(Ordering::Relaxed) == 0

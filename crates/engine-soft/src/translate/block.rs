@@ -17,6 +17,7 @@ use super::memory::AccessInfo;
 use super::runtime::Routines;
 use super::scan::{Region, Step, Way};
 use super::select::{self, VectorLevel};
+use super::site::{Failed, NewSite};
 use crate::tlb::PAGE_SIZE;
 use guise_engine::extensions::Features;
 
@@ -72,6 +73,7 @@ pub struct Compiled {
     /// Where control comes back after calls.
     pub returns: Vec<(u16, u32)>,
     pub links: Vec<LinkSite>,
+    pub sites: Vec<NewSite>,
     pub origins: Vec<Origin>,
 }
 
@@ -90,21 +92,15 @@ pub(super) enum Cold {
     /// The guest's vectors are not in the host's registers yet.
     LoadVectors { enter: Fixup, back: usize },
     /// The check of a group failed.
-    Group {
-        enter: Fixup,
-        back: usize,
-        entry: i32,
-        info: AccessInfo,
-        rip: u64,
-        link: u32,
-        site: usize,
-    },
+    Group { enter: Fixup, back: usize, entry: i32, info: AccessInfo, group: (u64, u32, usize) },
+    /// The check with a site failed.
+    Site { failed: Failed },
     /// The shared end of an indirect call: goes to the target in S0.
     Indirect { enter: Fixup, link: u32 },
     /// What is done in place cannot be this time: the interpreter does it.
     InPlace { enter: Fixup, instruction: Instruction, back: usize },
     /// The Rust code has the interpreter execute the instruction there.
-    Interpret { enter: Fixup, rip: u64, mnemonic: Mnemonic },
+    Interpret { enter: Fixup, rip: u64, instruction: Instruction },
 }
 
 pub struct Compiler<'a> {
@@ -116,6 +112,8 @@ pub struct Compiler<'a> {
     /// The id of the next page, if an instruction reaches into it.
     pub(super) next_id: u32,
     pub(super) first_link: u32,
+    /// Where the data of sites ends that this region will get.
+    pub(super) sites_top: u64,
     pub(super) flags: Flags,
     /// While a group's check holds.
     pub(super) hold: Option<Hold>,
@@ -138,7 +136,7 @@ impl<'a> Compiler<'a> {
         setting: Setting,
         (page_id, next_id): (u32, u32),
         first_link: u32,
-        origin: u64,
+        (origin, sites_top): (u64, u64),
     ) -> Compiler<'a> {
         let code = Vec::with_capacity(region.steps.len() * 48 + 256);
         Compiler {
@@ -149,6 +147,7 @@ impl<'a> Compiler<'a> {
             page_id,
             next_id,
             first_link,
+            sites_top,
             flags: Flags::SAVED,
             hold: None,
             cold: Vec::new(),
@@ -348,8 +347,8 @@ impl<'a> Compiler<'a> {
         let place = code_place(self.region.page + PAGE_SIZE);
         self.emit.cmp_mem_patchable(Mem::at(frame::S1, place), self.next_id);
         let enter = self.emit.jcc(cc::NE);
-        let (rip, mnemonic) = (step.instruction.ip(), step.instruction.mnemonic());
-        self.cold.push(Cold::Interpret { enter, rip, mnemonic });
+        let (rip, instruction) = (step.instruction.ip(), step.instruction);
+        self.cold.push(Cold::Interpret { enter, rip, instruction });
     }
 
     /// Has the interpreter execute the instruction.
@@ -357,7 +356,7 @@ impl<'a> Compiler<'a> {
         self.flags.put_aside(&mut self.emit, true);
         let rip = step.instruction.ip();
         if step.next == Way::Nowhere {
-            self.leave_to_interpreter(rip, step.instruction.mnemonic());
+            self.leave_to_interpreter(rip, &step.instruction);
         } else {
             self.interpret_inline(&step.instruction);
         }
@@ -365,8 +364,9 @@ impl<'a> Compiler<'a> {
     }
 
     /// Leaves for the interpreter; flags are in the frame.
-    pub(super) fn leave_to_interpreter(&mut self, rip: u64, mnemonic: Mnemonic) {
-        self.emit.store32_imm(frame::argument(), mnemonic as i32);
+    pub(super) fn leave_to_interpreter(&mut self, rip: u64, instruction: &Instruction) {
+        let argument = instruction.mnemonic() as usize | instruction.len() << 16;
+        self.emit.store32_imm(frame::argument(), argument as i32);
         self.emit.mov_imm(frame::S1, rip);
         self.emit.store(frame::rip(), frame::S1);
         self.emit.jmp_to(self.routines.leave_interpret);

@@ -373,10 +373,12 @@ impl Compiler<'_> {
                 let jump = self.emit.jmp();
                 self.emit.bind(jump, back);
             }
-            Cold::Group { enter, back, entry, info, rip, link, site } => {
+            Cold::Group { enter, back, entry, info, group } => {
                 self.emit.bind_here(enter);
-                self.emit_group((back, entry, info), (rip, link, site));
+                self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, entry));
+                self.emit_group_slow(back, info, group);
             }
+            Cold::Site { failed } => self.emit_site(failed),
             Cold::Indirect { enter, link } => {
                 self.emit.bind_here(enter);
                 self.expect_target(link);
@@ -385,9 +387,9 @@ impl Compiler<'_> {
                 self.emit.bind_here(enter);
                 self.emit.jmp_to(self.routines.return_miss);
             }
-            Cold::Interpret { enter, rip, mnemonic } => {
+            Cold::Interpret { enter, rip, instruction } => {
                 self.emit.bind_here(enter);
-                self.leave_to_interpreter(rip, mnemonic);
+                self.leave_to_interpreter(rip, &instruction);
             }
             Cold::InPlace { enter, instruction, back } => {
                 self.emit.bind_here(enter);

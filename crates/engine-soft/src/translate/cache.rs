@@ -100,6 +100,7 @@ pub struct CacheCounts {
     pub invalidated: u64,
     pub links: u64,
     pub retargeted: u64,
+    pub retired: u64,
 }
 
 pub struct Cache {
@@ -191,7 +192,11 @@ impl Cache {
             // Only who asks for it gets it.
             compiled.entries.truncate(1);
         }
-        let address = self.arena.place(&compiled.code)? as u64;
+        let address = self.arena.next();
+        if !self.make_sites(address, &compiled.sites) {
+            return None;
+        }
+        self.arena.place(&compiled.code)?;
         for &(offset, place) in &compiled.entries {
             // The newest one counts only where there is none: older links go there.
             self.entries.entry(key(page_id, offset, plain)).or_insert(address + u64::from(place));
@@ -247,7 +252,7 @@ impl Cache {
     }
 
     /// Overwrites five bytes with a jump.
-    fn patch_jump(&self, from: u64, to: u64) {
+    pub(super) fn patch_jump(&self, from: u64, to: u64) {
         let place = self.arena.writable(from as *const u8);
         // SAFETY: as in `write32`.
         unsafe { *place = 0xe9 };

@@ -21,6 +21,7 @@ pub mod cc {
     pub const AE: u8 = 3;
     pub const E: u8 = 4;
     pub const NE: u8 = 5;
+    pub const BE: u8 = 6;
     pub const A: u8 = 7;
 }
 
@@ -124,6 +125,18 @@ impl Emit {
         }
         self.bytes(opcode);
         self.modrm(reg, mem);
+    }
+
+    /// An instruction with a register and the memory at an address that the code can reach.
+    pub fn op_at(&mut self, wide: bool, opcode: &[u8], reg: Reg, address: u64) {
+        let rex = 0x40 | (wide as u8) << 3 | (reg >> 3) << 2;
+        if rex != 0x40 {
+            self.code.push(rex);
+        }
+        self.bytes(opcode);
+        self.code.push((reg & 7) << 3 | 5);
+        self.imm32(0);
+        self.bind_address(Fixup(self.here() - 4), address);
     }
 
     /// An instruction with two registers: `reg` and `rm` of the ModRM byte.

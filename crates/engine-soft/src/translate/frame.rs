@@ -90,6 +90,11 @@ pub struct Frame {
     pub begun: u64,
     /// Not 0: the guest's vectors and MXCSR are in the host's registers, not in the state.
     pub vectors_live: u32,
+    /// The list of sites that hold something: its free part.
+    pub sites_next: u64,
+    pub sites_end: u64,
+    /// A site to be retired, or 0.
+    pub restless_site: u64,
 }
 
 macro_rules! field {
@@ -123,6 +128,9 @@ field!(tsc_aux, generated.tsc_aux);
 field!(kernel_gs_base, kernel_gs_base);
 field!(begun, generated.begun);
 field!(vectors_live, generated.vectors_live);
+field!(sites_next, generated.sites_next);
+field!(sites_end, generated.sites_end);
+field!(restless_site, generated.restless_site);
 
 pub fn gpr(number: Reg) -> Mem {
     Mem::state(offset_of!(CpuState, gpr) + 8 * number as usize)

@@ -11,7 +11,7 @@
 
 use iced_x86::{FlowControl, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
-use super::block::{Cold, Compiler};
+use super::block::Compiler;
 use super::emit::{Alu, Mem, cc};
 use super::frame::{self, DISPLACED, S0, S1, STACK};
 use super::memory::{AccessInfo, operand_size};
@@ -83,13 +83,12 @@ impl Compiler<'_> {
         let size = (plan.high - plan.low) as u32;
         self.flags.put_aside(&mut self.emit, step.live_in != 0);
         self.emit.lea(S0, Mem::at(STACK, plan.low));
-        let (enter, entry, back) = self.check_inline(size, plan.write);
         let info = AccessInfo { offset: step.offset, size, write: plan.write };
         let link = self.first_link + self.out.links.len() as u32;
         self.out.links.push(super::block::LinkSite::default());
         let site = self.out.links.len() - 1;
         let rip = step.instruction.ip();
-        self.cold.push(Cold::Group { enter, back, entry, info, rip, link, site });
+        self.check_for(info, Some((rip, link, site)));
         self.hold = Some(Hold { last: plan.last, offset: -plan.low });
     }
 
@@ -245,14 +244,14 @@ impl Compiler<'_> {
         })
     }
 
-    /// The check of a group has failed: for want of an entry, or because its bytes are in
-    /// two pages.
-    pub(super) fn emit_group(
+    /// The check of a group has failed, for want of an entry or because its bytes are in
+    /// two pages. Their address is in S0.
+    pub(super) fn emit_group_slow(
         &mut self,
-        (back, entry, info): (usize, i32, AccessInfo),
+        back: usize,
+        info: AccessInfo,
         (rip, link, site): (u64, u32, usize),
     ) {
-        self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, entry));
         self.emit.mov32(S1, S0);
         self.emit.alu_imm(false, Alu::And, S1, 4095);
         self.emit.alu_imm(false, Alu::Cmp, S1, 4096 - info.size as i32);

@@ -163,6 +163,7 @@ impl Translator {
                 return Ok(());
             }
             let Some(mode) = backend.mode() else { return Ok(()) };
+            self.user = mode.user;
             let Some((_, code)) = self.find(backend, mode, plain) else {
                 self.lockstep.flags = None;
                 if !backend.step() {

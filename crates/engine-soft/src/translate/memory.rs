@@ -21,6 +21,7 @@ use super::emit::{Alu, Fixup, Mem, Reg, cc};
 use super::frame::{self, DISPLACED, S0, S1, STACK};
 use super::registers::{host_of, number_of, of_size};
 use super::scan::Step;
+use super::site::Failed;
 use crate::state;
 use crate::tlb::{Bank, Entry, index};
 
@@ -32,7 +33,7 @@ pub(super) const ENTRY_HOST: i32 = offset_of!(Entry, host) as i32;
 pub(super) const INDEX_MASK: i32 = ((crate::tlb::ENTRIES - 1) * size_of::<Entry>()) as i32;
 
 /// What the helper is told of an access, in one word.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct AccessInfo {
     pub offset: u16,
     pub size: u32,
@@ -163,13 +164,27 @@ impl Compiler<'_> {
 
     /// Checks the linear address in S0.
     pub(super) fn check(&mut self, step: &Step, size: u32, write: bool) {
-        let (enter, entry, back) = self.check_inline(size, write);
-        let info = AccessInfo { offset: step.offset, size, write }.pack();
-        self.cold.push(Cold::Access { enter, back, entry, info });
+        let info = AccessInfo { offset: step.offset, size, write };
+        self.check_for(info, None);
     }
 
-    /// The check itself: where it fails to, the entry's place, and where it goes on.
-    pub(super) fn check_inline(&mut self, size: u32, write: bool) -> (Fixup, i32, usize) {
+    /// Checks the linear address in S0, for one access or for a group.
+    pub(super) fn check_for(&mut self, info: AccessInfo, group: Option<(u64, u32, usize)>) {
+        let table = if info.write { TABLE_WRITE } else { TABLE_READ };
+        if !self.setting.supervisor {
+            let failed = self.check_site(info, table);
+            return self.cold.push(Cold::Site { failed: Failed { group, ..failed } });
+        }
+        let enter = self.look_up_page(info.size, table);
+        let (back, entry) = (self.emit.here(), table);
+        match group {
+            None => self.cold.push(Cold::Access { enter, back, entry, info: info.pack() }),
+            Some(group) => self.cold.push(Cold::Group { enter, back, entry, info, group }),
+        }
+    }
+
+    /// From the address in S0 to the host's by way of the software TLB: where it fails.
+    pub(super) fn look_up_page(&mut self, size: u32, table: i32) -> Fixup {
         if self.setting.bmi2 {
             self.emit.bytes(&[0xc4, 0x43, 0x7b, 0xf0, 0xee, 8]); // rorx r13d, r14d, 8
         } else {
@@ -178,13 +193,15 @@ impl Compiler<'_> {
         }
         self.emit.alu_imm(false, Alu::And, S1, INDEX_MASK);
         self.emit.alu_mem(Alu::Add, S1, frame::bank());
-        let table = if write { TABLE_WRITE } else { TABLE_READ };
-        let enter = self.compare(table, size);
-        (enter, table, self.emit.here())
+        self.compare(table, size)
     }
 
     /// Checks an address that is known already.
     fn check_known(&mut self, step: &Step, address: u64, size: u32, write: bool) {
+        if !self.setting.supervisor {
+            self.emit.mov_imm(S0, address);
+            return self.check(step, size, write);
+        }
         self.emit.load(S1, frame::bank());
         self.emit.mov_imm(S0, address);
         let table = if write { TABLE_WRITE } else { TABLE_READ };

@@ -18,6 +18,7 @@ use super::frame::{self, Leave, S0, S1, STACK};
 use super::memory::{ENTRY_HOST, INDEX_MASK, TABLE_READ, TABLE_WRITE};
 use super::registers::host_of;
 use super::select::VectorLevel;
+use super::site::emit_fill;
 use crate::host::arena::Arena;
 
 /// Addresses of the routines.
@@ -42,6 +43,10 @@ pub struct Routines {
     pub return_miss: u64,
     /// Called with vectors in the state: brings them, and MXCSR, into the host's registers.
     pub load_vectors: u64,
+    /// Called with an address in S0 and a site in S1: fills it from the table for reads, or
+    /// for writes, if that has the page.
+    pub fill_read: u64,
+    pub fill_write: u64,
     /// Stands as the return address in the shadow stack's last entry.
     pub return_bottom: u64,
     /// Where a trap in generated code goes on: S1 the trapping address.
@@ -416,6 +421,13 @@ impl Routines {
         routines.access = builder.helper(helpers.access, stored, false);
         routines.interpret = builder.helper(helpers.interpret, stored, true);
         routines.load_vectors = builder.load_vectors();
+        for (routine, table) in
+            [(&mut routines.fill_read, TABLE_READ), (&mut routines.fill_write, TABLE_WRITE)]
+        {
+            builder.align();
+            *routine = builder.here();
+            emit_fill(&mut builder.emit, table, arena.twin());
+        }
         builder.return_miss(&mut routines);
         for log2 in 0..4 {
             routines.movs[log2 as usize] = builder.bulk(log2, true);
