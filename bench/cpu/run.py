@@ -5,13 +5,16 @@
 
 Each round runs every workload once in each place, in turns. What counts are the CPU
 seconds of the whole process tree; those of a boot that does nothing are taken off a
-guest's. A result counts only with the checksum that the host has computed. Prints a table
-and writes cpu.json beside it; bench/cpu/results.md keeps what was published.
+guest's. A result counts only with the checksum that the host has computed. Two more
+figures of Guise: what two busy threads on two vCPUs get done in a time beside one (the
+host needs two processors that are free), and the memory of the process beyond the guest's.
+Prints a table and writes cpu.json beside it; bench/cpu/results.md keeps what was published.
 """
 
 import json
 import math
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -34,7 +37,7 @@ def cpio_entry(name, mode, content):
 def build(directory, initrd):
     """Compiles the workloads and adds them to the initial RAM disk."""
     work = os.path.join(directory, "work")
-    flags = ["-O2", "-fno-math-errno", "-static"]
+    flags = ["-O2", "-fno-math-errno", "-static", "-pthread"]
     subprocess.run(["gcc", *flags, "-o", work, os.path.join(HERE, "work.c")], check=True)
     with open(initrd, "rb") as file:
         archive = file.read()
@@ -68,6 +71,35 @@ def checksum(name, output):
     return None
 
 
+def beyond_guest(pid):
+    """MiB of a process's memory that are not its guest's RAM."""
+    total, counts = 0, True
+    with open(f"/proc/{pid}/smaps", encoding="utf-8") as file:
+        for line in file:
+            if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+                counts = "memfd:guise-ram" not in line
+            elif line.startswith("Pss:") and counts:
+                total += int(line.split()[1])
+    return total / 1024
+
+
+def figures(command):
+    """Two threads beside one, the median of three tries, and memory after a boot."""
+    pairs = [checksum("pair", run([*command("pair"), "--cpus", "2"])[1]) for _ in range(3)]
+    process = subprocess.Popen(
+        [*command("nothing")[:-1], 'console=ttyS0 quiet -- "echo ready; sleep 100"'],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    memory = None
+    for line in process.stdout:
+        if line.strip() == b"ready":
+            memory = beyond_guest(process.pid)
+            break
+    process.kill()
+    process.wait()
+    pair = statistics.median(int(each or "0", 16) for each in pairs) / 100
+    return {"pair": pair, "memory": memory}
+
+
 def main():
     guise, kernel, initrd = sys.argv[1:4]
     rounds = int(sys.argv[4]) if len(sys.argv) > 4 else 1
@@ -80,7 +112,7 @@ def main():
         places = {
             "native": lambda name: [work, name],
             "guise": lambda name: [
-                guise, "boot", "--engine", "soft", "--kernel", kernel, "--initrd", archive,
+                guise, "boot", "--engine", "soft", "--memory", "512M", "--kernel", kernel, "--initrd", archive,
                 "--append", append.format(name)],
         }
         if qemu:
@@ -103,13 +135,14 @@ def main():
                         wrong.append(f"{name} under {place}: {found}, not {expected}")
                     else:
                         samples[place][name].append(spent)
-    report(kinds, names, samples)
+    found = figures(places["guise"])
+    report(kinds, names, samples, found)
     for line in wrong:
         print("wrong:", line)
     return 1 if wrong else 0
 
 
-def report(kinds, names, samples):
+def report(kinds, names, samples, found):
     medians = {}
     for place, times in samples.items():
         of_boot = statistics.median(times["nothing"])
@@ -141,8 +174,10 @@ def report(kinds, names, samples):
             mean = math.exp(sum(map(math.log, values)) / len(values))
             what = "guise/native" if place == "native" else "tcg/guise"
             print(f"{kind} workloads, {what}, geometric mean: {mean:.2f}")
+    print(f"two busy threads on two vCPUs do {found['pair']:.2f} times the work of one")
+    print(f"memory beyond the guest's 512 MiB after boot: {found['memory'] or 0:.0f} MiB")
     with open("cpu.json", "w", encoding="utf-8") as file:
-        json.dump({"medians": medians, "samples": samples}, file, indent=1)
+        json.dump({"medians": medians, "samples": samples, "figures": found}, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -12,6 +13,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 typedef uint64_t u64;
@@ -322,6 +324,33 @@ static u64 files(u64 rounds) {
 
 static u64 nothing(u64 rounds) { return rounds; }
 
+/* What two threads get done in a time, in hundredths of what one does: the wall-clock
+ * time of one, and then of two with as much to do each. */
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static void *busy(void *rounds) {
+    static __thread volatile u64 sum;
+    sum = integer(*(u64 *)rounds);
+    return 0;
+}
+
+static u64 pair(u64 rounds) {
+    pthread_t other;
+    busy(&rounds);
+    double start = seconds();
+    busy(&rounds);
+    double alone = seconds() - start;
+    start = seconds();
+    if (pthread_create(&other, 0, busy, &rounds)) return 0;
+    busy(&rounds);
+    pthread_join(other, 0);
+    return (u64)(200 * alone / (seconds() - start));
+}
+
 static const struct {
     const char *name, *kind;
     u64 (*work)(u64);
@@ -338,13 +367,15 @@ static const struct {
     {"fork", "kernel", forks, 5},         {"exec", "kernel", execs, 5},
     {"pipes", "kernel", pipes, 5},        {"signals", "kernel", signals, 8},
     {"files", "kernel", files, 10},       {"nothing", "none", nothing, 1},
+    {"pair", "figure", pair, 200},
 };
 
 int main(int count, char **arguments) {
     const char *name = count > 1 ? arguments[1] : "list";
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (!strcmp(name, "list")) {
-            if (strcmp(all[i].kind, "none")) printf("%s %s\n", all[i].kind, all[i].name);
+            if (!strcmp(all[i].kind, "user") || !strcmp(all[i].kind, "kernel"))
+                printf("%s %s\n", all[i].kind, all[i].name);
         } else if (!strcmp(name, all[i].name)) {
             u64 rounds = count > 2 ? strtoull(arguments[2], 0, 10) : all[i].rounds;
             u64 sum = all[i].work(rounds);

@@ -249,10 +249,8 @@ impl Translator {
         backend.take_code_writes(&mut self.writes);
         let mut any = false;
         for write in std::mem::take(&mut self.writes) {
-            any |= self.cache.invalidate(write.physical, write.granules, &self.routines);
-        }
-        if any {
-            self.jumps.fill(Jump::EMPTY);
+            let (physical, granules) = (write.physical, write.granules);
+            any |= self.cache.invalidate(physical, granules, &self.routines, &mut self.jumps);
         }
         any
     }

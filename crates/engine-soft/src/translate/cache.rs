@@ -17,7 +17,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use super::block::{Compiled, Guess, Origin};
 use super::branches::code_place;
 use super::emit::{Emit, Mem, RSP};
-use super::frame::{self, S1};
+use super::frame::{self, JUMPS, Jump, S1, jump_index};
 use super::runtime::Routines;
 use crate::host::arena::Arena;
 
@@ -278,8 +278,15 @@ impl Cache {
         self.counts.links += 1;
     }
 
-    /// Kills the regions that were made from these bytes. True if there were any.
-    pub fn invalidate(&mut self, physical: u64, granules: u64, routines: &Routines) -> bool {
+    /// Kills the regions that were made from these bytes. True if there were any. What the
+    /// jump cache knows of them goes, too.
+    pub fn invalidate(
+        &mut self,
+        physical: u64,
+        granules: u64,
+        routines: &Routines,
+        jumps: &mut [Jump; JUMPS],
+    ) -> bool {
         let Some(list) = self.by_page.get_mut(&physical) else { return false };
         let (dying, rest): (Vec<_>, Vec<_>) =
             std::mem::take(list).into_iter().partition(|&(_, made_from)| made_from & granules != 0);
@@ -289,13 +296,13 @@ impl Cache {
             if std::mem::take(&mut self.records[index as usize].alive) {
                 any = true;
                 self.counts.invalidated += 1;
-                self.kill(index as usize, routines);
+                self.kill(index as usize, routines, jumps);
             }
         }
         any
     }
 
-    fn kill(&mut self, index: usize, routines: &Routines) {
+    fn kill(&mut self, index: usize, routines: &Routines, jumps: &mut [Jump; JUMPS]) {
         let record = &mut self.records[index];
         let entries = std::mem::take(&mut record.entries);
         let returns = std::mem::take(&mut record.returns);
@@ -303,6 +310,10 @@ impl Cache {
         let base = self.arena.range().start as u64 + u64::from(record.start);
         for (offset, place) in entries {
             let address = base + u64::from(place);
+            let jump = &mut jumps[jump_index(linear + u64::from(offset))];
+            if jump.code == address {
+                *jump = Jump::EMPTY;
+            }
             if self.entries.get(&key(page_id, offset, plain)) == Some(&address) {
                 self.entries.remove(&key(page_id, offset, plain));
             }

@@ -106,6 +106,7 @@ macro_rules! field {
 field!(rip, rip);
 field!(rflags, rflags);
 field!(attention, attention);
+field!(cr4, cr4);
 field!(mxcsr, mxcsr);
 field!(bank, bank);
 field!(host_rsp, host_rsp);

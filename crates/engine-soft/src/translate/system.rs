@@ -1,11 +1,11 @@
 //! Instructions of the kernel that are too frequent to be left to the interpreter:
-//! they read a selector or the TSC, swap GS, or change a bit of RFLAGS and what hangs on it.
+//! they read a selector, a segment's base or the TSC, swap GS, or change a bit of RFLAGS and what hangs on it.
 //!
 //! - While an interrupt waits for IF, the vCPU sets `waiting` in the frame; only then
 //!   does STI need the interpreter, which knows about its shadow.
 //! - AC chooses between the supervisor's two banks, so STAC and CLAC choose here.
 
-use iced_x86::{Code, Register};
+use iced_x86::{Code, Mnemonic, Register};
 
 use super::block::{Cold, Compiler};
 use super::emit::{Alu, RAX, RCX, RDX, cc};
@@ -13,15 +13,25 @@ use super::flags::Flags;
 use super::frame::{self, S0, S1};
 use super::registers::{host_of, number_of};
 use super::scan::Step;
-use crate::state::GS;
+use crate::state::{FS, GS};
 
 const IF: i32 = 1 << 9;
 const AC: i32 = 1 << 18;
+/// In CR4.
+const FSGSBASE: u32 = 1 << 16;
 
 impl Compiler<'_> {
     /// Whether it was such an instruction, in a mode where it raises nothing.
     pub(super) fn supervisor(&mut self, step: &Step) -> bool {
         let code = step.instruction.code();
+        if matches!(
+            step.instruction.mnemonic(),
+            Mnemonic::Rdfsbase | Mnemonic::Rdgsbase | Mnemonic::Wrfsbase | Mnemonic::Wrgsbase
+        ) && self.setting.features.allow(code)
+        {
+            self.segment_base(step);
+            return true;
+        }
         let known = matches!(code, Code::Cli | Code::Sti | Code::Stac | Code::Clac | Code::Swapgs);
         if !known || !self.setting.supervisor || !self.setting.features.allow(code) {
             return false;
@@ -56,6 +66,53 @@ impl Compiler<'_> {
         }
         self.flags = Flags::SAVED;
         true
+    }
+
+    /// RDFSBASE and its kin, where CR4 allows them.
+    fn segment_base(&mut self, step: &Step) {
+        let instruction = step.instruction;
+        let register = instruction.op0_register();
+        let (number, wide) = (number_of(register), register.size() == 8);
+        let (segment, write) = match instruction.mnemonic() {
+            Mnemonic::Rdfsbase => (FS, false),
+            Mnemonic::Rdgsbase => (GS, false),
+            Mnemonic::Wrfsbase => (FS, true),
+            _ => (GS, true),
+        };
+        self.flags.put_aside(&mut self.emit, true);
+        self.emit.op_mem(false, &[0xf7], 0, frame::cr4()); // test
+        self.emit.bytes(&FSGSBASE.to_le_bytes());
+        let mut enters = vec![self.emit.jcc(cc::E)];
+        if write {
+            match host_of(number) {
+                Some(host) if wide => self.emit.mov(S0, host),
+                Some(host) => self.emit.mov32(S0, host),
+                None if wide => self.emit.load(S0, frame::gpr(number)),
+                None => self.emit.load32(S0, frame::gpr(number)),
+            }
+            // Not canonical: an exception.
+            self.emit.mov(S1, S0);
+            self.emit.shift_imm(true, 4, S1, 16);
+            self.emit.shift_imm(true, 7, S1, 16);
+            self.emit.alu_reg(Alu::Cmp, S1, S0);
+            enters.push(self.emit.jcc(cc::NE));
+            self.emit.store(frame::segment_base(segment), S0);
+        } else {
+            let host = host_of(number).unwrap_or(S0);
+            if wide {
+                self.emit.load(host, frame::segment_base(segment));
+            } else {
+                self.emit.load32(host, frame::segment_base(segment));
+            }
+            if host_of(number).is_none() {
+                self.emit.store(frame::gpr(number), S0);
+            }
+        }
+        let back = self.emit.here();
+        for enter in enters {
+            self.cold.push(Cold::InPlace { enter, instruction, back });
+        }
+        self.flags = Flags::SAVED;
     }
 
     /// MOV of a selector to a register, zero-extended.
