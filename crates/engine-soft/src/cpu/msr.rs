@@ -12,6 +12,7 @@ use crate::memory::access::is_canonical;
 use crate::paravirt::{Paravirt, PhysicalMemory};
 use crate::state::{FS, GS};
 use guise_engine::processor::PHYSICAL_BITS;
+use guise_engine::processor::msr::IA32_PKRS;
 
 pub mod number {
     pub const TSC: u32 = 0x10;
@@ -219,7 +220,10 @@ impl Cpu {
         match self.shared.model.msr(number).and_then(|kind| kind.write(value)) {
             Some(kept) => {
                 if kept {
-                    self.msr.plain.insert(number, value);
+                    let old = self.msr.plain.insert(number, value).unwrap_or(0);
+                    if number == IA32_PKRS {
+                        self.key_register_changed(false, old as u32);
+                    }
                 }
                 Ok(())
             }

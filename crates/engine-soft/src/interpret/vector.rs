@@ -244,7 +244,9 @@ pub fn state(cpu: &mut Cpu, op: &Op) -> Run<Step> {
     let components = cpu.shared.model.xcr0();
     let next = cpu.next_rip(op);
     let ends = extra.instruction.mnemonic() == iced_x86::Mnemonic::Xsetbv;
+    let keys = cpu.state.pkru;
     fpu::execute::execute(&mut Operand { cpu, op }, &extra.instruction, address, mode, components)?;
+    cpu.key_register_changed(true, keys);
     if ends {
         cpu.state.rip = next;
         return Ok(Step::Jump);

@@ -289,6 +289,7 @@ impl Cpu {
             write: may_write,
             global: leaf.global,
             page_shift: leaf.page_shift,
+            keys: leaf.keys,
         };
         if !self.debug.watches(address) {
             self.spaces.fill(view, fill);

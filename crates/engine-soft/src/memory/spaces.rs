@@ -69,6 +69,13 @@ impl Table {
         bank.forget_code();
     }
 
+    /// Forgets what can be read and written, but not where code is.
+    fn clear_data(&mut self) {
+        let bank = &mut self.bank;
+        self.read.drain(false, |place| bank.reset_read(place));
+        self.write.drain(false, |place| bank.reset_write(place));
+    }
+
     fn clear_writes(&mut self) {
         let bank = &mut self.bank;
         self.write.drain(false, |place| bank.reset_write(place));
@@ -171,6 +178,10 @@ pub struct Spaces {
     current: usize,
     uses: u64,
     generations: u64,
+    /// The protection keys that entries were filled under, as [`PageKey::bit`] says.
+    ///
+    /// [`PageKey::bit`]: crate::cpu::keys::PageKey::bit
+    keys: u32,
 }
 
 /// What is put into a bank after a walk.
@@ -182,11 +193,14 @@ pub struct Fill {
     pub global: bool,
     /// 12, 21, 22 or 30.
     pub page_shift: u32,
+    /// The protection key that was asked, as a set.
+    pub keys: u32,
 }
 
 impl Default for Spaces {
     fn default() -> Self {
-        let mut spaces = Spaces { spaces: Vec::new(), current: 0, uses: 0, generations: 0 };
+        let mut spaces =
+            Spaces { spaces: Vec::new(), current: 0, uses: 0, generations: 0, keys: 0 };
         spaces.switch(0);
         spaces
     }
@@ -260,6 +274,7 @@ impl Spaces {
 
     pub fn fill(&mut self, view: View, fill: Fill) {
         self.note_page(fill.address, fill.page_shift);
+        self.keys |= fill.keys;
         let space = &mut self.spaces[self.current];
         let table = space.tables[view as usize].get_or_insert_with(Table::new);
         let place = index(fill.address);
@@ -324,6 +339,16 @@ impl Spaces {
     pub fn forget_all_writes(&mut self) {
         for table in self.tables() {
             table.clear_writes();
+        }
+    }
+
+    /// Something else is allowed to pages of these keys now.
+    pub fn keys_changed(&mut self, keys: u32) {
+        if self.keys & keys != 0 {
+            for table in self.tables() {
+                table.clear_data();
+            }
+            self.keys = 0;
         }
     }
 
