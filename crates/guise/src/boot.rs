@@ -96,6 +96,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         return Err(Failure::usage(format!("--cpus {wanted}: a machine has 1 to {most} vCPUs")));
     }
     refuse_what_is_not_there(&arguments)?;
+    refuse_what_lockstep_cannot_compare(&arguments)?;
     let engine = crate::engine::choose(arguments.engine)?;
     let config = MachineConfig {
         memory: arguments.memory,
@@ -188,6 +189,24 @@ fn refuse_what_is_not_there(arguments: &Arguments) -> Result<(), Failure> {
         return refuse("--share", "put files into the initial RAM disk");
     }
     Ok(())
+}
+
+/// Comparing runs everything twice: what another vCPU or a device writes meanwhile would be
+/// a difference.
+fn refuse_what_lockstep_cannot_compare(arguments: &Arguments) -> Result<(), Failure> {
+    if arguments.engine != EngineChoice::Lockstep {
+        return Ok(());
+    }
+    let reason = if arguments.cpus > 1 {
+        "more than one vCPU"
+    } else if arguments.devices.write_memory() || arguments.control.is_some() {
+        "devices that write memory (--disk, --net, --rng, --balloon, --console, --control)"
+    } else {
+        return Ok(());
+    };
+    Err(Failure::usage(format!(
+        "--engine lockstep cannot compare a machine with {reason}; use --engine soft"
+    )))
 }
 
 /// Exit code, name in the statistics, and what to tell the user.

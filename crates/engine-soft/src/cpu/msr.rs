@@ -99,9 +99,18 @@ impl Cpu {
 
     fn set_tsc(&mut self, value: u64) {
         let delta = value.wrapping_sub(self.tsc());
-        self.msr.tsc_offset = self.msr.tsc_offset.wrapping_add(delta);
         self.msr.tsc_adjust = self.msr.tsc_adjust.wrapping_add(delta);
+        self.set_tsc_offset(self.msr.tsc_offset.wrapping_add(delta));
         self.renew_tsc_deadline();
+    }
+
+    /// Sets by how much this vCPU's TSC is ahead of the VM's.
+    pub fn set_tsc_offset(&mut self, offset: u64) {
+        self.msr.tsc_offset = offset;
+        let mut paravirt = std::mem::take(&mut self.msr.paravirt);
+        let shared = self.shared.clone();
+        paravirt.set_tsc_offset(offset, &shared.clock, self);
+        self.msr.paravirt = paravirt;
     }
 
     fn renew_tsc_deadline(&mut self) {
@@ -181,7 +190,7 @@ impl Cpu {
             TSC_ADJUST => {
                 let delta = value.wrapping_sub(self.msr.tsc_adjust);
                 self.msr.tsc_adjust = value;
-                self.msr.tsc_offset = self.msr.tsc_offset.wrapping_add(delta);
+                self.set_tsc_offset(self.msr.tsc_offset.wrapping_add(delta));
                 self.renew_tsc_deadline();
             }
             SYSENTER_CS => self.msr.sysenter_cs = value & 0xffff,

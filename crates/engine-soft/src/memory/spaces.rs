@@ -133,7 +133,8 @@ struct Space {
     pcid: u16,
     last_use: u64,
     generation: u64,
-    tables: [Option<Table>; 3],
+    /// One for each view, and the one that stays empty.
+    tables: [Option<Table>; 4],
     two_mib: LargePages,
     one_gib: LargePages,
 }
@@ -231,7 +232,7 @@ impl Spaces {
                         pcid,
                         last_use: 0,
                         generation,
-                        tables: [None, None, None],
+                        tables: [None, None, None, None],
                         two_mib: LargePages::default(),
                         one_gib: LargePages::default(),
                     });
@@ -252,6 +253,12 @@ impl Spaces {
     /// The current address space's bank for a view.
     pub fn bank(&mut self, view: View) -> *mut Bank {
         let table = self.spaces[self.current].tables[view as usize].get_or_insert_with(Table::new);
+        &raw mut *table.bank
+    }
+
+    /// A bank in which no access finds anything, so that each is looked at.
+    pub fn empty_bank(&mut self) -> *mut Bank {
+        let table = self.spaces[self.current].tables[3].get_or_insert_with(Table::new);
         &raw mut *table.bank
     }
 
