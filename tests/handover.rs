@@ -13,7 +13,7 @@ use guise_testkit::assets::Kernel;
 use guise_testkit::baremetal::Program;
 use guise_testkit::initramfs;
 
-use crate::support::{Boot, PATIENCE, alone, have, kvm, not_run};
+use crate::support::{Boot, PATIENCE, alone, have, kvm};
 
 /// What the debug-exit port makes of 0.
 const GOOD: u32 = 1;
