@@ -23,7 +23,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use self::control::Control;
 use crate::Failure;
-use crate::engine::EngineChoice;
+use crate::engine::{Chosen, EngineChoice};
 
 /// A machine straight from files, without the daemon. Its serial port is this
 /// terminal; Ctrl-A X leaves.
@@ -98,7 +98,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     }
     refuse_what_is_not_there(&arguments)?;
     refuse_what_lockstep_cannot_compare(&arguments)?;
-    let engine = crate::engine::choose(arguments.engine)?;
+    let Chosen { engine, mut remark } = crate::engine::choose(arguments.engine)?;
     let config = MachineConfig {
         memory: arguments.memory,
         vcpus: arguments.cpus,
@@ -135,6 +135,10 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
             .map_err(machine_failure)?;
         let input = backends.attach(&machine).map_err(machine_failure)?;
         machine.boot(&source).map_err(machine_failure)?;
+        // Not before: an error above is to be one line.
+        if let Some(remark) = remark.take() {
+            eprintln!("guise: {remark}");
+        }
         outside.set(machine.stopper());
         if console.is_none() {
             // Only now: an error above must find the terminal as it was.
