@@ -45,7 +45,8 @@ bench-cpu: setup ## CPU seconds of workloads natively, under QEMU's emulation an
 
 bench-disk: setup ## Time conversions of disk images beside qemu-img
 	@$(CARGO) build --quiet --release --package guise
-	@bench/disk/run.sh $(GUISE) 3
+	@bench/disk/run.sh $(GUISE) $(or $(ROUNDS),3)
+	@bench/disk/random.sh $(GUISE) $(or $(ROUNDS),3)
 
 bench-net: ## Time the user-mode network in process
 	@$(CARGO) bench --quiet --package guise-net --bench user_tcp

@@ -86,7 +86,12 @@ impl Pair {
     fn step(&mut self, random: &mut Random) {
         let (offset, len) = self.place(random);
         let range = offset as usize..(offset + len) as usize;
-        match random.below(if self.kind.is_qcow2() { 22 } else { 15 }) {
+        let kinds = match self.kind {
+            kind if kind.is_qcow2() => 22,
+            kind if kind.can_grow() => 16,
+            _ => 15,
+        };
+        match random.below(kinds) {
             0..=5 => {
                 let fill = random.next() as u8;
                 let mut data = vec![fill; len as usize];
@@ -172,7 +177,9 @@ impl Pair {
         if v2 && !self.snapshots.is_empty() {
             return;
         }
-        let size = SIZE / 2 + random.below(SIZE / 512) * 512;
+        let shrinks = self.kind.is_qcow2() || self.kind == Kind::Raw;
+        let least = if shrinks { SIZE / 2 } else { self.model.len() as u64 };
+        let size = (least + random.below(SIZE / 512) * 512).min(4 * SIZE).max(least);
         self.image.resize(size, Preallocation::Off).expect("resize");
         self.model.resize(size as usize, 0);
         self.compare("resized");
