@@ -28,6 +28,8 @@ test: setup ## Run every test
 soak: setup ## What takes too long for every test run: more cases, more random guests
 	GUISE_RANDOM_SECONDS=60 GUISE_PROCESSOR_CASES=50000000 \
 		$(CARGO) test --release --package guise-engine-soft --test processor --test random_guests
+	GUISE_DISK_SEQUENCES=1000 $(CARGO) test --release --package guise-disk \
+		--test model --test crash --test corrupt --test full --test imago
 	GUISE_SLOW_KVM=1 $(CARGO) test --release --package guise --test end_to_end -- linux:: handover::
 
 bench: setup ## Time a boot
