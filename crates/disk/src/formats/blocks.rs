@@ -308,18 +308,17 @@ impl<T: Table> Blocks<T> {
         Ok(())
     }
 
-    /// Makes what the last block has behind the disk's end read as zeroes,
-    /// before the end moves.
-    pub(crate) fn clear_tail(&self, size: u64) -> Result<()> {
+    /// Makes what the last block has behind the disk's end read as zeroes, and
+    /// everything stable, before the end moves.
+    pub(crate) fn before_growth(&self, size: u64) -> Result<()> {
         let (index, within) = (size / self.block, size % self.block);
-        if within == 0 {
-            return Ok(());
+        if within > 0 {
+            let mut table = self.table.lock();
+            if let Slot::At(host) = table.get(self.file(), index)? {
+                self.file.write_zeroes(host + within, self.block - within, false)?;
+            }
         }
-        let mut table = self.table.lock();
-        match table.get(self.file(), index)? {
-            Slot::At(host) => self.file.write_zeroes(host + within, self.block - within, false),
-            _ => Ok(()),
-        }
+        self.flush()
     }
 
     /// The host place of a stretch whose blocks are all there, side by side

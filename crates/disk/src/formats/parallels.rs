@@ -228,13 +228,16 @@ impl Format for Parallels {
 
     fn resize(&self, size: u64, _preallocation: Preallocation) -> Result<()> {
         let cluster = self.blocks.block();
-        self.blocks.clear_tail(self.size())?;
+        self.mark()?;
         let file = self.blocks.file();
-        let mut map = self.blocks.table();
+        let map = self.blocks.table();
         // The older magic counts sectors with 32 bits.
         let most = if map.unit == SECTOR { u64::from(u32::MAX) * SECTOR } else { u64::MAX };
         let room = self.room.saturating_mul(cluster).min(most);
         check_growth(&map.blame, self.size(), size, room)?;
+        drop(map);
+        self.blocks.before_growth(self.size())?;
+        let mut map = self.blocks.table();
         let entries = size.div_ceil(cluster);
         map.table.grow(entries as usize, 0);
         map.commit(file)?;

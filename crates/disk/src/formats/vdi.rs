@@ -251,7 +251,7 @@ impl Format for Vdi {
         let block = self.blocks.block();
         check_growth(&self.blame, self.size(), size, self.room.saturating_mul(block))?;
         let entries = size.div_ceil(block);
-        self.blocks.clear_tail(self.size())?;
+        self.blocks.before_growth(self.size())?;
         let file = self.blocks.file();
         let mut map = self.blocks.table();
         map.table.grow(entries as usize, UNALLOCATED);

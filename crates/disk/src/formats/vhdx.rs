@@ -390,7 +390,6 @@ impl Format for Vhdx {
     }
 
     fn resize(&self, size: u64, _preallocation: Preallocation) -> Result<()> {
-        self.blocks.clear_tail(self.size())?;
         let mut bat = self.blocks.table();
         let blame = bat.blame.clone();
         if self.parameters.fixed || self.parameters.parent.is_some() {
@@ -403,6 +402,9 @@ impl Format for Vhdx {
         check_growth(&blame, self.size(), size, blocks.saturating_mul(self.parameters.block))?;
         let file = self.blocks.file();
         bat.mark(file)?;
+        drop(bat);
+        self.blocks.before_growth(self.size())?;
+        let mut bat = self.blocks.table();
         let blocks = size.div_ceil(self.parameters.block);
         let entries = (blocks + blocks.saturating_sub(1) / bat.ratio) as usize;
         for index in bat.entries.len()..entries {
