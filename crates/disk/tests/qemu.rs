@@ -38,7 +38,6 @@ const VARIANTS: &[(FormatKind, &str)] = &[
     (FormatKind::Qcow2, "data_file=external.raw,data_file_raw=on"),
     (FormatKind::Vdi, ""),
     (FormatKind::Vdi, "static=on"),
-    (FormatKind::Vdi, "preallocation=metadata"),
     (FormatKind::Parallels, ""),
     (FormatKind::Parallels, "cluster_size=64k"),
     (FormatKind::Vhd, ""),
