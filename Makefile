@@ -30,6 +30,8 @@ soak: setup ## What takes too long for every test run: more cases, random guests
 		$(CARGO) test --release --package guise --test end_to_end -- --nocapture soak::
 	GUISE_RANDOM_SECONDS=60 GUISE_PROCESSOR_CASES=50000000 \
 		$(CARGO) test --release --package guise-engine-soft --test processor --test random_guests
+	GUISE_DISK_SEQUENCES=1000 $(CARGO) test --release --package guise-disk \
+		--test model --test crash --test corrupt --test full --test imago
 
 bench: setup ## Time a boot
 	@$(CARGO) build --quiet --release --package guise
@@ -46,7 +48,8 @@ bench-cpu: setup ## CPU seconds of workloads natively, under QEMU's emulation an
 
 bench-disk: setup ## Time conversions of disk images beside qemu-img
 	@$(CARGO) build --quiet --release --package guise
-	@bench/disk/run.sh $(GUISE) 3
+	@bench/disk/run.sh $(GUISE) $(or $(ROUNDS),3)
+	@bench/disk/random.sh $(GUISE) $(or $(ROUNDS),3)
 
 bench-net: ## Time the user-mode network in process
 	@$(CARGO) bench --quiet --package guise-net --bench user_tcp

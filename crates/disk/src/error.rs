@@ -24,6 +24,9 @@ pub enum Error {
     /// The operation does not exist for this format.
     #[error("{format} images have no {what}")]
     NoSuchOperation { format: &'static str, what: &'static str },
+    /// The size stays as it is.
+    #[error("'{name}' cannot be resized: {why}")]
+    Resize { name: String, why: String },
     /// An option's value is not acceptable.
     #[error("{option}: {what}")]
     Option { option: String, what: String },
@@ -48,6 +51,9 @@ pub enum Error {
     /// The passphrase opens none of the key slots.
     #[error("'{name}' is encrypted: {why}")]
     Secret { name: String, why: &'static str },
+    /// The copy of a disk that is kept in another image.
+    #[error("the mirror is incomplete: {what}")]
+    Mirror { what: String },
     /// The caller asked to stop.
     #[error("interrupted; '{name}' is incomplete")]
     Interrupted { name: String },
@@ -114,6 +120,10 @@ impl Blame {
 
     pub(crate) fn other_format(&self) -> Error {
         Error::NotThisFormat { format: self.format, name: self.name.clone() }
+    }
+
+    pub(crate) fn cannot_resize(&self, why: &str) -> Error {
+        Error::Resize { name: self.name.clone(), why: why.to_owned() }
     }
 
     pub(crate) fn read_only(&self) -> Error {

@@ -438,6 +438,9 @@ pub fn probe(storage: &dyn Storage) -> Result<FormatKind> {
         return Ok(FormatKind::Ova);
     }
     let first = String::from_utf8_lossy(&head);
+    if first.contains("<Parallels_disk_image") {
+        return Ok(FormatKind::Parallels);
+    }
     let descriptor = first
         .lines()
         .map(str::trim)

@@ -2,15 +2,19 @@
 //!
 //! Everything that can be read and written as a disk is a [`Node`]. An
 //! [`Image`] is a node made of a format and, below it, the image that it is a
-//! copy-on-write layer of.
+//! copy-on-write layer of; [`Throttle`] and [`Mirror`] stand over a disk.
 
 mod image;
 mod join;
+mod mirror;
 mod open;
+mod throttle;
 
 pub use image::{Image, ImageBelow};
 pub use join::{Join, Window};
+pub use mirror::{Mirror, MirrorState};
 pub use open::{BackingPolicy, MAX_DEPTH, OpenOptions, Passphrases};
+pub use throttle::{Limits, Throttle};
 
 use crate::error::{Error, Result};
 use crate::format::Place;
@@ -48,6 +52,11 @@ pub trait Node: Send + Sync {
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<()>;
     fn discard(&self, offset: u64, len: u64) -> Result<()>;
     fn flush(&self) -> Result<()>;
+    /// Whether a transfer may go past this node to the image under all nodes;
+    /// what the node has to do for it (waiting, for instance) is done then.
+    fn pass(&self, _write: bool, _len: u64) -> bool {
+        false
+    }
 }
 
 /// Refuses what does not lie in a disk.

@@ -8,6 +8,7 @@
 //! - [`graph`]: an image over its backing files, with options on top;
 //! - [`device`]: a front end's view, for several queue threads;
 //! - [`nbd`]: a server for other programs;
+//! - [`partitions`]: what a guest divided its disk into;
 //! - [`ops`]: what `guise disk` does with whole images.
 
 pub(crate) mod bytes;
@@ -20,6 +21,7 @@ pub mod formats;
 pub mod graph;
 pub mod nbd;
 pub mod ops;
+pub mod partitions;
 pub mod storage;
 
 pub use error::{Error, Result};

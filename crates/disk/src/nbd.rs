@@ -191,6 +191,15 @@ impl Connection {
     }
 }
 
+/// Serves one client over any pair of streams, until it leaves.
+pub fn talk(
+    input: impl Read + Send + 'static,
+    output: impl Write + Send + 'static,
+    exports: &[Export],
+) -> std::io::Result<()> {
+    serve(Connection::new(input, output), exports)
+}
+
 fn serve(mut connection: Connection, exports: &[Export]) -> std::io::Result<()> {
     match negotiate::negotiate(&mut connection, exports)? {
         Some(session) => transmit::transmit(&mut connection, &session),

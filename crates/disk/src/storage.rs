@@ -5,6 +5,7 @@
 //! are grown by what is written; a file that became *shorter* than it was is
 //! an error, since what was there is lost.
 
+mod failing;
 mod file;
 mod lock;
 mod memory;
@@ -14,6 +15,7 @@ mod slice;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+pub use failing::FailingStorage;
 pub use file::{Access, FileOptions, FileStorage};
 pub use lock::{FileLock, Share};
 pub use memory::MemoryStorage;

@@ -106,6 +106,26 @@ fn damaged_images_end_in_errors() {
     }
 }
 
+/// What fuzzing has found: numbers at places of headers that overflow in sums.
+#[test]
+fn impossible_numbers_in_headers_are_refused() {
+    for (kind, at) in [
+        (Kind::VmdkSparse { zeroed: false }, 28),
+        (Kind::VmdkSparse { zeroed: false }, 48),
+        (Kind::VmdkSparse { zeroed: false }, 64),
+    ] {
+        for value in [u64::MAX, u64::MAX - 1, u64::MAX / 512, i64::MAX as u64] {
+            let mut bytes = sample(kind);
+            bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+            let storage: SharedStorage = Arc::new(MemoryStorage::from_bytes("damaged", &bytes));
+            use_image(kind, &storage);
+            if at != 48 || value != u64::MAX {
+                assert!(kind.open(&storage).is_err(), "{kind:?}: {value:#x} at {at}");
+            }
+        }
+    }
+}
+
 #[test]
 fn cut_images_end_in_errors() {
     for kind in common::all() {

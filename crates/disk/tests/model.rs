@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use common::{Kind, Random, memory, sequences};
-use guise_disk::format::{Preallocation, Repair};
+use guise_disk::format::{BackingReference, Preallocation, Repair};
 use guise_disk::formats::qcow2::Amendment;
 use guise_disk::graph::{Image, Node};
 use guise_disk::ops;
@@ -86,7 +86,12 @@ impl Pair {
     fn step(&mut self, random: &mut Random) {
         let (offset, len) = self.place(random);
         let range = offset as usize..(offset + len) as usize;
-        match random.below(if self.kind.is_qcow2() { 22 } else { 15 }) {
+        let kinds = match self.kind {
+            kind if kind.is_qcow2() => 22,
+            kind if kind.can_grow() => 16,
+            _ => 15,
+        };
+        match random.below(kinds) {
             0..=5 => {
                 let fill = random.next() as u8;
                 let mut data = vec![fill; len as usize];
@@ -172,7 +177,9 @@ impl Pair {
         if v2 && !self.snapshots.is_empty() {
             return;
         }
-        let size = SIZE / 2 + random.below(SIZE / 512) * 512;
+        let shrinks = self.kind.is_qcow2() || self.kind == Kind::Raw;
+        let least = if shrinks { SIZE / 2 } else { self.model.len() as u64 };
+        let size = (least + random.below(SIZE / 512) * 512).min(4 * SIZE).max(least);
         self.image.resize(size, Preallocation::Off).expect("resize");
         self.model.resize(size as usize, 0);
         self.compare("resized");
@@ -236,12 +243,12 @@ fn run_all(kinds: &[Kind], usual: u64, steps: u64) {
 
 #[test]
 fn qcow2_in_random_sequences() {
-    run_all(&common::QCOW2, 150, 40);
+    run_all(&common::QCOW2, 160, 40);
 }
 
 #[test]
 fn other_formats_in_random_sequences() {
-    run_all(&common::OTHERS, 100, 30);
+    run_all(&common::OTHERS, 120, 30);
 }
 
 #[test]
@@ -249,35 +256,76 @@ fn streams_in_random_sequences() {
     run_all(&[Kind::VmdkStream], 10, 15);
 }
 
+/// Stretches of random bytes all over a disk.
+fn fill(image: &Image, random: &mut Random) {
+    for _ in 0..6 {
+        let at = random.below(SIZE - 200_000);
+        image.write(at, &vec![random.next() as u8; 200_000]).expect("write");
+    }
+}
+
+fn write_at_random(pair: &mut Pair, random: &mut Random) {
+    for _ in 0..15 {
+        let (offset, len) = pair.place(random);
+        let data = vec![random.next() as u8; len as usize];
+        pair.image.write(offset, &data).expect("write");
+        pair.model[offset as usize..(offset + len) as usize].copy_from_slice(&data);
+    }
+}
+
+/// An image of any kind with random contents, closed and opened again.
+fn filled(kind: Kind, random: &mut Random) -> Arc<Image> {
+    let storage = memory();
+    kind.create(&storage, SIZE).expect("create");
+    let image = kind.image(&storage, None).expect("open");
+    fill(&image, random);
+    image.close().expect("close");
+    drop(image);
+    Arc::new(kind.image(&storage, None).expect("open again"))
+}
+
+fn bases() -> Vec<Kind> {
+    common::QCOW2.into_iter().chain(common::OTHERS).collect()
+}
+
 #[test]
 fn commit_moves_a_layer_down() {
-    for seed in sequences(30) {
+    for seed in sequences(64) {
         let mut random = Random::new(seed);
         let kind = common::QCOW2[(seed % 7) as usize];
-        let base_storage = memory();
-        kind.create(&base_storage, SIZE).expect("create");
-        let fill = kind.image(&base_storage, None).expect("open");
-        for _ in 0..6 {
-            let at = random.below(SIZE - 200_000);
-            fill.write(at, &vec![random.next() as u8; 200_000]).expect("write");
-        }
-        fill.close().expect("close");
-        let below = Arc::new(kind.image(&base_storage, None).expect("open"));
-        let mut top = Pair::new(kind, Some(below), SIZE);
-        for _ in 0..15 {
-            let (offset, len) = top.place(&mut random);
-            let data = vec![random.next() as u8; len as usize];
-            top.image.write(offset, &data).expect("write");
-            top.model[offset as usize..(offset + len) as usize].copy_from_slice(&data);
-        }
-        let base = top.below.clone().expect("a base");
+        let below = bases()[(seed % 16) as usize];
+        eprintln!("seed {seed}: {kind:?} over {below:?}");
+        let base = filled(below, &mut random);
+        let mut top = Pair::new(kind, Some(Arc::clone(&base)), SIZE);
+        write_at_random(&mut top, &mut random);
         ops::commit(&top.image, &base, 1, true, &ops::Quiet).expect("commit");
         let mut all = vec![0x55; SIZE as usize];
         base.read(0, &mut all).expect("read base");
-        assert!(all == top.model, "the base has the contents, seed {seed}");
+        assert!(all == top.model, "the base has the contents");
         top.compare("after the commit");
         top.check("after the commit");
-        let report = base.format().check(Repair::Nothing).expect("check");
-        assert_eq!((report.corruptions, report.leaks), (0, 0), "{:?}", report.findings);
+        if below != Kind::Raw {
+            let report = base.format().check(Repair::Nothing).expect("check");
+            assert_eq!((report.corruptions, report.leaks), (0, 0), "{:?}", report.findings);
+        }
+    }
+}
+
+#[test]
+fn rebase_keeps_the_contents() {
+    for seed in sequences(64) {
+        let mut random = Random::new(seed);
+        let kind = common::QCOW2[(seed % 7) as usize];
+        let [from, to] = [seed % 16, (seed / 7) % 16].map(|index| bases()[index as usize]);
+        eprintln!("seed {seed}: {kind:?} from {from:?} to {to:?}");
+        let mut top = Pair::new(kind, Some(filled(from, &mut random)), SIZE);
+        write_at_random(&mut top, &mut random);
+        let new = filled(to, &mut random);
+        let reference = BackingReference { name: "new".to_owned(), format: None };
+        ops::rebase(&top.image, Some(&*new), Some(reference), &ops::Quiet).expect("rebase");
+        top.below = Some(new);
+        top.reopen();
+        top.compare("rebased");
+        top.check("rebased");
     }
 }

@@ -9,6 +9,7 @@ mod convert;
 mod create;
 mod inspect;
 mod output;
+mod partitions;
 mod qemu_io;
 mod run;
 mod serve;
@@ -76,6 +77,10 @@ enum Command {
     Dd(convert::DdArgs),
     /// Measure how fast requests are served
     Bench(run::BenchArgs),
+    /// List the partitions of a disk
+    Ls(partitions::LsArgs),
+    /// Write a disk or one of its partitions to standard output
+    Cat(partitions::CatArgs),
     /// Serve a disk to other programs (NBD)
     Serve(serve::ServeArgs),
 }
@@ -125,6 +130,8 @@ fn dispatch(command: Command, persona: Persona) -> common::Outcome {
         Command::Bitmap(args) => change::bitmap(args, persona),
         Command::Dd(args) => convert::dd(args, persona),
         Command::Bench(args) => run::bench(args, persona),
+        Command::Ls(args) => partitions::ls(args, persona),
+        Command::Cat(args) => partitions::cat(args, persona),
         Command::Serve(args) => serve::serve(args, persona),
     }
 }

@@ -55,6 +55,8 @@ pub struct BlockOptions {
     /// Bytes below which writes cost more than they should; a power of two.
     pub physical_block_size: u32,
     pub rate: Rate,
+    /// Requests wait while the host's disk is full; otherwise they fail.
+    pub wait_for_space: bool,
 }
 
 impl Default for BlockOptions {
@@ -65,6 +67,7 @@ impl Default for BlockOptions {
             block_size: 512,
             physical_block_size: 4096,
             rate: Rate::default(),
+            wait_for_space: false,
         }
     }
 }
@@ -189,6 +192,7 @@ impl VirtioDevice for Block {
                 self.serial(),
                 session.features & FLUSH == 0,
                 self.limiter.clone(),
+                self.options.wait_for_space,
             );
             let interrupt = session.interrupt.clone();
             let name = format!("disk {index}");

@@ -46,3 +46,37 @@ fn broken_streams_are_refused() {
         assert!(!codec.unpack(&packed[..packed.len() / 2], &mut out), "{codec:?}");
     }
 }
+
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 7_u64;
+    let next = || {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        (state >> 56) as u8
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
+
+#[test]
+fn noise_is_stored_where_it_has_to_be_packed() {
+    let data = noise(65_536);
+    for codec in ALL {
+        let mut packed = Vec::new();
+        assert!(codec.encoder().pack(&data, data.len() + 1024, &mut packed), "{codec:?}");
+        let mut back = vec![0; data.len()];
+        assert!(codec.unpack(&packed, &mut back) && back == data, "{codec:?}");
+    }
+}
+
+#[test]
+fn flat_bytes_that_repeat_are_packed() {
+    let data = noise(8192).repeat(8);
+    let counted: Vec<u8> = (0..65_536_u32).map(|at| (at * 167 >> 3) as u8).collect();
+    for codec in ALL {
+        let mut encoder = codec.encoder();
+        for data in [&data, &counted] {
+            let mut packed = Vec::new();
+            assert!(encoder.pack(data, data.len() - 1, &mut packed), "{codec:?}");
+            assert!(packed.len() < data.len() / 2, "{codec:?}: {}", packed.len());
+        }
+    }
+}

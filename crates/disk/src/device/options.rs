@@ -21,6 +21,8 @@ pub struct DeviceOptions {
     pub unsafe_cache: bool,
     pub backing: BackingPolicy,
     pub passphrases: Passphrases,
+    /// An image that gets, and keeps, the same contents.
+    pub mirror: Option<(PathBuf, FormatKind)>,
 }
 
 impl DeviceOptions {
@@ -29,7 +31,8 @@ impl DeviceOptions {
         Self { path: path.into(), format: Some(format), ..Self::default() }
     }
 
-    /// From `FILE[,format=F][,readonly=on][,snapshot=on][,cache=none|unsafe]`.
+    /// From `FILE[,format=F][,readonly=on][,snapshot=on][,cache=none|unsafe]
+    /// [,mirror=FILE,mirror-format=F]`.
     /// A comma in the file's name is written twice.
     pub fn parse(text: &str) -> Result<Self> {
         let marked = text.replace(",,", "\0");
@@ -37,6 +40,7 @@ impl DeviceOptions {
         let path = parts.next().filter(|path| !path.is_empty());
         let path = path.ok_or_else(|| Error::option("disk", "needs the name of a file"))?;
         let mut options = Self { path: path.into(), ..Self::default() };
+        let (mut mirror, mut mirror_format) = (None, None);
         for part in parts {
             let (key, value) = part.split_once('=').unwrap_or((&part, "on"));
             let switch = || match value {
@@ -45,12 +49,9 @@ impl DeviceOptions {
                 _ => Err(Error::option(key, format!("takes on or off, not '{value}'"))),
             };
             match key {
-                "format" => {
-                    let kind = FormatKind::from_name(value);
-                    options.format = Some(kind.ok_or_else(|| {
-                        Error::option("format", format!("'{value}' is not known"))
-                    })?);
-                }
+                "format" => options.format = Some(kind(key, value)?),
+                "mirror" => mirror = Some(PathBuf::from(value)),
+                "mirror-format" => mirror_format = Some(kind(key, value)?),
                 "readonly" | "ro" => options.readonly = switch()?,
                 "snapshot" => options.snapshot = switch()?,
                 "direct" => options.direct = switch()?,
@@ -68,6 +69,15 @@ impl DeviceOptions {
                 _ => return Err(Error::option("disk", format!("has no option '{key}'"))),
             }
         }
+        options.mirror = match (mirror, mirror_format) {
+            (Some(path), Some(kind)) => Some((path, kind)),
+            (None, None) => None,
+            _ => return Err(Error::option("mirror", "needs mirror=FILE and mirror-format=FORMAT")),
+        };
         Ok(options)
     }
+}
+
+fn kind(key: &str, name: &str) -> Result<FormatKind> {
+    FormatKind::from_name(name).ok_or_else(|| Error::option(key, format!("'{name}' is not known")))
 }

@@ -129,6 +129,9 @@ struct Piece {
 
 /// One thread's queue to a disk.
 pub struct Queue {
+    /// What requests go through.
+    node: Arc<dyn Node>,
+    /// The image under all nodes, for requests that may go past them.
     image: Arc<Image>,
     /// Not where the kernel or a sandbox has none: then all is synchronous.
     ring: Option<IoUring>,
@@ -143,7 +146,7 @@ pub struct Queue {
 unsafe impl Send for Queue {}
 
 impl Queue {
-    pub(super) fn new(image: Arc<Image>, depth: u32) -> Self {
+    pub(super) fn new(node: Arc<dyn Node>, image: Arc<Image>, depth: u32) -> Self {
         let depth = depth.clamp(1, 4096).next_power_of_two();
         let entries = depth * 2;
         let ring = IoUring::builder()
@@ -152,6 +155,7 @@ impl Queue {
             .or_else(|_| IoUring::new(entries))
             .ok();
         Self {
+            node,
             image,
             ring,
             slots: Vec::new(),
@@ -187,15 +191,15 @@ impl Queue {
             Request::Read { offset, buffer } => self.transfer(tag, offset, buffer, false),
             Request::Write { offset, buffer } => self.transfer(tag, offset, buffer, true),
             Request::Flush => {
-                let result = self.image.flush();
+                let result = self.node.flush();
                 self.complete(tag, result, None);
             }
             Request::Discard { offset, len } => {
-                let result = self.image.discard(offset, len);
+                let result = self.node.discard(offset, len);
                 self.complete(tag, result, None);
             }
             Request::WriteZeroes { offset, len, unmap } => {
-                let result = self.image.write_zeroes(offset, len, unmap);
+                let result = self.node.write_zeroes(offset, len, unmap);
                 self.complete(tag, result, None);
             }
         }
@@ -206,12 +210,16 @@ impl Queue {
     }
 
     fn transfer(&mut self, tag: u64, offset: u64, mut buffer: Buffer, write: bool) {
+        if !self.node.pass(write, buffer.len() as u64) {
+            let result = at_once(&*self.node, offset, &mut buffer, write);
+            return self.complete(tag, result, Some(buffer));
+        }
         let guard = self.image.format().guard();
         let pieces = match self.pieces(offset, &mut buffer, write) {
             Ok(Some(pieces)) if self.ring.is_some() => pieces,
             Ok(_) => {
                 drop(guard);
-                let result = self.at_once(offset, &mut buffer, write);
+                let result = at_once(&*self.image, offset, &mut buffer, write);
                 return self.complete(tag, result, Some(buffer));
             }
             Err(error) => return self.complete(tag, Err(error), Some(buffer)),
@@ -328,14 +336,6 @@ impl Queue {
         Ok(Some(pieces))
     }
 
-    /// The synchronous way.
-    fn at_once(&self, offset: u64, buffer: &mut Buffer, write: bool) -> Result<()> {
-        let image = &self.image;
-        buffer.each(|at, bytes| {
-            if write { image.write(offset + at, bytes) } else { image.read(offset + at, bytes) }
-        })
-    }
-
     /// Hands everything to the kernel.
     pub fn submit(&mut self) -> Result<()> {
         let Some(first) = self.submit_once() else { return Ok(()) };
@@ -420,7 +420,7 @@ impl Queue {
             // The end of the file, or memory that is not aligned for O_DIRECT:
             // the synchronous way knows what to do.
             (Some(buffer), _) if pending.short || retry => {
-                self.at_once(pending.offset, buffer, pending.write)
+                at_once(&*self.image, pending.offset, buffer, pending.write)
             }
             (_, Some(error)) => {
                 let action = if pending.write { "write to" } else { "read" };
@@ -430,6 +430,15 @@ impl Queue {
         };
         self.complete(pending.tag, result, buffer);
     }
+}
+
+/// The synchronous way.
+fn at_once(node: &dyn Node, offset: u64, buffer: &mut Buffer, write: bool) -> Result<()> {
+    buffer.each(
+        |at, bytes| {
+            if write { node.write(offset + at, bytes) } else { node.read(offset + at, bytes) }
+        },
+    )
 }
 
 impl Drop for Queue {

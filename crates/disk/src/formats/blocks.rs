@@ -308,6 +308,19 @@ impl<T: Table> Blocks<T> {
         Ok(())
     }
 
+    /// Makes what the last block has behind the disk's end read as zeroes, and
+    /// everything stable, before the end moves.
+    pub(crate) fn before_growth(&self, size: u64) -> Result<()> {
+        let (index, within) = (size / self.block, size % self.block);
+        if within > 0 {
+            let mut table = self.table.lock();
+            if let Slot::At(host) = table.get(self.file(), index)? {
+                self.file.write_zeroes(host + within, self.block - within, false)?;
+            }
+        }
+        self.flush()
+    }
+
     /// The host place of a stretch whose blocks are all there, side by side
     /// or not.
     pub(crate) fn in_place(
@@ -343,6 +356,20 @@ impl<T: Table> Blocks<T> {
     }
 }
 
+/// Refuses a new size that a table cannot take: less than there is, or more
+/// than the room that the file has for it.
+pub(crate) fn check_growth(blame: &Blame, old: u64, new: u64, room: u64) -> Result<()> {
+    if new < old {
+        return Err(blame.cannot_resize("it can only grow: convert it into a smaller one"));
+    }
+    if new > room {
+        return Err(blame.cannot_resize(&format!(
+            "its table has room for {room} bytes: convert it into a larger one"
+        )));
+    }
+    Ok(())
+}
+
 /// A table of little-endian 32-bit entries at a fixed place, as several
 /// formats have it, with the range that the file does not have yet.
 pub(crate) struct WordTable {
@@ -376,6 +403,14 @@ impl WordTable {
             Some((from, to)) => (from.min(index), to.max(index + 1)),
             None => (index, index + 1),
         });
+    }
+
+    /// More entries behind the others. The caller has seen that there is room.
+    pub(crate) fn grow(&mut self, entries: usize, value: u32) {
+        for index in self.words.len()..entries {
+            self.words.push(value);
+            self.set(index, value);
+        }
     }
 
     pub(crate) fn is_dirty(&self) -> bool {

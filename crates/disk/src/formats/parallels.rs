@@ -1,8 +1,11 @@
 //! Parallels' expanding images: a header, a table of 32-bit places, clusters.
+//! `bundle` reads the description of a disk that consists of several of them.
+
+pub mod bundle;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::blocks::{Blocks, NewBlock, Slot, Table, WordTable};
+use super::blocks::{Blocks, NewBlock, Slot, Table, WordTable, check_growth};
 use super::raw;
 use crate::bytes::{le32, le64, put};
 use crate::error::{Blame, Error, Result};
@@ -25,6 +28,8 @@ pub struct Parallels {
     size: AtomicU64,
     marked: AtomicBool,
     writable: bool,
+    /// Clusters that the table has room for.
+    room: u64,
 }
 
 struct Allocation {
@@ -112,12 +117,14 @@ impl Parallels {
             start => start,
         };
         let mut end = data_start.max(table_end.next_multiple_of(SECTOR));
+        let mut first = end;
         for &word in table.words.iter().filter(|&&word| word != 0) {
             let place = u64::from(word) * unit;
             if place < table_end {
                 return Err(blame.corrupt(format!("a cluster at {place:#x} is in the table")));
             }
             end = end.max(place.saturating_add(cluster));
+            first = first.min(place);
         }
         let end = if unit_is_cluster { end.next_multiple_of(cluster) } else { end };
         let map = Allocation { table, cluster, unit, end, blame: blame.clone() };
@@ -128,6 +135,7 @@ impl Parallels {
             size: AtomicU64::new(size),
             marked: AtomicBool::new(false),
             writable: write,
+            room: ((first - HEADER_LEN as u64) / 4).min(MAX_ENTRIES),
         })
     }
 
@@ -218,26 +226,74 @@ impl Format for Parallels {
         self.blocks.in_place(offset, len)
     }
 
-    fn check(&self, repair: Repair) -> Result<CheckReport> {
-        if repair != Repair::Nothing {
-            return Err(Error::NoSuchOperation { format: "parallels", what: "repair" });
-        }
+    fn resize(&self, size: u64, _preallocation: Preallocation) -> Result<()> {
+        let cluster = self.blocks.block();
+        self.mark()?;
+        let file = self.blocks.file();
         let map = self.blocks.table();
+        // The older magic counts sectors with 32 bits.
+        let most = if map.unit == SECTOR { u64::from(u32::MAX) * SECTOR } else { u64::MAX };
+        let room = self.room.saturating_mul(cluster).min(most);
+        check_growth(&map.blame, self.size(), size, room)?;
+        drop(map);
+        self.blocks.before_growth(self.size())?;
+        let mut map = self.blocks.table();
+        let entries = size.div_ceil(cluster);
+        map.table.grow(entries as usize, 0);
+        map.commit(file)?;
+        file.flush()?;
+        // Size and number of entries are in one sector: both are there or none.
+        let mut facts = read_vec(file, 0, HEADER_LEN)?;
+        put(&mut facts, 32, &(entries as u32).to_le_bytes());
+        let sectors = (size / SECTOR).to_le_bytes();
+        put(&mut facts, 36, if map.unit == SECTOR { &sectors[..4] } else { &sectors });
+        file.write_at(0, &facts)?;
+        file.flush()?;
+        self.size.store(size / SECTOR * SECTOR, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Repairs give back what lies behind the last cluster, and forget places
+    /// outside the file.
+    fn check(&self, repair: Repair) -> Result<CheckReport> {
+        let mut map = self.blocks.table();
+        let file = self.blocks.file();
         let mut report =
             CheckReport { total_clusters: map.table.words.len() as u64, ..CheckReport::default() };
-        let file_len = self.blocks.file().len()?;
+        let file_len = file.len()?;
         let mut used = std::collections::HashSet::new();
+        let mut outside = Vec::new();
+        let mut end = map.end.min(file_len);
         for (index, &word) in map.table.words.iter().enumerate().filter(|(_, word)| **word != 0) {
             report.allocated_clusters += 1;
-            if !used.insert(word) {
-                report.corrupt(format!("cluster {index} shares its place with another"));
-            }
             if u64::from(word) * map.unit >= file_len {
                 report.corrupt(format!("cluster {index} lies outside the file"));
+                outside.push(index);
+            } else if !used.insert(word) {
+                report.corrupt(format!("cluster {index} shares its place with another"));
             }
         }
-        report.image_end = Some(map.end);
-        report.leaks = file_len.saturating_sub(map.end) / map.cluster;
+        if !outside.is_empty() {
+            let inside = used.iter().map(|&word| u64::from(word) * map.unit + map.cluster).max();
+            end = inside.unwrap_or(0).max(HEADER_LEN as u64 + map.table.words.len() as u64 * 4);
+        }
+        report.leaks = file_len.saturating_sub(end) / map.cluster;
+        if repair == Repair::All && !outside.is_empty() {
+            for &index in &outside {
+                map.table.set(index, 0);
+            }
+            map.commit(file)?;
+            map.end = end.next_multiple_of(map.unit);
+            report.corruptions_fixed = outside.len() as u64;
+        }
+        if repair != Repair::Nothing && report.leaks > 0 {
+            file.set_len(end)?;
+            report.leaks_fixed = report.leaks;
+        }
+        if repair != Repair::Nothing {
+            file.flush()?;
+        }
+        report.image_end = Some(end);
         Ok(report)
     }
 

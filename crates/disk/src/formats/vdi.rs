@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use uuid::Uuid;
 
-use super::blocks::{Blocks, NewBlock, Slot, Table, WordTable};
+use super::blocks::{Blocks, NewBlock, Slot, Table, WordTable, check_growth};
 use super::raw;
 use crate::bytes::{le32, le64, put};
 use crate::error::{Blame, Error, Result};
@@ -31,6 +31,9 @@ pub struct Vdi {
     blocks: Blocks<BlockMap>,
     size: AtomicU64,
     fixed: bool,
+    /// Blocks that the table has room for.
+    room: u64,
+    blame: Blame,
 }
 
 struct BlockMap {
@@ -141,8 +144,15 @@ impl Vdi {
             count_dirty: false,
             blame: blame.clone(),
         };
-        let blocks = Blocks::new(storage.clone(), 0, block, map, write, blame);
-        Ok(Self { storages: [storage], blocks, size: AtomicU64::new(size), fixed: kind == STATIC })
+        let blocks = Blocks::new(storage.clone(), 0, block, map, write, blame.clone());
+        Ok(Self {
+            storages: [storage],
+            blocks,
+            size: AtomicU64::new(size),
+            fixed: kind == STATIC,
+            room: ((data_at - map_at) / 4).min(MAX_BLOCKS),
+            blame,
+        })
     }
 
     /// Writes an empty image; a `fixed` one has all its blocks.
@@ -160,7 +170,8 @@ impl Vdi {
             return Err(Error::option("preallocation", "takes off or metadata"));
         }
         let fixed = fixed || preallocation == Preallocation::Metadata;
-        let map_len = (entries * 4).next_multiple_of(512);
+        // Blocks at multiples of their size, and room for the map to grow.
+        let data_at = (HEADER_LEN as u64 + entries * 4).next_multiple_of(BLOCK);
         let mut header = vec![0; HEADER_LEN];
         put(&mut header, 0, b"<<< Guise VM Virtual Disk Image >>>\n");
         put(&mut header, 64, &SIGNATURE.to_le_bytes());
@@ -168,7 +179,7 @@ impl Vdi {
         put(&mut header, 72, &0x180_u32.to_le_bytes());
         put(&mut header, 76, &if fixed { STATIC } else { DYNAMIC }.to_le_bytes());
         put(&mut header, 340, &(HEADER_LEN as u32).to_le_bytes());
-        put(&mut header, 344, &((HEADER_LEN as u64 + map_len) as u32).to_le_bytes());
+        put(&mut header, 344, &(data_at as u32).to_le_bytes());
         put(&mut header, 360, &512_u32.to_le_bytes());
         put(&mut header, 368, &size.to_le_bytes());
         put(&mut header, 376, &(BLOCK as u32).to_le_bytes());
@@ -178,16 +189,14 @@ impl Vdi {
         }
         put(&mut header, 392, Uuid::new_v4().as_bytes());
         put(&mut header, 408, Uuid::new_v4().as_bytes());
-        let mut map = Vec::with_capacity(map_len as usize);
+        let mut map = Vec::with_capacity(entries as usize * 4);
         for index in 0..entries as u32 {
             map.extend(if fixed { index } else { UNALLOCATED }.to_le_bytes());
         }
-        map.resize(map_len as usize, 0);
         storage.write_at(HEADER_LEN as u64, &map)?;
         if fixed {
-            let data = HEADER_LEN as u64 + map_len;
-            storage.set_len(data + entries * BLOCK)?;
-            raw::preallocate(storage, data, entries * BLOCK, preallocation)?;
+            storage.set_len(data_at + entries * BLOCK)?;
+            raw::preallocate(storage, data_at, entries * BLOCK, preallocation)?;
         }
         storage.write_at(0, &header)?;
         storage.flush()
@@ -233,6 +242,29 @@ impl Format for Vdi {
 
     fn write_in_place(&self, offset: u64, len: u64) -> Result<Option<Vec<(Place, u64)>>> {
         self.blocks.in_place(offset, len)
+    }
+
+    fn resize(&self, size: u64, _preallocation: Preallocation) -> Result<()> {
+        if self.fixed {
+            return Err(self.blame.cannot_resize("static images have all their blocks"));
+        }
+        let block = self.blocks.block();
+        check_growth(&self.blame, self.size(), size, self.room.saturating_mul(block))?;
+        let entries = size.div_ceil(block);
+        self.blocks.before_growth(self.size())?;
+        let file = self.blocks.file();
+        let mut map = self.blocks.table();
+        map.table.grow(entries as usize, UNALLOCATED);
+        map.commit(file)?;
+        file.flush()?;
+        // Size and number of entries are in one sector: both are there or none.
+        let mut facts = read_vec(file, 0, HEADER_LEN)?;
+        put(&mut facts, 368, &size.to_le_bytes());
+        put(&mut facts, 384, &(entries as u32).to_le_bytes());
+        file.write_at(0, &facts)?;
+        file.flush()?;
+        self.size.store(size, Ordering::Relaxed);
+        Ok(())
     }
 
     fn check(&self, repair: Repair) -> Result<CheckReport> {

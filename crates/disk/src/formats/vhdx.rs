@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use self::layout::{Header, MB, Parameters, Regions};
 use self::log::{Change, LogPlace, MAX_PAGES, PAGE, read_through};
-use super::blocks::{Blocks, NewBlock, Slot, Table};
+use super::blocks::{Blocks, NewBlock, Slot, Table, check_growth};
 use super::raw;
 use crate::bytes::{le64, put};
 use crate::error::{Blame, Error, Result};
@@ -24,6 +24,7 @@ use crate::format::{
 };
 use crate::storage::{SharedStorage, Storage};
 
+const MAX_SIZE: u64 = 64 << 40;
 const STATE: u64 = 7;
 const OFFSET: u64 = !0xf_ffff;
 const UNDEFINED: u64 = 1;
@@ -59,6 +60,8 @@ struct Bat {
     header: Header,
     entries: Vec<u64>,
     bat_offset: u64,
+    /// Entries that the table has room for.
+    room: u64,
     /// Pages of the table that the file does not have yet.
     dirty: std::collections::BTreeSet<u64>,
     /// Payload blocks between two entries for bitmaps.
@@ -250,6 +253,7 @@ impl Vhdx {
             header,
             entries,
             bat_offset: regions.bat.0,
+            room: regions.bat.1 / 8,
             dirty: Default::default(),
             ratio,
             parameters: parameters.clone(),
@@ -275,7 +279,7 @@ impl Vhdx {
         if !block.is_power_of_two() || !(MB..=256 * MB).contains(&block) {
             return Err(Error::option("block_size", "takes a power of two from 1 MiB to 256 MiB"));
         }
-        if options.size > 64 << 40 {
+        if options.size > MAX_SIZE {
             return Err(Error::option("size", "a VHDX disk has at most 64 TiB"));
         }
         if options.fixed && options.parent.is_some() {
@@ -289,6 +293,7 @@ impl Vhdx {
             block,
             fixed: options.fixed,
             size: options.size.next_multiple_of(512),
+            size_at: 0,
             sector: 512,
             parent: options.parent.clone(),
         };
@@ -384,10 +389,38 @@ impl Format for Vhdx {
         self.blocks.in_place(offset, len)
     }
 
-    fn check(&self, repair: Repair) -> Result<CheckReport> {
-        if repair != Repair::Nothing {
-            return Err(Error::NoSuchOperation { format: "vhdx", what: "repair" });
+    fn resize(&self, size: u64, _preallocation: Preallocation) -> Result<()> {
+        let mut bat = self.blocks.table();
+        let blame = bat.blame.clone();
+        if self.parameters.fixed || self.parameters.parent.is_some() {
+            return Err(blame.cannot_resize("only dynamic images without a parent can grow"));
         }
+        if !size.is_multiple_of(self.parameters.sector) || size > MAX_SIZE {
+            return Err(blame.cannot_resize("the size takes whole sectors up to 64 TiB"));
+        }
+        let blocks = bat.room - bat.room / (bat.ratio + 1);
+        check_growth(&blame, self.size(), size, blocks.saturating_mul(self.parameters.block))?;
+        let file = self.blocks.file();
+        bat.mark(file)?;
+        drop(bat);
+        self.blocks.before_growth(self.size())?;
+        let mut bat = self.blocks.table();
+        let blocks = size.div_ceil(self.parameters.block);
+        let entries = (blocks + blocks.saturating_sub(1) / bat.ratio) as usize;
+        for index in bat.entries.len()..entries {
+            bat.entries.push(0);
+            bat.note(index, 0);
+        }
+        bat.commit(file)?;
+        // Eight bytes of one sector: the old size or the new one.
+        file.write_at(self.parameters.size_at, &size.to_le_bytes())?;
+        file.flush()?;
+        self.size.store(size, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn check(&self, _repair: Repair) -> Result<CheckReport> {
+        // What can be repaired is what the log has: that is done on opening.
         let bat = self.blocks.table();
         let mut report = CheckReport {
             total_clusters: self.size().div_ceil(self.parameters.block),

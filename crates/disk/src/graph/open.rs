@@ -14,6 +14,7 @@ use crate::format::{BackingReference, Format, FormatKind, probe};
 use crate::formats::luks::LuksVolume;
 use crate::formats::ova::Ova;
 use crate::formats::parallels::Parallels;
+use crate::formats::parallels::bundle::{self, Bundle, Layer};
 use crate::formats::qcow2::{self, Qcow2};
 use crate::formats::raw::Raw;
 use crate::formats::vdi::Vdi;
@@ -139,6 +140,8 @@ impl Image {
 
 impl Opener<'_> {
     fn image(&mut self, path: &Path, format: Option<FormatKind>, write: bool) -> Result<Image> {
+        let described = path.join(bundle::FILE_NAME);
+        let path = if described.is_file() { &described } else { path };
         let storage: SharedStorage =
             Arc::new(FileStorage::open(path, self.options.file_options(write))?);
         let real =
@@ -159,6 +162,11 @@ impl Opener<'_> {
         write: bool,
     ) -> Result<Image> {
         let top = self.chain.len() <= 1;
+        if kind == FormatKind::Parallels
+            && let Some(bundle) = Bundle::read(&*storage)?
+        {
+            return self.bundle(&bundle, path, write);
+        }
         let format = self.format(storage, path, kind, write)?;
         if let Some(name) = self.options.snapshot.as_ref().filter(|_| top) {
             let Some(qcow2) = format.as_qcow2() else {
@@ -214,6 +222,35 @@ impl Opener<'_> {
             )?),
             FormatKind::Ova => Box::new(Ova::open(storage, write)?),
         })
+    }
+
+    /// The disk that a description's files make up, lowest layer first.
+    fn bundle(&self, bundle: &Bundle, path: &Path, write: bool) -> Result<Image> {
+        let mut below = None;
+        let mut layers = bundle.layers.iter().peekable();
+        while let Some(Layer { file, plain }) = layers.next() {
+            let is_top = layers.peek().is_none();
+            let write = write && is_top;
+            let storage = self.sibling(path, file, write)?;
+            let format: Box<dyn Format> = if *plain {
+                Box::new(Raw::open(storage)?)
+            } else {
+                Box::new(Parallels::open(storage, write)?)
+            };
+            if format.size() != bundle.size {
+                return Err(bundle.blame.corrupt(format!(
+                    "'{file}' has {} bytes, the disk {}",
+                    format.size(),
+                    bundle.size
+                )));
+            }
+            let image = Image::new(format, below, path, write);
+            if is_top {
+                return Ok(image);
+            }
+            below = Some(Arc::new(image));
+        }
+        Err(bundle.blame.corrupt("it names no file"))
     }
 
     /// A file that belongs to the image, by the name that the image has for it.

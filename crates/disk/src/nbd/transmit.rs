@@ -146,39 +146,38 @@ fn fail(
 
 fn change(session: &Session<'_>, request: &Request, data: &[u8]) -> Result<()> {
     let device = &session.export.device;
-    let image = device.image();
     let (offset, len) = (request.offset, u64::from(request.len));
     let writes = matches!(request.kind, WRITE | TRIM | WRITE_ZEROES);
     if writes && !session.export.writable() {
         return Err(Error::ReadOnly { name: session.export.name.clone() });
     }
     match request.kind {
-        WRITE => image.write(offset, data)?,
-        TRIM => image.discard(offset, len)?,
-        WRITE_ZEROES => image.write_zeroes(offset, len, request.flags & FLAG_NO_HOLE == 0)?,
-        FLUSH => return image.flush(),
+        WRITE => device.write(offset, data)?,
+        TRIM => device.discard(offset, len)?,
+        WRITE_ZEROES => device.write_zeroes(offset, len, request.flags & FLAG_NO_HOLE == 0)?,
+        FLUSH => return device.flush(),
         CACHE => {}
         _ => return Err(Error::option("request", format!("{} is not known", request.kind))),
     }
     if writes && request.flags & FLAG_FUA != 0 {
-        image.flush()?;
+        device.flush()?;
     }
     Ok(())
 }
 
 fn read(output: &mut dyn Write, session: &Session<'_>, request: &Request) -> io::Result<()> {
-    let image = session.export.device.image();
+    let device = &session.export.device;
     let (offset, len) = (request.offset, u64::from(request.len));
     if request.len > MAX_TRANSFER {
         let error = Error::option("request", "reads are limited to 32 MiB");
         return fail(output, session, request, &error);
     }
-    if let Err(error) = crate::graph::check_range(offset, len, image.size()) {
+    if let Err(error) = crate::graph::check_range(offset, len, device.size()) {
         return fail(output, session, request, &error);
     }
     let mut data = vec![0; request.len as usize];
     if !session.structured || request.flags & FLAG_ONE_PIECE != 0 {
-        return match image.read(offset, &mut data) {
+        return match device.read(offset, &mut data) {
             Err(error) => fail(output, session, request, &error),
             Ok(()) if session.structured => {
                 let at = offset.to_be_bytes();
@@ -194,7 +193,7 @@ fn read(output: &mut dyn Write, session: &Session<'_>, request: &Request) -> io:
     let mut done = 0;
     while done < len {
         let at = offset + done;
-        let status = match image.status(at, len - done) {
+        let status = match device.status(at, len - done) {
             Ok(status) => status,
             Err(error) => return fail(output, session, request, &error),
         };
@@ -205,7 +204,7 @@ fn read(output: &mut dyn Write, session: &Session<'_>, request: &Request) -> io:
             chunk(output, request.cookie, last, CHUNK_HOLE, &[&place, &hole])?;
         } else {
             let part = &mut data[..status.len as usize];
-            if let Err(error) = image.read(at, part) {
+            if let Err(error) = device.read(at, part) {
                 return fail(output, session, request, &error);
             }
             chunk(output, request.cookie, last, CHUNK_DATA, &[&place, part])?;

@@ -2,11 +2,25 @@
 
 use super::{Progress, step};
 use crate::error::{Error, Result};
-use crate::format::BackingReference;
+use crate::format::{BackingReference, Below};
 use crate::formats::qcow2::Amendment;
-use crate::graph::{Image, Node};
+use crate::graph::{Image, ImageBelow, Node};
 
 const CHUNK: u64 = 512 << 10;
+
+/// What is below for now: that it reads as zeroes somewhere is no reason to
+/// leave zeroes to it.
+struct Leaving<'a>(ImageBelow<'a>);
+
+impl Below for Leaving<'_> {
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.0.read(offset, buf)
+    }
+
+    fn is_zero(&self, _offset: u64, _len: u64) -> Result<bool> {
+        Ok(false)
+    }
+}
 
 /// Gives an image another backing file without changing its contents: where
 /// old and new backing differ, the old contents move into the image.
@@ -21,6 +35,9 @@ pub fn rebase(
     };
     let size = image.size();
     let name = image.path().display().to_string();
+    if !image.writable() {
+        return Err(Error::ReadOnly { name });
+    }
     let (mut was, mut will) = (vec![0; CHUNK as usize], vec![0; CHUNK as usize]);
     let mut offset = 0;
     while offset < size {
@@ -71,7 +88,8 @@ fn move_differences(image: &Image, offset: u64, was: &[u8], will: &[u8]) -> Resu
         }
         let part = &was[start..stop];
         if crate::format::is_zero(part) {
-            image.write_zeroes(offset + start as u64, part.len() as u64, true)?;
+            let (at, len) = (offset + start as u64, part.len() as u64);
+            image.format().write_zeroes(at, len, true, &Leaving(image.below()))?;
         } else {
             image.write(offset + start as u64, part)?;
         }

@@ -284,7 +284,9 @@ impl Storage for FileStorage {
         if len == 0 {
             return Ok(());
         }
-        let end = offset + len;
+        let Some(end) = offset.checked_add(len) else {
+            return Err(self.io("write to", io::Error::from_raw_os_error(libc::EFBIG)));
+        };
         if !self.block_device && offset >= self.current_len()? && unmap {
             self.file.set_len(end).map_err(|e| self.io("grow", e))?;
             self.grew_to(end);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use parking_lot::RwLock;
 
 use super::{Storage, StorageRun};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 const PAGE: u64 = 4096;
 
@@ -62,7 +62,10 @@ impl Contents {
         self.len = self.len.max(offset);
     }
 
-    fn get(&self, mut offset: u64, mut buf: &mut [u8]) {
+    fn get(&self, mut offset: u64, buf: &mut [u8]) {
+        let inside = self.len.saturating_sub(offset).min(buf.len() as u64) as usize;
+        let (mut buf, past) = buf.split_at_mut(inside);
+        past.fill(0);
         while !buf.is_empty() {
             let within = (offset % PAGE) as usize;
             let take = buf.len().min(PAGE as usize - within);
@@ -93,6 +96,16 @@ impl Contents {
     }
 }
 
+impl MemoryStorage {
+    /// Where a stretch ends, if a file could have it.
+    fn end(&self, offset: u64, len: u64) -> Result<u64> {
+        offset.checked_add(len).filter(|&end| end <= i64::MAX as u64).ok_or_else(|| {
+            let source = std::io::Error::from_raw_os_error(libc::EFBIG);
+            Error::io("write to", &self.name, source)
+        })
+    }
+}
+
 impl Storage for MemoryStorage {
     fn name(&self) -> &str {
         &self.name
@@ -112,18 +125,21 @@ impl Storage for MemoryStorage {
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        self.end(offset, buf.len() as u64)?;
         self.contents.write().put(offset, buf);
         Ok(())
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> Result<()> {
+        let end = self.end(offset, len)?;
         let mut contents = self.contents.write();
         contents.clear(offset, len);
-        contents.len = contents.len.max(offset + len);
+        contents.len = contents.len.max(end);
         Ok(())
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.end(offset, len)?;
         self.contents.write().clear(offset, len);
         Ok(())
     }
@@ -143,14 +159,18 @@ impl Storage for MemoryStorage {
     }
 
     fn allocate(&self, offset: u64, len: u64) -> Result<()> {
+        let end = self.end(offset, len)?;
         let mut contents = self.contents.write();
-        contents.len = contents.len.max(offset + len);
+        contents.len = contents.len.max(end);
         Ok(())
     }
 
     fn run_at(&self, offset: u64) -> Result<StorageRun> {
         let contents = self.contents.read();
         let end = contents.len;
+        if offset >= end {
+            return Ok(StorageRun { len: 0, data: false });
+        }
         let first = offset / PAGE;
         let data = contents.pages.contains_key(&first);
         let last = if data {

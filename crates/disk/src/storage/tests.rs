@@ -104,3 +104,18 @@ fn memory_runs() {
     assert_eq!(memory.run_at(9000).expect("run"), StorageRun { len: 3288, data: true });
     assert_eq!(memory.run_at(12_288).expect("run"), StorageRun { len: 87_712, data: false });
 }
+
+#[test]
+fn places_that_no_file_has_are_refused() {
+    let storage = MemoryStorage::from_bytes("memory", &[1; 4096]);
+    let mut buf = [9; 100];
+    storage.read_at(u64::MAX - 10, &mut buf).expect("nothing is there");
+    assert_eq!(buf, [0; 100]);
+    for offset in [u64::MAX, u64::MAX - 10, i64::MAX as u64] {
+        assert!(storage.write_at(offset, &buf).is_err());
+        assert!(storage.write_zeroes(offset, 100, true).is_err());
+        assert!(storage.allocate(offset, 100).is_err());
+    }
+    assert_eq!(storage.len().expect("len"), 4096);
+    assert_eq!(storage.run_at(u64::MAX).expect("run").len, 0);
+}

@@ -103,6 +103,11 @@ impl Kind {
         matches!(self, Self::Qcow2 { .. })
     }
 
+    /// Whether a disk of this kind that is not qcow2 can become larger.
+    pub fn can_grow(self) -> bool {
+        matches!(self, Self::Raw | Self::Vdi | Self::Parallels | Self::Vhdx)
+    }
+
     /// Writes an empty image.
     pub fn create(self, storage: &SharedStorage, size: u64) -> Result<()> {
         let off = Preallocation::Off;

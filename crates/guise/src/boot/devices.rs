@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Args)]
 pub struct DeviceArguments {
     /// A disk: FILE[,format=F][,readonly][,snapshot][,cache=none|unsafe][,serial=S]
-    /// [,queues=N][,iops=N][,bps=SIZE][,burst=SECONDS]; may be repeated
+    /// [,queues=N][,iops=N][,bps=SIZE][,burst=SECONDS][,full=wait]; may be repeated
     #[arg(long, value_name = "FILE,…")]
     disk: Vec<String>,
     /// A network: none, or user[,forward=[tcp:|udp:][ADDRESS:]PORT-GUESTPORT][,host][,restrict]
@@ -357,6 +357,11 @@ fn take_options(text: &str, options: &mut BlockOptions) -> Result<String, String
             "serial" if value.len() <= 20 => options.serial = value.replace('\0', ","),
             "serial" => return Err("a serial has at most 20 bytes".to_owned()),
             "queues" => options.queues = number()?.min(64) as u16,
+            "full" => match value {
+                "fail" => options.wait_for_space = false,
+                "wait" => options.wait_for_space = true,
+                _ => return Err(format!("full={value} is neither fail nor wait")),
+            },
             "iops" => options.rate.operations = Some(number()?),
             "bps" => options.rate.bytes = Some(super::parse_bytes(value)?),
             "burst" => options.rate.burst = Duration::from_secs(number()?),

@@ -204,8 +204,11 @@ pub fn check(args: CheckArgs, persona: Persona) -> Outcome {
     };
     let report = match image.format().check(repair) {
         Ok(report) => report,
-        Err(guise_disk::Error::NoSuchOperation { .. }) => {
+        Err(guise_disk::Error::NoSuchOperation { what: "checks", .. }) => {
             return Err(Failure::new("This image format does not support checks").with_code(63));
+        }
+        Err(error @ guise_disk::Error::NoSuchOperation { .. }) => {
+            return Err(Failure::from(error).with_code(63));
         }
         Err(error) => return Err(error.into()),
     };

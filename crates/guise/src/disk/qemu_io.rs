@@ -100,7 +100,8 @@ struct Words<'a> {
 }
 
 impl<'a> Words<'a> {
-    fn parse(words: &[&'a str], with_value: &str) -> Result<Self, String> {
+    /// `plain` letters have no value.
+    fn parse(words: &[&'a str], with_value: &str, plain: &str) -> Result<Self, String> {
         let mut parsed = Self { letters: Vec::new(), rest: Vec::new() };
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -111,8 +112,10 @@ impl<'a> Words<'a> {
             for letter in letters.chars() {
                 let value = if with_value.contains(letter) {
                     words.next().copied().ok_or(format!("option -{letter} needs a value"))?
-                } else {
+                } else if plain.contains(letter) {
                     ""
+                } else {
+                    return Err(format!("invalid option -- '{letter}'"));
                 };
                 parsed.letters.push((letter, value));
             }
@@ -122,6 +125,14 @@ impl<'a> Words<'a> {
 
     fn has(&self, letter: char) -> bool {
         self.letters.iter().any(|(have, _)| *have == letter)
+    }
+
+    fn size(&self, letter: char) -> Result<Option<usize>, String> {
+        let Some((_, value)) = self.letters.iter().find(|(have, _)| *have == letter) else {
+            return Ok(None);
+        };
+        let size = parse_size(value).map_err(|_| format!("non-numeric argument -- {value}"))?;
+        Ok(Some(usize::try_from(size).unwrap_or(usize::MAX)))
     }
 
     fn byte(&self, letter: char) -> Result<Option<u8>, String> {
@@ -157,10 +168,12 @@ impl<'a> Words<'a> {
 fn command(image: &Image, words: &[&str]) -> Result<bool, String> {
     let Some((&name, rest)) = words.split_first() else { return Ok(true) };
     match name {
-        "read" | "readv" | "aio_read" | "r" => read(image, &Words::parse(rest, "Pls")?)?,
-        "write" | "writev" | "aio_write" | "w" => write(image, &Words::parse(rest, "Ps")?)?,
+        "read" | "readv" | "aio_read" | "r" => read(image, &Words::parse(rest, "Pls", "Cqvp")?)?,
+        "write" | "writev" | "aio_write" | "w" => {
+            write(image, &Words::parse(rest, "P", "Ccfnquz")?)?
+        }
         "discard" | "d" => {
-            let words = Words::parse(rest, "")?;
+            let words = Words::parse(rest, "", "Cq")?;
             let (offset, len) = words.place()?;
             let begin = Instant::now();
             image.discard(offset, len).map_err(|e| format!("discard failed: {e}"))?;
@@ -170,7 +183,7 @@ fn command(image: &Image, words: &[&str]) -> Result<bool, String> {
         "aio_flush" => {}
         "length" | "l" => println!("{}", human(image.size())),
         "map" => map(image)?,
-        "alloc" | "a" => alloc(image, &Words::parse(rest, "")?)?,
+        "alloc" | "a" => alloc(image, &Words::parse(rest, "", "")?)?,
         "truncate" => {
             let size = rest.last().and_then(|size| parse_size(size).ok());
             let size = size.ok_or("non-numeric argument")?;
@@ -195,15 +208,30 @@ fn read(image: &Image, words: &Words<'_>) -> Result<(), String> {
     let begin = Instant::now();
     image.read(offset, &mut buf).map_err(|e| format!("read failed: {e}"))?;
     let elapsed = begin.elapsed();
-    let wrong = match words.byte('P')? {
-        Some(pattern) => buf.iter().any(|&byte| byte != pattern),
-        None => false,
-    };
-    report(words, "read", offset, len, elapsed);
-    if wrong {
-        return Err(format!("Pattern verification failed at offset {offset}, {len} bytes"));
+    // The pattern may be wanted in a part only.
+    let from = words.size('s')?.unwrap_or(0).min(buf.len());
+    let count = words.size('l')?.unwrap_or(usize::MAX).min(buf.len() - from);
+    let part = &buf[from..from + count];
+    let mut wrong = None;
+    if words.byte('P')?.is_some_and(|pattern| part.iter().any(|&byte| byte != pattern)) {
+        let at = offset + from as u64;
+        wrong = Some(format!("Pattern verification failed at offset {at}, {count} bytes"));
     }
-    Ok(())
+    if words.has('v') {
+        dump(offset, &buf);
+    }
+    report(words, "read", offset, len, elapsed);
+    wrong.map_or(Ok(()), Err)
+}
+
+/// Sixteen bytes a line, as numbers and as letters.
+fn dump(offset: u64, bytes: &[u8]) {
+    for (line, bytes) in bytes.chunks(16).enumerate() {
+        let numbers: String = bytes.iter().map(|byte| format!("{byte:02x} ")).collect();
+        let letter = |byte: &u8| if byte.is_ascii_alphanumeric() { *byte as char } else { '.' };
+        let letters: String = bytes.iter().map(letter).collect();
+        println!("{:08x}:  {numbers} {letters}", offset + line as u64 * 16);
+    }
 }
 
 fn write(image: &Image, words: &Words<'_>) -> Result<(), String> {

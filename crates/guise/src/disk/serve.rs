@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use clap::Args;
 use guise_disk::device::BlockDevice;
+use guise_disk::graph::{Limits, OpenOptions};
 use guise_disk::nbd::{Address, Export, Server};
+use guise_disk::ops::parse_size;
 
 use super::Persona;
-use super::common::{Failure, Opening, Outcome};
+use super::common::{Failure, Opening, Outcome, kind};
 use super::output::{catch_interrupts, interrupted};
 
 #[derive(Args)]
@@ -41,6 +43,18 @@ pub struct ServeArgs {
     /// End after so many clients; without it, serve until interrupted
     #[arg(long, value_name = "CLIENTS")]
     clients: Option<usize>,
+    /// Requests in a second, for all clients together
+    #[arg(long, value_name = "N")]
+    max_requests: Option<String>,
+    /// Bytes in a second, for all clients together
+    #[arg(long, value_name = "SIZE")]
+    max_bytes: Option<String>,
+    /// Bring the disk to this image as well, and keep it the same
+    #[arg(long, value_name = "FILE", requires = "mirror_format")]
+    mirror: Option<PathBuf>,
+    /// Format of the mirror
+    #[arg(long, value_name = "FORMAT", requires = "mirror")]
+    mirror_format: Option<String>,
     /// Cache mode
     #[arg(long)]
     cache: Option<String>,
@@ -51,7 +65,16 @@ pub fn serve(args: ServeArgs, persona: Persona) -> Outcome {
     let named =
         args.opening.named(&args.file, args.format.as_deref(), args.cache.as_deref(), persona)?;
     let image = if args.read_only { named.read()? } else { named.write(persona)? };
-    let device = BlockDevice::over(Arc::new(image));
+    let mut device = BlockDevice::over(Arc::new(image));
+    if let (Some(path), Some(format)) = (&args.mirror, &args.mirror_format) {
+        let open = OpenOptions { format: Some(kind(format)?), write: true, ..named.options };
+        device = device.mirrored(path, &open)?;
+    }
+    let rate = |text: &Option<String>| text.as_deref().map(parse_size).transpose();
+    let device = device.limited(Limits {
+        requests: rate(&args.max_requests)?.unwrap_or(0),
+        bytes: rate(&args.max_bytes)?.unwrap_or(0),
+    });
     let export = Export {
         name: args.export,
         description: args.description,

@@ -1,7 +1,9 @@
 //! The thread of a disk's queue: requests go to a ring of the disk's own, come back in
-//! any order, and wake the thread when they do.
+//! any order, and wake the thread when they do. Where the policy says so, requests for which
+//! the host's disk has no room stay here and are tried again until it has.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use guise_disk::device::{self as disk, BlockDevice};
 use guise_engine::GuestMemory;
@@ -14,6 +16,9 @@ use crate::queue::{Chain, Queue, QueueError};
 use crate::rate::{Limiter, Wait};
 use crate::worker::{Handler, Rest};
 
+/// When requests are tried again that found no room.
+const RETRY: Duration = Duration::from_millis(500);
+
 /// What a queue's thread needs.
 pub struct Server {
     pub device: BlockDevice,
@@ -23,18 +28,21 @@ pub struct Server {
     /// The driver cannot ask for flushes, so every write is followed by one.
     pub write_through: bool,
     pub limiter: Limiter,
+    /// Requests wait for room on the host's disk, rather than fail without it.
+    pub wait_for_space: bool,
     pending: Vec<Option<Pending>>,
     free: Vec<usize>,
     /// A request that waits for the rate limit.
     held: Option<(Chain, Request)>,
+    /// Requests that found no room, and when to try them again.
+    without_space: Vec<(Chain, Request)>,
+    retry_at: Instant,
 }
 
 /// A read or write that the ring has.
 struct Pending {
     chain: Chain,
-    /// Where a read's data went; empty for writes.
-    read: Vec<Segment>,
-    written: u64,
+    request: Request,
 }
 
 impl Server {
@@ -44,6 +52,7 @@ impl Server {
         serial: [u8; 20],
         write_through: bool,
         limiter: Limiter,
+        wait_for_space: bool,
     ) -> Self {
         let read_only = !device.writable();
         Self {
@@ -53,9 +62,12 @@ impl Server {
             serial,
             write_through,
             limiter,
+            wait_for_space,
             pending: Vec::new(),
             free: Vec::new(),
             held: None,
+            without_space: Vec::new(),
+            retry_at: Instant::now(),
         }
     }
 
@@ -66,54 +78,76 @@ impl Server {
         chain: Chain,
         request: Request,
     ) -> Result<(), QueueError> {
-        let done = |result: guise_disk::Result<()>| result.map(|()| 0).map_err(failed);
-        let outcome = match request {
-            Request::Read { offset, data } => {
-                let pending = Pending { chain, written: total(&data), read: data.clone() };
-                return self.transfer(queue, pending, offset, &data, false);
-            }
-            Request::Write { offset, data } => {
-                let pending = Pending { chain, written: 0, read: Vec::new() };
-                return self.transfer(queue, pending, offset, &data, true);
+        let result = match &request {
+            Request::Read { .. } | Request::Write { .. } => {
+                return self.transfer(queue, Pending { chain, request });
             }
             Request::Identify => {
                 let length = conclude(&chain, queue.memory(), &self.serial, Ok(0))?;
                 return queue.push(chain, length);
             }
-            Request::Flush => done(self.device.flush()),
+            Request::Flush => self.device.flush(),
             Request::Discard(ranges) => {
-                self.each(&ranges, |device, range| device.discard(range.offset, range.length))
+                self.each(ranges, |device, range| device.discard(range.offset, range.length))
             }
-            Request::WriteZeroes(ranges) => self.each(&ranges, |device, range| {
+            Request::WriteZeroes(ranges) => self.each(ranges, |device, range| {
                 device.write_zeroes(range.offset, range.length, range.unmap)
             }),
         };
-        let length = conclude(&chain, queue.memory(), &[], outcome)?;
+        self.end(queue, chain, request, result.map(|()| 0))
+    }
+
+    /// Gives a request back, or keeps it until there is room for it.
+    fn end(
+        &mut self,
+        queue: &mut Queue,
+        chain: Chain,
+        request: Request,
+        result: guise_disk::Result<u64>,
+    ) -> Result<(), QueueError> {
+        if let Err(error) = &result
+            && error.is_no_space()
+            && self.wait_for_space
+        {
+            if self.without_space.is_empty() {
+                tracing::warn!(%error, "the guest's requests wait until there is room");
+                self.retry_at = Instant::now() + RETRY;
+            }
+            self.without_space.push((chain, request));
+            return Ok(());
+        }
+        let length = conclude(&chain, queue.memory(), &[], result.map_err(failed))?;
         queue.push(chain, length)
+    }
+
+    /// Tries again what found no room.
+    fn retry(&mut self, queue: &mut Queue) -> Result<(), QueueError> {
+        for (chain, request) in std::mem::take(&mut self.without_space) {
+            self.begin(queue, chain, request)?;
+        }
+        Ok(())
     }
 
     fn each(
         &self,
         ranges: &[Range],
         run: impl Fn(&BlockDevice, &Range) -> guise_disk::Result<()>,
-    ) -> Result<u64, Failure> {
+    ) -> guise_disk::Result<()> {
         for range in ranges {
-            run(&self.device, range).map_err(failed)?;
+            run(&self.device, range)?;
         }
         if self.write_through {
-            self.device.flush().map_err(failed)?;
+            self.device.flush()?;
         }
-        Ok(0)
+        Ok(())
     }
 
-    fn transfer(
-        &mut self,
-        queue: &mut Queue,
-        pending: Pending,
-        offset: u64,
-        data: &[Segment],
-        write: bool,
-    ) -> Result<(), QueueError> {
+    fn transfer(&mut self, queue: &mut Queue, pending: Pending) -> Result<(), QueueError> {
+        let (offset, data, write) = match &pending.request {
+            Request::Read { offset, data } => (*offset, data, false),
+            Request::Write { offset, data } => (*offset, data, true),
+            _ => return Ok(()),
+        };
         let stretches = stretches(queue.memory(), data)?;
         // SAFETY: the stretches lie in guest memory, which this thread's queue holds for as
         // long as the ring lives: the ring is dropped with its handler, before the queue,
@@ -140,15 +174,16 @@ impl Server {
             let tag = completion.tag as usize;
             let Some(pending) = self.pending.get_mut(tag).and_then(Option::take) else { continue };
             self.free.push(tag);
+            let Pending { chain, request } = pending;
             let mut result = completion.result;
-            if !pending.read.is_empty() {
-                mark(queue.memory(), &pending.read);
+            let mut written = 0;
+            if let Request::Read { data, .. } = &request {
+                mark(queue.memory(), data);
+                written = total(data);
             } else if self.write_through && result.is_ok() {
                 result = self.device.flush();
             }
-            let outcome = result.map(|()| pending.written).map_err(failed);
-            let length = conclude(&pending.chain, queue.memory(), &[], outcome)?;
-            queue.push(pending.chain, length)?;
+            self.end(queue, chain, request, result.map(|()| written))?;
         }
         Ok(())
     }
@@ -171,6 +206,9 @@ impl Server {
 impl Handler for Server {
     fn process(&mut self, queue: &mut Queue, stopping: &AtomicBool) -> Result<Rest, QueueError> {
         self.collect(queue)?;
+        if !self.without_space.is_empty() && Instant::now() >= self.retry_at {
+            self.retry(queue)?;
+        }
         let mut rest = Rest::Drained;
         while !stopping.load(Ordering::Relaxed) {
             let next = match self.held.take() {
@@ -189,10 +227,20 @@ impl Handler for Server {
             tracing::warn!(%error, "requests wait for the ring");
         }
         self.collect(queue)?;
+        if !self.without_space.is_empty() {
+            let left = self.retry_at.saturating_duration_since(Instant::now());
+            rest = match rest {
+                Rest::Until(time) => Rest::Until(time.min(left)),
+                _ => Rest::Until(left),
+            };
+        }
         Ok(rest)
     }
 
     fn finish(&mut self, queue: &mut Queue) -> Result<(), QueueError> {
+        // The last try: what has no room now fails.
+        self.wait_for_space = false;
+        self.retry(queue)?;
         if let Some((chain, request)) = self.held.take() {
             self.begin(queue, chain, request)?;
         }

@@ -2,6 +2,9 @@ use std::os::unix::fs::FileExt;
 
 use guise_disk::device::DeviceOptions;
 use guise_disk::format::FormatKind;
+use guise_disk::formats::raw::Raw;
+use guise_disk::graph::Image;
+use guise_disk::storage::{FailingStorage, MemoryStorage};
 
 use super::*;
 use crate::queue::driver::{BUFFERS, Buffer as Piece};
@@ -62,6 +65,31 @@ impl Rig {
         self.put(DATA, &sector.to_le_bytes());
         self.put(DATA + 8, &sectors.to_le_bytes());
         self.put(DATA + 12, &flags.to_le_bytes());
+    }
+}
+
+#[test]
+fn writes_without_room_fail_or_wait_as_told() {
+    for wait_for_space in [false, true] {
+        let memory = Arc::new(MemoryStorage::from_bytes("disk", &[1; 1 << 20]));
+        let storage = Arc::new(FailingStorage::new(memory));
+        let format = Box::new(Raw::open(storage.clone()).unwrap());
+        let image = Image::new(format, None, std::path::Path::new("disk"), true);
+        let options = BlockOptions { wait_for_space, ..BlockOptions::default() };
+        let mut guest = Guest::new(Block::new(BlockDevice::over(Arc::new(image)), options));
+        guest.start(0, false, false);
+        let mut rig = Rig { guest, image: tempfile::NamedTempFile::new().unwrap() };
+        storage.leave_room_for(0);
+        if !wait_for_space {
+            assert_eq!(rig.request(1, 3, &[(DATA, 512, false)]).0, 1);
+            continue;
+        }
+        let room = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            storage.leave_room_for(u64::MAX);
+        });
+        assert_eq!(rig.request(1, 3, &[(DATA, 512, false)]), (0, 1));
+        room.join().unwrap();
     }
 }
 

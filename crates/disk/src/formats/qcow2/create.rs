@@ -136,7 +136,8 @@ impl Qcow2 {
             file.set_len(end)?;
         }
         refs.write_blocks(file)?;
-        if let Some((old, clusters)) = refs.write_table(file)? {
+        refs.write_table(file)?;
+        if let Some((old, clusters)) = refs.moved_from() {
             refs.remove(file, old, clusters << bits, &blame)?;
             refs.write_blocks(file)?;
         }

@@ -308,18 +308,18 @@ impl Meta {
             self.refs.write_blocks(storage)?;
             refs = true;
         }
+        for (&offset, table) in self.tables.iter_mut().filter(|(_, table)| table.fresh) {
+            storage.write_at(offset, &table.bytes)?;
+            table.fresh = false;
+            table.dirty = None;
+        }
+        // Nothing may fail from here on: what is taken out is with the caller.
         let mut l2 = Vec::new();
         for (&offset, table) in &mut self.tables {
-            let Some((from, to)) = table.dirty else { continue };
-            if table.fresh {
-                storage.write_at(offset, &table.bytes)?;
-                table.fresh = false;
-            } else {
-                let (from, to) = (from & !511, to.next_multiple_of(512));
-                l2.push((offset + from as u64, table.bytes[from..to].to_vec(), offset));
-                table.writing = true;
-            }
-            table.dirty = None;
+            let Some((from, to)) = table.dirty.take() else { continue };
+            let (from, to) = (from & !511, to.next_multiple_of(512));
+            l2.push((offset + from as u64, table.bytes[from..to].to_vec(), offset));
+            table.writing = true;
         }
         l2.sort_unstable_by_key(|&(at, ..)| at);
         let l1 = self.l1_dirty.take().map(|(from, to)| {
@@ -336,13 +336,14 @@ impl Meta {
         if !self.refs.table_is_dirty() {
             return Ok(());
         }
-        let moved = self.refs.write_table(storage)?;
+        self.refs.write_table(storage)?;
         storage.flush()?;
-        if let Some((old, clusters)) = moved {
+        if let Some((old, clusters)) = self.refs.moved_from() {
             self.header.reftable_offset = self.refs.table_offset;
             self.header.reftable_clusters = self.refs.table_clusters() as u32;
             self.write_header(storage)?;
             storage.flush()?;
+            self.refs.move_is_done();
             self.frees.push(Free { offset: old, len: clusters << self.shape.cluster_bits });
         }
         Ok(())

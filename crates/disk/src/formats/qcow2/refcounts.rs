@@ -399,11 +399,23 @@ impl Refcounts {
     }
 
     pub(super) fn is_dirty(&self) -> bool {
-        self.table_dirty.is_some() || self.blocks.values().any(|block| block.dirty.is_some())
+        self.table_is_dirty() || self.blocks.values().any(|block| block.dirty.is_some())
     }
 
+    /// Whether the table, or the header that points to it, has to be written.
     pub(super) fn table_is_dirty(&self) -> bool {
-        self.table_dirty.is_some()
+        self.table_dirty.is_some() || self.moved_from.is_some()
+    }
+
+    /// The place and clusters of the table that the header still points to,
+    /// if that is not this one.
+    pub(super) fn moved_from(&self) -> Option<(u64, u64)> {
+        self.moved_from
+    }
+
+    /// The header points to this table.
+    pub(super) fn move_is_done(&mut self) {
+        self.moved_from = None;
     }
 
     /// Writes dirty blocks. The table has to follow, after a flush.
@@ -428,15 +440,14 @@ impl Refcounts {
         Ok(())
     }
 
-    /// Writes the table. If it has moved, the place that is free once the
-    /// header points to the new one.
-    pub(super) fn write_table(&mut self, storage: &dyn Storage) -> Result<Option<(u64, u64)>> {
+    /// Writes the table. If it has moved, the header has to follow.
+    pub(super) fn write_table(&mut self, storage: &dyn Storage) -> Result<()> {
         if let Some((from, to)) = self.table_dirty {
             let bytes = table_bytes(&self.table[from..to]);
             storage.write_at(self.table_offset + from as u64 * 8, &bytes)?;
             self.table_dirty = None;
         }
-        Ok(self.moved_from.take())
+        Ok(())
     }
 }
 

@@ -180,6 +180,8 @@ pub(super) struct Parameters {
     pub block: u64,
     pub fixed: bool,
     pub size: u64,
+    /// Where the file has the size.
+    pub size_at: u64,
     pub sector: u64,
     pub parent: Option<BackingReference>,
 }
@@ -200,6 +202,7 @@ impl Parameters {
             return Err(blame.corrupt("the metadata table is damaged"));
         }
         let (mut parameters, mut size, mut sector, mut locator) = (None, None, None, None);
+        let mut size_at = 0;
         for entry in table[32..32 + count * 32].chunks_exact(32) {
             let (offset, len) = (u64::from(le32(entry, 16)), u64::from(le32(entry, 20)));
             if offset + len > region.1 || len > 1 << 20 {
@@ -213,7 +216,10 @@ impl Parameters {
             };
             match guid(entry, 0) {
                 FILE_PARAMETERS => parameters = Some(item(8)?),
-                DISK_SIZE => size = Some(le64(&item(8)?, 0)),
+                DISK_SIZE => {
+                    size = Some(le64(&item(8)?, 0));
+                    size_at = region.0 + offset;
+                }
                 LOGICAL_SECTOR => sector = Some(u64::from(le32(&item(4)?, 0))),
                 PARENT_LOCATOR => locator = Some(item(20)?),
                 DISK_ID | PHYSICAL_SECTOR => {}
@@ -239,7 +245,7 @@ impl Parameters {
             (true, Some(locator)) => Some(read_locator(&locator, blame)?),
             (true, None) => return Err(blame.corrupt("it has a parent that it does not name")),
         };
-        Ok(Self { block, fixed: flags & 1 != 0, size, sector, parent })
+        Ok(Self { block, fixed: flags & 1 != 0, size, size_at, sector, parent })
     }
 
     pub(super) fn write(&self, file: &dyn Storage, at: u64, linkage: Option<Uuid>) -> Result<()> {

@@ -71,6 +71,15 @@ impl SparseHeader {
         if header.gtes == 0 || header.gtes > 4096 || header.capacity > i64::MAX as u64 / SECTOR {
             return Err(blame.corrupt("tables of an impossible size"));
         }
+        // Far beyond any file, and near enough for sums not to overflow.
+        let possible = |sector: u64| sector <= i64::MAX as u64 / (2 * SECTOR);
+        let directories = [header.directory, header.redundant_directory];
+        if !possible(header.overhead)
+            || !possible(header.descriptor.0)
+            || !directories.into_iter().all(|at| at == GD_AT_END || possible(at))
+        {
+            return Err(blame.corrupt("its parts are at impossible places"));
+        }
         if header.flags & FLAG_NEWLINES != 0 && bytes[73..77] != *b"\n \r\n" {
             return Err(blame.corrupt("a transfer as text has changed its line ends"));
         }

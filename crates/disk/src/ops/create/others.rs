@@ -21,6 +21,7 @@ pub(super) fn option_names(kind: FormatKind) -> &'static [(&'static str, &'stati
         FormatKind::Vmdk => &[
             ("adapter_type", "ide, lsilogic, buslogic, legacyESX or pvscsi"),
             ("backing_file", "image below this one"),
+            ("compat6", "the same as hwversion=6 (on/off)"),
             ("hwversion", "version of the virtual hardware"),
             ("preallocation", "for flat variants: off, falloc or full"),
             ("size", "size of the disk"),
@@ -176,10 +177,12 @@ fn vmdk_image(
             .find(|subformat| subformat.name() == name)
             .ok_or_else(|| Error::option("subformat", format!("'{name}' is not known")))?,
     };
-    if options.switch("compat6")? {
-        return Err(Error::option("compat6", "use hwversion=6"));
-    }
+    let version_6 = options.switch("compat6")?;
     let hardware = match options.take("hwversion") {
+        Some(_) if version_6 => {
+            return Err(Error::option("compat6", "is hwversion=6: one of them is enough"));
+        }
+        None if version_6 => Some(6),
         None | Some("undefined") => None,
         Some(number) => Some(
             number

@@ -1,0 +1,219 @@
+//! `guise disk` as a program: its own commands, its errors in one line, and what
+//! it prints under the names of QEMU's tools beside what these print. Without
+//! `qemu-img` the comparisons fail, unless `GUISE_DISK_WITHOUT_QEMU=1` says that
+//! the machine cannot have it; then a line says so.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+/// A directory in which programs run, with links to Guise under other names.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(TempDir::new().expect("a directory"));
+        std::fs::create_dir(place.path().join("bin")).expect("make a directory");
+        for name in ["qemu-img", "qemu-io"] {
+            let link = place.path().join("bin").join(name);
+            std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_guise"), link).expect("link");
+        }
+        place
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn run(&self, program: impl AsRef<std::ffi::OsStr>, line: &str) -> Output {
+        // Words with spaces in them stand in single quotes.
+        let mut words = Vec::new();
+        for (index, part) in line.split('\'').enumerate() {
+            if index % 2 == 1 {
+                words.push(part.to_owned());
+            } else {
+                words.extend(part.split_whitespace().map(str::to_owned));
+            }
+        }
+        Command::new(program).args(words).current_dir(self.path()).output().expect("start")
+    }
+
+    fn guise(&self, line: &str) -> Output {
+        self.run(env!("CARGO_BIN_EXE_guise"), &format!("disk {line}"))
+    }
+
+    /// Guise under another name.
+    fn ours(&self, name: &str, line: &str) -> Output {
+        self.run(self.path().join("bin").join(name), line)
+    }
+
+    fn done(&self, line: &str) -> String {
+        let output = self.guise(line);
+        assert!(output.status.success(), "{line}: {}", errors(&output));
+        text(&output)
+    }
+
+    /// The line that a failing command tells.
+    fn refused(&self, line: &str) -> String {
+        let output = self.guise(line);
+        assert_eq!(output.status.code(), Some(1), "{line}");
+        let told = errors(&output);
+        assert_eq!(told.lines().count(), 1, "{line}: {told}");
+        told.trim_end().to_owned()
+    }
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn qemu() -> bool {
+    let found = Command::new("qemu-img").arg("--version").output().is_ok();
+    if !found {
+        let excused = std::env::var_os("GUISE_DISK_WITHOUT_QEMU").is_some();
+        assert!(excused, "qemu-img is not installed: install qemu-utils");
+        eprintln!("NOT RUN: comparison with qemu-img, which is not installed here");
+    }
+    found
+}
+
+/// What takes time is told differently each time.
+fn without_times(text: &str) -> String {
+    text.lines().filter(|line| !line.contains(" ops; ")).map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn prints_what_qemus_tools_print() {
+    if !qemu() {
+        return;
+    }
+    // In both directories the same; the second program reads what its twin wrote.
+    let (here, there) = (Place::new(), Place::new());
+    for (program, line) in [
+        ("qemu-img", "create -f qcow2 a.qcow2 64M"),
+        ("qemu-img", "create -f raw a.raw 10M"),
+        (
+            "qemu-io",
+            "-f qcow2 -c 'write -P 7 0 128k' -c 'write -z 1M 64k' -c 'read -v 0 32' a.qcow2",
+        ),
+        ("qemu-io", "-f qcow2 -c 'read -P 8 0 64k' a.qcow2"),
+        ("qemu-io", "-f qcow2 -c 'discard 64k 64k' -c map -c 'alloc 0 1M' -c length a.qcow2"),
+        ("qemu-io", "-f raw -c 'write -P 9 1M 4k' -c 'read -P 9 -s 512 -l 512 1M 4k' a.raw"),
+        ("qemu-img", "create -f qcow2 -b a.qcow2 -F qcow2 b.qcow2"),
+        ("qemu-img", "info a.raw"),
+        ("qemu-img", "map -f qcow2 a.qcow2"),
+        ("qemu-img", "map --output json -f qcow2 a.qcow2"),
+        ("qemu-img", "map --output json -f qcow2 b.qcow2"),
+        ("qemu-img", "check -f qcow2 a.qcow2"),
+        ("qemu-img", "check -f raw a.raw"),
+        ("qemu-img", "check --output json -f qcow2 a.qcow2"),
+        ("qemu-img", "compare a.qcow2 b.qcow2"),
+        ("qemu-img", "compare a.qcow2 a.raw"),
+        ("qemu-img", "compare -s a.qcow2 a.raw"),
+        ("qemu-img", "measure -f qcow2 -O qcow2 a.qcow2"),
+        ("qemu-img", "measure --size 1G -O qcow2 --output json"),
+        ("qemu-img", "measure --size 1G -O raw"),
+        ("qemu-img", "resize -f qcow2 b.qcow2 +64M"),
+        ("qemu-img", "resize -f qcow2 b.qcow2 1M"),
+        ("qemu-img", "snapshot -c one a.qcow2"),
+        ("qemu-img", "snapshot -d none a.qcow2"),
+        ("qemu-img", "rebase -u -b '' b.qcow2"),
+        ("qemu-img", "convert -f qcow2 -O raw b.qcow2 c.raw"),
+        ("qemu-img", "compare b.qcow2 c.raw"),
+        ("qemu-img", "bitmap --add a.qcow2 marks"),
+        ("qemu-img", "dd -f raw -O raw bs=4k count=2 skip=256 if=a.raw of=d.raw"),
+        ("qemu-img", "compare d.raw c.raw"),
+    ] {
+        let (ours, theirs) = (here.ours(program, line), there.run(program, line));
+        let both = |output: &Output| {
+            (output.status.code(), without_times(&text(output)), errors(output).is_empty())
+        };
+        assert_eq!(both(&ours), both(&theirs), "{program} {line}\n{}", errors(&ours));
+    }
+    let one = std::fs::read(here.path().join("c.raw")).expect("read");
+    assert!(one == std::fs::read(there.path().join("c.raw")).expect("read"));
+}
+
+/// A disk with two partitions of a GPT-less kind and something in the second.
+fn partitioned(path: &Path) {
+    let mut disk = vec![0; 4 << 20];
+    for (index, start, sectors) in [(0, 64, 1000), (1, 2048, 100)] {
+        let at = 446 + index * 16;
+        disk[at + 4] = 0x83;
+        disk[at + 8..at + 12].copy_from_slice(&u32::to_le_bytes(start));
+        disk[at + 12..at + 16].copy_from_slice(&u32::to_le_bytes(sectors));
+    }
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    disk[2048 * 512..2148 * 512].fill(7);
+    std::fs::write(path, disk).expect("write");
+}
+
+#[test]
+fn partitions_are_listed_and_extracted() {
+    let place = Place::new();
+    partitioned(&place.path().join("disk.raw"));
+    place.done("convert -f raw -O qcow2 -c disk.raw disk.qcow2");
+    let listed = place.done("ls disk.qcow2");
+    assert!(listed.starts_with("MBR 00000000\n"), "{listed}");
+    let lines: Vec<Vec<&str>> =
+        listed.lines().skip(2).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[1][..2], ["2", "1048576"]);
+    let part = place.guise("cat disk.qcow2 2");
+    assert_eq!(part.stdout, [7; 100 * 512]);
+    let whole = place.guise("cat disk.qcow2").stdout;
+    assert!(whole == std::fs::read(place.path().join("disk.raw")).expect("read"));
+    assert_eq!(
+        place.refused("cat disk.qcow2 3"),
+        "guise disk: 'disk.qcow2' has no partition 3; `guise disk ls` lists those that it has"
+    );
+    place.done("create -q -f raw empty.raw 1M");
+    assert_eq!(place.done("ls empty.raw"), "'empty.raw' has no partition table\n");
+    assert_eq!(place.done("ls --output json empty.raw"), "null\n");
+}
+
+#[test]
+fn what_cannot_be_is_told_in_one_line() {
+    let place = Place::new();
+    place.done("create -q -f qcow2 disk.qcow2 1M");
+    assert_eq!(
+        place.refused("resize disk.qcow2 +1M"),
+        "guise disk: say which format 'disk.qcow2' has (it looks like -f qcow2): \
+         formats are not guessed for writing"
+    );
+    assert!(place.refused("resize -f qcow2 disk.qcow2 512K").contains("--shrink"));
+    assert!(place.refused("info none.qcow2").contains("No such file or directory"));
+    assert!(place.refused("check -f vdi disk.qcow2").contains("not in vdi format"));
+    place.done("create -q -f vhd disk.vhd 4M");
+    assert!(place.refused("resize -f vhd disk.vhd 8M").contains("vhd images have no resizing"));
+    place.done("create -q -f vdi disk.vdi 4M");
+    place.done("resize -q -f vdi disk.vdi 8M");
+    assert!(place.refused("resize --shrink -f vdi disk.vdi 4M").contains("convert it into"));
+    let cut = place.path().join("disk.qcow2");
+    let file = std::fs::OpenOptions::new().write(true).open(&cut).expect("open");
+    file.set_len(70_000).expect("cut");
+    let told = place.refused("convert -f qcow2 -O raw disk.qcow2 out.raw");
+    assert!(told.starts_with("guise disk: 'disk.qcow2' is not a sound qcow2 image:"), "{told}");
+}
+
+#[test]
+fn read_only_files_are_refused_for_writing_only() {
+    let place = Place::new();
+    place.done("create -q -f qcow2 disk.qcow2 1M");
+    let path = place.path().join("disk.qcow2");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).expect("chmod");
+    place.done("info disk.qcow2");
+    if rustix::process::geteuid().is_root() {
+        eprintln!("NOT RUN: writing a read-only file, as the superuser may");
+        return;
+    }
+    assert_eq!(
+        place.refused("resize -f qcow2 disk.qcow2 2M"),
+        "guise disk: open 'disk.qcow2': Permission denied"
+    );
+}
