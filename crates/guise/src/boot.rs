@@ -5,6 +5,7 @@ mod debugger;
 mod devices;
 mod drive;
 pub mod network;
+mod sockets;
 
 use std::fs::File;
 use std::path::PathBuf;

@@ -308,7 +308,7 @@ impl Switch {
         let offload = header::parse(head, frame.len()).ok_or(Reason::Malformed)?;
         let verdict = self.fabric.input(from, frame, Instant::now())?;
         if verdict.gateway {
-            member.to_gateway(frame, offload);
+            member.pass_to_gateway(frame, offload);
         }
         let deliver = |member: &mut Option<Member>| {
             if let Some(member) = member {

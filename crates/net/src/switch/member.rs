@@ -99,7 +99,7 @@ impl Member {
         self.due = true;
     }
 
-    pub fn to_gateway(&mut self, frame: &[u8], offload: Offload) {
+    pub fn pass_to_gateway(&mut self, frame: &[u8], offload: Offload) {
         if let Some(gateway) = &mut self.gateway {
             gateway.input(frame, offload);
             self.due = true;
