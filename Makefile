@@ -51,8 +51,9 @@ bench-disk: setup ## Time conversions of disk images beside qemu-img
 	@bench/disk/run.sh $(GUISE) $(or $(ROUNDS),3)
 	@bench/disk/random.sh $(GUISE) $(or $(ROUNDS),3)
 
-bench-net: ## Time the user-mode network in process
+bench-net: ## Time the user-mode network and the switch in process
 	@$(CARGO) bench --quiet --package guise-net --bench user_tcp
+	@$(CARGO) bench --quiet --package guise-net --bench switch
 
 lint: ## Check the format and the lints, warnings denied
 	$(CARGO) fmt --all --check

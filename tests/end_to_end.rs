@@ -9,5 +9,6 @@ mod doctor;
 mod engines;
 mod handover;
 mod linux;
+mod network;
 mod soak;
 mod support;

@@ -4,7 +4,7 @@ mod control;
 mod debugger;
 mod devices;
 mod drive;
-mod network;
+pub mod network;
 mod sockets;
 
 use std::fs::File;
@@ -173,6 +173,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         }
     };
     drop(console);
+    totals.devices = backends.list();
     backends.close()?;
     let (code, name, message) = conclude(ending, outside.signal());
     if let Some(file) = statistics {
@@ -292,6 +293,8 @@ struct Totals {
     exits: std::collections::BTreeMap<String, u64>,
     engine: std::collections::BTreeMap<String, u64>,
     machines: u64,
+    /// As they were at the end.
+    devices: serde_json::Value,
 }
 
 #[derive(Serialize)]
@@ -302,6 +305,7 @@ struct Statistics<'a> {
     machines: u64,
     exits: &'a std::collections::BTreeMap<String, u64>,
     engine: &'a std::collections::BTreeMap<String, u64>,
+    devices: &'a serde_json::Value,
 }
 
 impl Totals {
@@ -324,6 +328,7 @@ impl Totals {
             machines: self.machines,
             exits: &self.exits,
             engine: &self.engine,
+            devices: &self.devices,
         };
         serde_json::to_writer_pretty(&file, &statistics)?;
         std::io::Write::write_all(&mut &file, b"\n")

@@ -4,6 +4,7 @@
 
 mod guest;
 mod hostile;
+mod large;
 mod services;
 
 use std::io::{Read, Write};

@@ -50,6 +50,10 @@ impl Interface for Driver<'_> {
         Some(&mut self.room)
     }
 
+    fn filled(&self, size: usize) -> &[u8] {
+        &self.room[..size]
+    }
+
     fn deliver(&mut self, size: usize, offload: Offload) {
         self.count += 1;
         if self.lose_every.is_none_or(|every| !self.count.is_multiple_of(every)) {
