@@ -224,10 +224,7 @@ impl Connection {
                     if left.is_zero() {
                         return Err(AgentError::Timeout(limit));
                     }
-                    self.changed
-                        .wait_timeout(state, left)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
+                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
                 }
             };
         }
@@ -417,6 +414,3 @@ impl Drop for Session {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -17,9 +17,8 @@ pub fn import(path: &str) -> io::Result<()> {
 }
 
 fn export_to(path: &Path, out: impl Write) -> io::Result<()> {
-    let explain = |error: io::Error| {
-        io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-    };
+    let explain =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     let metadata = fs::symlink_metadata(path).map_err(explain)?;
     let mut builder = tar::Builder::new(out);
     builder.follow_symlinks(false);

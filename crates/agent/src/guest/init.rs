@@ -92,9 +92,8 @@ pub fn set_clock(clock: Clock) -> io::Result<()> {
 
 /// Mixes random bytes into the kernel's. It has those of the processor anyway.
 pub fn add_entropy(bytes: &[u8]) {
-    let written = File::options().write(true).open("/dev/urandom").and_then(|mut file| {
-        file.write_all(bytes)
-    });
+    let written =
+        File::options().write(true).open("/dev/urandom").and_then(|mut file| file.write_all(bytes));
     if let Err(error) = written {
         eprintln!("guise-agent: /dev/urandom: {error}");
     }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use guise_agent::protocol::Interface;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 const NEW_LINK: u16 = 16;
 const NEW_ADDRESS: u16 = 20;
@@ -141,12 +141,13 @@ struct Netlink {
 }
 
 impl Netlink {
+    /// The first netlink protocol, number 0, is that of routes.
     fn open() -> io::Result<Self> {
         let socket = rustix::net::socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
             SocketFlags::CLOEXEC,
-            Some(netlink::ROUTE),
+            None,
         )?;
         Ok(Netlink { socket, number: 0 })
     }

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use guise_agent::protocol::{
@@ -76,7 +75,8 @@ impl Session {
         // A process whose user has closed its input is not an error of ours; nor are its
         // streams to hold up everybody else.
         for fd in [&streams.input, &streams.output, &streams.errors].into_iter().flatten() {
-            rustix::io::ioctl_fionbio(fd, true).map_err(|error| Self::failed(&error.to_string()))?;
+            rustix::io::ioctl_fionbio(fd, true)
+                .map_err(|error| Self::failed(&error.to_string()))?;
         }
         Ok(Session {
             pid: child,
@@ -100,10 +100,7 @@ impl Session {
     }
 
     /// Which descriptors are worth waiting for. With a busy channel nothing is read.
-    pub fn interests(
-        &self,
-        busy: bool,
-    ) -> impl Iterator<Item = (Port, BorrowedFd<'_>, PollFlags)> {
+    pub fn interests(&self, busy: bool) -> impl Iterator<Item = (Port, BorrowedFd<'_>, PollFlags)> {
         let input = self.input.as_ref().filter(|_| !self.waiting.is_empty());
         let readable = move |output: &'_ Output| !busy && output.credit > 0;
         let output = self.output.fd.as_ref().filter(|_| readable(&self.output));
@@ -187,7 +184,10 @@ impl Session {
                 channel.send(number, &ToHost::Window { bytes: std::mem::take(&mut self.taken) });
             }
         }
-        if self.input_ended && let Some(input) = self.input.take() && self.is_terminal {
+        if self.input_ended
+            && let Some(input) = self.input.take()
+            && self.is_terminal
+        {
             // A terminal is not closed; end-of-file is something that is typed.
             const END_OF_FILE: u8 = 4;
             let _ = rustix::io::write(&input, &[END_OF_FILE]);
@@ -206,9 +206,7 @@ impl Session {
     /// it left behind write afterwards is nobody's.
     pub fn finish(&mut self, number: u32, channel: &mut Channel) -> Option<Exit> {
         self.exit.as_ref()?;
-        for (kind, output) in
-            [(Kind::Output, &mut self.output), (Kind::Errors, &mut self.errors)]
-        {
+        for (kind, output) in [(Kind::Output, &mut self.output), (Kind::Errors, &mut self.errors)] {
             while output.fd.is_some() {
                 if output.credit == 0 || channel.is_busy() {
                     return None;

@@ -22,12 +22,7 @@ impl User {
         Self::find_in(text, more_groups, &read("/etc/passwd"), &read("/etc/group"))
     }
 
-    fn find_in(
-        text: &str,
-        more_groups: &[u32],
-        users: &str,
-        groups: &str,
-    ) -> Result<Self, String> {
+    fn find_in(text: &str, more_groups: &[u32], users: &str, groups: &str) -> Result<Self, String> {
         let (user, group) = match text.split_once(':') {
             Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
             None => (text, None),

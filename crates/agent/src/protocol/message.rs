@@ -33,9 +33,13 @@ pub enum ToHost {
     Hello(Hello),
     /// What was asked for is done, or why it is not.
     Done(Result<(), String>),
-    Started { pid: u32 },
+    Started {
+        pid: u32,
+    },
     /// The session's process can take so many more bytes of input.
-    Window { bytes: u32 },
+    Window {
+        bytes: u32,
+    },
     Exited(Exit),
     Statistics(Statistics),
 }
@@ -120,7 +124,10 @@ pub enum Exit {
     Code(i32),
     Signal(i32),
     /// It did not begin.
-    NotStarted { why: NotStarted, message: String },
+    NotStarted {
+        why: NotStarted,
+        message: String,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

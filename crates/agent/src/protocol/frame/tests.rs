@@ -6,7 +6,12 @@ fn frames_survive_any_cut_of_the_stream() {
     let mut stream = Vec::new();
     encode(&mut stream, Kind::Input, 7, b"hello");
     encode(&mut stream, Kind::Output, 0x01_0203, b"");
-    encode(&mut stream, Kind::Control, 1, &ToGuest::Resize(Resize { rows: 24, columns: 80 }).bytes());
+    encode(
+        &mut stream,
+        Kind::Control,
+        1,
+        &ToGuest::Resize(Resize { rows: 24, columns: 80 }).bytes(),
+    );
     for step in 1..stream.len() {
         let mut decoder = Decoder::default();
         let mut frames = Vec::new();
