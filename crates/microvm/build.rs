@@ -43,8 +43,8 @@ fn main() {
          library's static archive (Debian: libc6-dev)"
     );
     let program = target_directory.join(&target).join(PROFILE).join(PACKAGE);
-    let bytes = std::fs::read(&program)
-        .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+    let bytes =
+        std::fs::read(&program).unwrap_or_else(|error| panic!("{}: {error}", program.display()));
     assert!(
         bytes.len() as u64 <= LARGEST,
         "the guest's agent has {} bytes and may have {LARGEST}",

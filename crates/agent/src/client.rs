@@ -312,6 +312,17 @@ impl State {
     }
 }
 
+impl SessionState {
+    /// Notes that output has been read. Says what to grant anew, where it is time to.
+    fn taken(&mut self, stream: Stream, bytes: &[u8]) -> Option<(Stream, u32)> {
+        let length = bytes.len() as u32;
+        self.waiting[index(stream)] -= length;
+        let owed = &mut self.owed[index(stream)];
+        *owed += length;
+        (*owed >= GRANT).then(|| (stream, std::mem::take(owed)))
+    }
+}
+
 impl Session {
     /// Waits for what comes next: output, and at the end the exit. After that, nothing
     /// but the exit again.
@@ -326,18 +337,50 @@ impl Session {
             let Some((stream, bytes)) = session.events.pop_front() else {
                 return session.exit.clone().map(|exit| (Event::Exited(exit), None));
             };
-            let length = bytes.len() as u32;
-            session.waiting[index(stream)] -= length;
-            let owed = &mut session.owed[index(stream)];
-            *owed += length;
-            let grant = (*owed >= GRANT).then(|| (stream, std::mem::take(owed)));
+            let grant = session.taken(stream, &bytes);
             Some((Event::Output(stream, bytes), grant))
         })?;
+        self.grant(grant);
+        Ok(event)
+    }
+
+    /// Waits for more of one stream; nothing is its end, which is that of the process.
+    pub fn read(&self, stream: Stream) -> Result<Option<Vec<u8>>, AgentError> {
+        let (bytes, grant) = self.connection.wait(Duration::MAX, |state| {
+            let session = state.sessions.get_mut(&self.number)?;
+            let place = session.events.iter().position(|(of, _)| *of == stream);
+            match place.and_then(|place| session.events.remove(place)) {
+                Some((_, bytes)) => {
+                    let grant = session.taken(stream, &bytes);
+                    Some((Some(bytes), grant))
+                }
+                None => session.exit.as_ref().map(|_| (None, None)),
+            }
+        })?;
+        self.grant(grant);
+        Ok(bytes)
+    }
+
+    /// Waits for the end, whether the output has been read or not.
+    pub fn wait(&self) -> Result<Exit, AgentError> {
+        self.connection.wait(Duration::MAX, |state| state.sessions.get(&self.number)?.exit.clone())
+    }
+
+    /// The same, for as long as is given; nothing when it still runs then.
+    pub fn wait_within(&self, limit: Duration) -> Result<Option<Exit>, AgentError> {
+        let exit = |state: &mut State| state.sessions.get(&self.number)?.exit.clone();
+        match self.connection.wait(limit, exit) {
+            Ok(exit) => Ok(Some(exit)),
+            Err(AgentError::Timeout(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// If the guest is gone meanwhile, the next call says so.
+    fn grant(&self, grant: Option<(Stream, u32)>) {
         if let Some((stream, bytes)) = grant {
-            // If the guest is gone meanwhile, the next call says so.
             let _ = self.connection.send(self.number, &ToGuest::Window { stream, bytes });
         }
-        Ok(event)
     }
 
     /// Waits until the process runs. Gives its number in the guest, or how it ended where

@@ -36,8 +36,7 @@ impl Archive {
         let links = if mode & DIRECTORY != 0 { 2 } else { 1 };
         let (size, name) = (content.len() as u32, path.len() as u32 + 1);
         let (major, minor) = device;
-        let fields =
-            [self.entries, mode, 0, 0, links, 0, size, 0, 0, major, minor, name, 0];
+        let fields = [self.entries, mode, 0, 0, links, 0, size, 0, 0, major, minor, name, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
             // Writing to a vector does not fail.

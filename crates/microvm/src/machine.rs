@@ -16,9 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use guise_agent::client::{Agent, AgentError};
-use guise_agent::protocol::{
-    Clock, Interface, Mount, Root, SetUp, Statistics, VSOCK_PORT, Writes,
-};
+use guise_agent::protocol::{Clock, Interface, Mount, Root, SetUp, Statistics, VSOCK_PORT, Writes};
 use guise_disk::device::{BlockDevice, DeviceOptions};
 use guise_disk::format::FormatKind;
 use guise_engine::{CpuModel, Engine};
@@ -185,15 +183,8 @@ impl MicroVm {
         agent.set_up(set_up(config), ANSWER_LIMIT)?;
         // From here on the connection ends with the machine.
         let watcher = booting.watcher.take();
-        let vm = MicroVm {
-            stopper: machine.stopper(),
-            machine,
-            agent,
-            end,
-            watcher,
-            network,
-            disks,
-        };
+        let vm =
+            MicroVm { stopper: machine.stopper(), machine, agent, end, watcher, network, disks };
         Ok(vm)
     }
 
@@ -363,10 +354,7 @@ fn set_up(config: &MicroVmConfig) -> SetUp {
     let interface = |user: &NetworkConfig| Interface {
         mac: user.guest_mac,
         mtu: user.mtu.into(),
-        addresses: vec![
-            (user.guest4.into(), user.prefix4),
-            (user.guest6.into(), user.prefix6),
-        ],
+        addresses: vec![(user.guest4.into(), user.prefix4), (user.guest6.into(), user.prefix6)],
         gateways: vec![user.router4.into(), user.router6.into()],
     };
     SetUp {

@@ -112,8 +112,9 @@ fn read(path: &Path) -> Result<Vec<u8>, KernelError> {
         return Ok(bytes);
     }
     let mut unpacked = Bounded(Vec::new());
-    lzma_rs::xz_decompress(&mut &bytes[..], &mut unpacked)
-        .map_err(|error| KernelError::Unpack { path: path.to_owned(), reason: error.to_string() })?;
+    lzma_rs::xz_decompress(&mut &bytes[..], &mut unpacked).map_err(|error| {
+        KernelError::Unpack { path: path.to_owned(), reason: error.to_string() }
+    })?;
     Ok(unpacked.0)
 }
 

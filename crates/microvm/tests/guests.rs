@@ -32,10 +32,10 @@ fn parts() -> &'static Parts {
             fs::create_dir_all(tree.join(directory)).unwrap();
         }
         fs::copy(assets::busybox().unwrap(), tree.join("bin/busybox")).unwrap();
-        for name in
-            ["sh", "cat", "echo", "id", "ls", "stty", "sleep", "true", "df", "mount", "ip", "touch",
-             "date", "hostname", "dd", "sync", "nc", "wc", "kill", "rm"]
-        {
+        for name in [
+            "sh", "cat", "echo", "id", "ls", "stty", "sleep", "true", "df", "mount", "ip", "touch",
+            "date", "hostname", "dd", "sync", "nc", "wc", "kill", "rm",
+        ] {
             symlink("busybox", tree.join("bin").join(name)).unwrap();
         }
         fs::write(tree.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nweb:x:33:34::/home/web:\n")
@@ -78,11 +78,7 @@ fn start(config: &MicroVmConfig) -> MicroVm {
 }
 
 fn shell(text: &str) -> Open {
-    Open {
-        arguments: vec!["sh".into(), "-c".into(), text.into()],
-        input: true,
-        ..Open::default()
-    }
+    Open { arguments: vec!["sh".into(), "-c".into(), text.into()], input: true, ..Open::default() }
 }
 
 fn run(vm: &MicroVm, open: &Open) -> (String, Exit) {
@@ -196,11 +192,8 @@ fn a_disk_keeps_what_was_written() {
     let scratch = tempfile::tempdir().unwrap();
     let disk = scratch.path().join("writes.img");
     guise_microvm::ext4::create(&disk, 64 << 20).unwrap();
-    let config = MicroVmConfig {
-        writes: WritableLayer::Disk(disk.clone()),
-        network: None,
-        ..config()
-    };
+    let config =
+        MicroVmConfig { writes: WritableLayer::Disk(disk.clone()), network: None, ..config() };
     let vm = start(&config);
     says(&vm, "echo kept > /home/file; rm /bin/df");
     vm.shut_down(LONG).unwrap();
