@@ -10,13 +10,14 @@ use crate::kernel::KernelError;
 
 /// What a microVM's guest needs: the bus, disks, network, the connection to the host, the
 /// host's directories, and the file systems of images.
-pub const NEEDED: [&str; 7] = [
+pub const NEEDED: [&str; 8] = [
     "virtio_pci",
     "virtio_blk",
     "virtio_net",
     "vmw_vsock_virtio_transport",
     "virtiofs",
     "erofs",
+    "ext4",
     "overlay",
 ];
 
@@ -97,8 +98,15 @@ impl Set {
         };
         let content = read(path)?;
         self.pending.push(name.to_owned());
-        for need in needs(&content) {
+        for need in listed(&content, b"\0depends=", ',') {
             self.add(&need, tree)?;
+        }
+        for wish in listed(&content, b"\0softdep=pre: ", ' ') {
+            // What is asked for by an algorithm's name is in a module that has it too.
+            let named = [wish.clone(), format!("{wish}_generic")];
+            if let Some(name) = named.iter().find(|name| self.files.contains_key(*name)) {
+                self.add(&name.clone(), tree)?;
+            }
         }
         self.pending.pop();
         self.collected.push(Module { name: name.to_owned(), content: unsigned(content) });
@@ -135,16 +143,16 @@ impl io::Write for Bounded {
     }
 }
 
-/// The modules that a module says it needs: `depends=a,b` between zeros.
-fn needs(module: &[u8]) -> Vec<String> {
-    const MARK: &[u8] = b"\0depends=";
-    let Some(at) = module.windows(MARK.len()).position(|window| window == MARK) else {
+/// The modules in one of a module's lists, `depends=a,b` for instance, between zeros.
+fn listed(module: &[u8], mark: &[u8], separator: char) -> Vec<String> {
+    let Some(at) = module.windows(mark.len()).position(|window| window == mark) else {
         return Vec::new();
     };
-    let rest = &module[at + MARK.len()..];
+    let rest = &module[at + mark.len()..];
     let end = rest.iter().position(|byte| *byte == 0).unwrap_or(rest.len());
     let text = String::from_utf8_lossy(&rest[..end]);
-    text.split(',').filter(|name| !name.is_empty()).map(|name| name.replace('-', "_")).collect()
+    let names = text.split(separator).filter(|name| !name.is_empty());
+    names.map(|name| name.replace('-', "_")).collect()
 }
 
 /// Leaves a signature out. The image store has verified the module; that the guest does so
@@ -192,6 +200,17 @@ mod tests {
         ]);
         let expected = ["failover", "net_failover", "virtio", "virtio_net"];
         assert_eq!(names(tree.path(), &["virtio_net", "virtio", "ext4"]), expected);
+    }
+
+    #[test]
+    fn wishes_are_fulfilled_where_they_can_be() {
+        let tree = tree(&[
+            ("libcrc32c.ko", "\0softdep=pre: crc32c\0"),
+            ("crc32c_generic.ko", ""),
+            ("other.ko", "\0softdep=pre: gone\0"),
+        ]);
+        let expected = ["crc32c_generic", "libcrc32c", "other"];
+        assert_eq!(names(tree.path(), &["libcrc32c", "other"]), expected);
     }
 
     #[test]
