@@ -123,13 +123,38 @@ pub struct MicroVm {
 /// How the machine ended, for everybody who waits for it.
 #[derive(Default)]
 struct End {
-    reason: Mutex<Option<String>>,
+    state: Mutex<EndState>,
     changed: Condvar,
 }
 
+#[derive(Default)]
+struct EndState {
+    reason: Option<String>,
+    /// Whoever waits for it is told.
+    agent: Option<Agent>,
+}
+
 impl End {
-    fn lock(&self) -> MutexGuard<'_, Option<String>> {
-        self.reason.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, EndState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, reason: String) {
+        let mut state = self.lock();
+        if let Some(agent) = state.agent.take() {
+            agent.disconnect(&reason);
+        }
+        state.reason = Some(reason);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn set_agent(&self, agent: &Agent) {
+        let mut state = self.lock();
+        match &state.reason {
+            Some(reason) => agent.disconnect(reason),
+            None => state.agent = Some(agent.clone()),
+        }
     }
 }
 
@@ -168,7 +193,7 @@ impl MicroVm {
             if let Some(stream) = listener.accept(LOOK) {
                 break stream;
             }
-            if let Some(reason) = end.lock().clone() {
+            if let Some(reason) = end.lock().reason.clone() {
                 return Err(MicroVmError::Died { reason, messages: said() });
             }
             if started.elapsed() > BOOT_LIMIT {
@@ -178,10 +203,10 @@ impl MicroVm {
         let reader = stream.try_clone().map_err(MicroVmError::Connection)?;
         let agent =
             Agent::new(Box::new(reader), Box::new(stream)).map_err(MicroVmError::Connection)?;
+        end.set_agent(&agent);
         let hello = agent.hello(ANSWER_LIMIT)?;
         tracing::debug!(kernel = hello.kernel, uptime = hello.uptime_ms, "the guest is up");
         agent.set_up(set_up(config), ANSWER_LIMIT)?;
-        // From here on the connection ends with the machine.
         let watcher = booting.watcher.take();
         let vm =
             MicroVm { stopper: machine.stopper(), machine, agent, end, watcher, network, disks };
@@ -229,20 +254,19 @@ impl MicroVm {
     /// Waits for the machine's end, and says why it came; nothing when it has not within
     /// the limit.
     pub fn wait(&self, limit: Duration) -> Option<String> {
-        let reason = self.end.lock();
-        let (reason, _) = self
+        let running = |state: &mut EndState| state.reason.is_none();
+        let (state, _) = self
             .end
             .changed
-            .wait_timeout_while(reason, limit, |reason| reason.is_none())
+            .wait_timeout_while(self.end.lock(), limit, running)
             .unwrap_or_else(PoisonError::into_inner);
-        reason.clone()
+        state.reason.clone()
     }
 }
 
 impl Drop for MicroVm {
     fn drop(&mut self) {
         self.stopper.leave();
-        self.agent.disconnect("the machine was switched off");
         if let Some(watcher) = self.watcher.take()
             && watcher.join().is_err()
         {
@@ -285,8 +309,7 @@ fn watch(machine: &Arc<Machine>, end: &Arc<End>) -> Result<JoinHandle<()>, Micro
             if let Err(error) = machine.pause() {
                 tracing::error!(%error, "a machine that has ended cannot be stopped");
             }
-            *end.lock() = Some(reason);
-            end.changed.notify_all();
+            end.set(reason);
         })
         .map_err(MicroVmError::Connection)
 }

@@ -1,9 +1,7 @@
 //! The connection to the host: never blocks, holds what could not be sent yet.
 
-use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 
 use guise_agent::protocol::{Decoder, Frame, Kind, ToHost, encode};
 use rustix::io::Errno;
@@ -28,16 +26,6 @@ impl Channel {
     pub fn standard_input() -> io::Result<Self> {
         let fd = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
         Self::new(fd)
-    }
-
-    /// A virtio console, which has a line discipline that must be out of the way.
-    pub fn terminal(path: &str) -> io::Result<Self> {
-        let flags = libc::O_NOCTTY | libc::O_CLOEXEC;
-        let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
-        let mut modes = rustix::termios::tcgetattr(&file)?;
-        modes.make_raw();
-        rustix::termios::tcsetattr(&file, rustix::termios::OptionalActions::Now, &modes)?;
-        Self::new(file.into())
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {

@@ -17,8 +17,6 @@ use super::sys;
 
 /// Modules in the initial RAM disk: loaded in the order of their names.
 const MODULES: &str = "/modules";
-/// What the kernel's command line calls the way to the host.
-const PARAMETER: &str = "guise.channel=";
 
 pub fn run() -> io::Result<()> {
     for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
@@ -65,23 +63,11 @@ fn load_modules(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens the way to the host that the kernel's command line names: `vsock`, or a device.
 fn connect() -> io::Result<Channel> {
-    let line = fs::read_to_string("/proc/cmdline")?;
-    let way = line.split_whitespace().find_map(|word| word.strip_prefix(PARAMETER));
-    match way {
-        None | Some("vsock") => {
-            let socket = sys::connect_to_host(VSOCK_PORT).map_err(|error| {
-                io::Error::new(error.kind(), format!("the host does not answer: {error}"))
-            })?;
-            Channel::new(socket)
-        }
-        Some(device) => {
-            let path = format!("/dev/{device}");
-            Channel::terminal(&path)
-                .map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
-        }
-    }
+    let socket = sys::connect_to_host(VSOCK_PORT).map_err(|error| {
+        io::Error::new(error.kind(), format!("the host does not answer: {error}"))
+    })?;
+    Channel::new(socket)
 }
 
 pub fn set_clock(clock: Clock) -> io::Result<()> {
