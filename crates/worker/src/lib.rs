@@ -8,3 +8,4 @@
 
 pub mod body;
 pub mod job;
+pub mod microvm;

@@ -1,0 +1,44 @@
+//! Files as tar, for copying into and out of the guest. Runs as a process of its own with
+//! the archive on its standard output or input.
+
+use std::fs;
+use std::io::{self, BufWriter, Read, Write};
+use std::path::Path;
+
+/// Writes a file or directory; the archive's names begin with the path's last part.
+pub fn export(path: &str) -> io::Result<()> {
+    let out = BufWriter::with_capacity(64 << 10, io::stdout().lock());
+    export_to(Path::new(path), out)
+}
+
+/// Unpacks an archive into a directory.
+pub fn import(path: &str) -> io::Result<()> {
+    import_from(Path::new(path), io::stdin().lock())
+}
+
+fn export_to(path: &Path, out: impl Write) -> io::Result<()> {
+    let explain =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let metadata = fs::symlink_metadata(path).map_err(explain)?;
+    let mut builder = tar::Builder::new(out);
+    builder.follow_symlinks(false);
+    // `/` and `..` have no last part; what is in them then stands at the archive's top.
+    let name = path.file_name().map_or(Path::new("."), Path::new);
+    if metadata.is_dir() {
+        builder.append_dir_all(name, path).map_err(explain)?;
+    } else {
+        builder.append_path_with_name(path, name).map_err(explain)?;
+    }
+    builder.into_inner()?.flush()
+}
+
+fn import_from(path: &Path, archive: impl Read) -> io::Result<()> {
+    let mut archive = tar::Archive::new(archive);
+    archive.set_preserve_permissions(true);
+    archive.set_preserve_ownerships(rustix::process::geteuid().is_root());
+    archive.set_overwrite(true);
+    archive.unpack(path)
+}
+
+#[cfg(test)]
+mod tests;

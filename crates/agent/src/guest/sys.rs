@@ -1,0 +1,95 @@
+//! System calls that need unsafe code.
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::process::{Gid, Uid};
+
+/// A descriptor that is readable when a child has ended, and never anything else.
+pub struct ChildSignals(OwnedFd);
+
+impl ChildSignals {
+    /// Children get an empty signal mask from the standard library when they start.
+    pub fn open() -> io::Result<Self> {
+        // SAFETY: an all-zero `sigset_t` is a valid one, and the calls only write to it.
+        let fd = unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            libc::sigaddset(&mut set, libc::SIGCHLD);
+            if libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+        };
+        owned(fd).map(ChildSignals)
+    }
+
+    pub fn fd(&self) -> &OwnedFd {
+        &self.0
+    }
+
+    /// Takes the signals that are there; children are then looked for.
+    pub fn clear(&self) {
+        let mut buffer = [0; size_of::<libc::signalfd_siginfo>()];
+        while rustix::io::read(&self.0, &mut buffer).is_ok_and(|length| length > 0) {}
+    }
+}
+
+/// Connects to a vsock port of the host.
+pub fn connect_to_host(port: u32) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is handed over.
+    let fd = unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    let socket = owned(fd)?;
+    // SAFETY: all-zero is a valid address structure.
+    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+    address.svm_port = port;
+    address.svm_cid = libc::VMADDR_CID_HOST;
+    // SAFETY: the address is of the size that is stated and lives through the call.
+    let result = unsafe {
+        libc::connect(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_vm>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(socket) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets the command begin as a user, in a session of its own, with its standard input as
+/// terminal where it has one.
+pub fn prepare(command: &mut Command, uid: Uid, gid: Gid, groups: Vec<Gid>, terminal: bool) {
+    let prepare = move || {
+        rustix::process::setsid()?;
+        if terminal {
+            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+        }
+        // A user who may not change its groups runs the command as itself.
+        if rustix::process::geteuid() != uid || rustix::process::geteuid().is_root() {
+            rustix::thread::set_thread_groups(&groups)?;
+            rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+            rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes plain system calls only. It takes no
+    // locks and no memory, and this program has one thread.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// Kills every process that this one may kill, but not itself.
+pub fn kill_everybody_else() {
+    // SAFETY: no memory is handed over. Where there is nobody, there is nothing to do.
+    unsafe { libc::kill(-1, libc::SIGKILL) };
+}
+
+fn owned(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

@@ -1,0 +1,242 @@
+//! Kernel modules: finds them in a kernel's tree and orders them so that each comes after
+//! those that it needs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::kernel::KernelError;
+
+/// What a microVM's guest needs: the bus, disks, network, the connection to the host, the
+/// host's directories, and the file systems of images.
+pub const NEEDED: [&str; 8] = [
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "vmw_vsock_virtio_transport",
+    "virtiofs",
+    "erofs",
+    "ext4",
+    "overlay",
+];
+
+/// The largest module that is taken.
+const LARGEST: u64 = 32 << 20;
+/// Trees are this deep at most: a loop of directories cannot be longer.
+const DEEPEST: u32 = 16;
+/// The mark at the end of a module that is signed.
+const SIGNED: &[u8] = b"~Module signature appended~\n";
+const SIGNATURE_INFORMATION: usize = 12;
+
+#[derive(Debug)]
+pub struct Module {
+    pub name: String,
+    pub content: Vec<u8>,
+}
+
+/// The modules of these names, with all that they need, in the order in which they go in.
+/// What is built into the kernel is left out.
+pub fn collect(tree: &Path, names: &[&str]) -> Result<Vec<Module>, KernelError> {
+    let builtin = tree.join("modules.builtin");
+    let builtin = fs::read_to_string(&builtin).map_err(KernelError::reading(&builtin))?;
+    let mut set = Set {
+        files: BTreeMap::new(),
+        builtin: builtin.lines().map(|line| name_of(Path::new(line))).collect(),
+        pending: Vec::new(),
+        collected: Vec::new(),
+    };
+    set.find(tree, 0)?;
+    for name in names {
+        set.add(name, tree)?;
+    }
+    Ok(set.collected)
+}
+
+struct Set {
+    files: BTreeMap<String, PathBuf>,
+    builtin: Vec<String>,
+    /// Those that wait for what they need.
+    pending: Vec<String>,
+    collected: Vec<Module>,
+}
+
+/// A module's name: its file's without endings, with `_` for `-`.
+fn name_of(path: &Path) -> String {
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    file.split('.').next().unwrap_or_default().replace('-', "_")
+}
+
+impl Set {
+    fn find(&mut self, directory: &Path, depth: u32) -> Result<(), KernelError> {
+        if depth > DEEPEST {
+            return Ok(());
+        }
+        for entry in fs::read_dir(directory).map_err(KernelError::reading(directory))? {
+            let entry = entry.map_err(KernelError::reading(directory))?;
+            let (path, kind) = (entry.path(), entry.file_type());
+            let kind = kind.map_err(KernelError::reading(directory))?;
+            if kind.is_dir() {
+                self.find(&path, depth + 1)?;
+            } else if kind.is_file() && path.to_string_lossy().contains(".ko") {
+                self.files.insert(name_of(&path), path);
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, name: &str, tree: &Path) -> Result<(), KernelError> {
+        let is = |other: &String| other == name;
+        if self.builtin.iter().any(is)
+            || self.pending.iter().any(is)
+            || self.collected.iter().any(|module| module.name == name)
+        {
+            return Ok(());
+        }
+        let Some(path) = self.files.get(name) else {
+            return Err(KernelError::NoModule { name: name.to_owned(), tree: tree.to_owned() });
+        };
+        let content = read(path)?;
+        self.pending.push(name.to_owned());
+        for need in listed(&content, b"\0depends=", ',') {
+            self.add(&need, tree)?;
+        }
+        for wish in listed(&content, b"\0softdep=pre: ", ' ') {
+            // What is asked for by an algorithm's name is in a module that has it too.
+            let named = [wish.clone(), format!("{wish}_generic")];
+            if let Some(name) = named.iter().find(|name| self.files.contains_key(*name)) {
+                self.add(&name.clone(), tree)?;
+            }
+        }
+        self.pending.pop();
+        self.collected.push(Module { name: name.to_owned(), content: unsigned(content) });
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, KernelError> {
+    let bytes = fs::read(path).map_err(KernelError::reading(path))?;
+    if path.extension().is_none_or(|extension| extension != "xz") {
+        return Ok(bytes);
+    }
+    let mut unpacked = Bounded(Vec::new());
+    lzma_rs::xz_decompress(&mut &bytes[..], &mut unpacked).map_err(|error| {
+        KernelError::Unpack { path: path.to_owned(), reason: error.to_string() }
+    })?;
+    Ok(unpacked.0)
+}
+
+/// Takes no more than a module may have.
+struct Bounded(Vec<u8>);
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if (self.0.len() + bytes.len()) as u64 > LARGEST {
+            return Err(io::Error::other("it is larger than any module"));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The modules in one of a module's lists, `depends=a,b` for instance, between zeros.
+fn listed(module: &[u8], mark: &[u8], separator: char) -> Vec<String> {
+    let Some(at) = module.windows(mark.len()).position(|window| window == mark) else {
+        return Vec::new();
+    };
+    let rest = &module[at + mark.len()..];
+    let end = rest.iter().position(|byte| *byte == 0).unwrap_or(rest.len());
+    let text = String::from_utf8_lossy(&rest[..end]);
+    let names = text.split(separator).filter(|name| !name.is_empty());
+    names.map(|name| name.replace('-', "_")).collect()
+}
+
+/// Leaves a signature out. The image store has verified the module; that the guest does so
+/// again would cost it more time than loading it.
+fn unsigned(mut module: Vec<u8>) -> Vec<u8> {
+    let Some(rest) = module.strip_suffix(SIGNED) else { return module };
+    // The last four bytes before the mark are the signature's length.
+    let Some(information) = rest.len().checked_sub(SIGNATURE_INFORMATION) else { return module };
+    let Some(length) = rest.last_chunk::<4>() else { return module };
+    let length = u32::from_be_bytes(*length) as usize;
+    if let Some(end) = information.checked_sub(length) {
+        module.truncate(end);
+    }
+    module
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(modules: &[(&str, &str)]) -> tempfile::TempDir {
+        let tree = tempfile::tempdir().unwrap();
+        fs::write(tree.path().join("modules.builtin"), "kernel/fs/ext4/ext4.ko\n").unwrap();
+        let directory = tree.path().join("kernel/drivers");
+        fs::create_dir_all(&directory).unwrap();
+        for (name, needs) in modules {
+            let content = format!("ELF\0license=GPL\0depends={needs}\0end");
+            fs::write(directory.join(name), content).unwrap();
+        }
+        tree
+    }
+
+    fn names(tree: &Path, wanted: &[&str]) -> Vec<String> {
+        let modules = collect(tree, wanted).unwrap();
+        modules.into_iter().map(|module| module.name).collect()
+    }
+
+    #[test]
+    fn each_comes_after_what_it_needs_and_once() {
+        let tree = tree(&[
+            ("virtio-net.ko", "net-failover,virtio"),
+            ("net_failover.ko", "failover"),
+            ("failover.ko", ""),
+            ("virtio.ko", ""),
+        ]);
+        let expected = ["failover", "net_failover", "virtio", "virtio_net"];
+        assert_eq!(names(tree.path(), &["virtio_net", "virtio", "ext4"]), expected);
+    }
+
+    #[test]
+    fn wishes_are_fulfilled_where_they_can_be() {
+        let tree = tree(&[
+            ("libcrc32c.ko", "\0softdep=pre: crc32c\0"),
+            ("crc32c_generic.ko", ""),
+            ("other.ko", "\0softdep=pre: gone\0"),
+        ]);
+        let expected = ["crc32c_generic", "libcrc32c", "other"];
+        assert_eq!(names(tree.path(), &["libcrc32c", "other"]), expected);
+    }
+
+    #[test]
+    fn a_loop_ends_and_a_missing_module_is_named() {
+        let tree = tree(&[("a.ko", "b"), ("b.ko", "a"), ("c.ko", "gone")]);
+        assert_eq!(names(tree.path(), &["a"]), ["b", "a"]);
+        let error = collect(tree.path(), &["c"]).unwrap_err();
+        assert!(error.to_string().contains("gone"), "{error}");
+    }
+
+    #[test]
+    fn packed_modules_are_unpacked_and_signatures_left_out() {
+        let tree = tree(&[]);
+        let mut content = b"ELF\0depends=\0code".to_vec();
+        let bare = content.clone();
+        content.extend_from_slice(&[0xaa; 77]);
+        content.extend_from_slice(&[0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 77]);
+        content.extend_from_slice(SIGNED);
+        let mut packed = Vec::new();
+        lzma_rs::xz_compress(&mut &content[..], &mut packed).unwrap();
+        fs::write(tree.path().join("kernel/m.ko.xz"), packed).unwrap();
+        let modules = collect(tree.path(), &["m"]).unwrap();
+        assert_eq!(modules[0].content, bare);
+        // A length that is no length.
+        let mut broken = [0xff; SIGNATURE_INFORMATION].to_vec();
+        broken.extend_from_slice(SIGNED);
+        assert_eq!(unsigned(broken.clone()), broken);
+    }
+}
