@@ -55,10 +55,14 @@ pub async fn events(State(daemon): State<App>, Query(following): Query<Following
                 () = sender.closed() => return,
             };
             match event {
-                Ok(event) if sender.send(event).await.is_ok() => {}
+                Ok(event) => {
+                    if sender.send(event).await.is_err() {
+                        return;
+                    }
+                }
                 // It was too slow for some: the others follow.
                 Err(RecvError::Lagged(_)) => {}
-                _ => return,
+                Err(RecvError::Closed) => return,
             }
         }
     });

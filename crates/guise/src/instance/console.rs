@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Read, Write};
 
 use guise_api::Ended;
-use guise_api::client::{ClientError, Session};
+use guise_api::client::Session;
 use guise_api::session::{CHUNK, Frame};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::signal::unix::{Signal, SignalKind, signal};

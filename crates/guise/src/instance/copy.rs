@@ -54,8 +54,12 @@ async fn out(client: &Client, name: &str, path: &str, to: &str) -> Done {
     });
     loop {
         match session.next().await? {
-            // What takes it may have failed: that is told below.
-            Some(Frame::Stdout(bytes)) if sender.send(bytes).is_err() => break,
+            Some(Frame::Stdout(bytes)) => {
+                // What takes it may have failed: that is told below.
+                if sender.send(bytes).is_err() {
+                    break;
+                }
+            }
             Some(Frame::Exit(_)) => break,
             Some(Frame::Error(error)) => return Err(error.into()),
             Some(_) => {}

@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use guise_net::frame::{Interface, Network, Offload, Receives};
+use guise_net::frame::{Interface, Offload, Receives};
 use guise_net::user::{Config, Forward, MAX_MTU, Transport, UserNetwork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 

@@ -18,12 +18,12 @@ pub fn make(config: &Config) -> io::Result<(OwnedFd, File)> {
 }
 
 fn make_here(config: &Config) -> io::Result<(OwnedFd, File)> {
-    // Opened while the host's /dev is what this process sees in any case.
-    let tap = File::options().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: only this thread moves, and it ends here; it shares nothing that other
     // threads rely on.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
     let namespace = File::open("/proc/thread-self/ns/net")?;
+    // A tap belongs to the namespace in which the device was opened.
+    let tap = File::options().read(true).write(true).open("/dev/net/tun")?;
     let mut request = named(NAME);
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as i16;
     change(tap.as_raw_fd(), libc::TUNSETIFF, &mut request)?;
