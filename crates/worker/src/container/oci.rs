@@ -118,7 +118,10 @@ impl Invocation {
         let name = program.argv.first().cloned().unwrap_or_default();
         match code {
             Some(127) => BodyError::ProgramNotFound(name),
-            Some(126) => BodyError::ProgramNotExecutable { program: name, why },
+            Some(126) => {
+                let why = why.rsplit("in the container: ").next().unwrap_or(&why).to_owned();
+                BodyError::ProgramNotExecutable { program: name, why }
+            }
             _ => BodyError::Failed(why),
         }
     }
