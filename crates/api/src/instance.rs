@@ -250,6 +250,15 @@ pub struct Create {
     #[serde(default)]
     pub name: Option<String>,
     pub spec: InstanceSpec,
+    /// Somebody will attach in a moment, and wants to see all of it: one that ends and
+    /// goes is kept until then.
+    #[serde(default)]
+    pub attach: bool,
+    /// The size of that terminal.
+    #[serde(default)]
+    pub rows: u16,
+    #[serde(default)]
+    pub columns: u16,
 }
 
 /// A program to be run beside an instance's own.

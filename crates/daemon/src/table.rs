@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use guise_api::{ApiError, Code, Instance};
 use guise_worker::body::Size;
@@ -19,6 +20,8 @@ pub struct Entry {
     /// Something has changed that its task has to look at.
     pub wake: Notify,
     attached: AtomicUsize,
+    /// Kept for somebody who has said that he will attach.
+    expected: Mutex<Option<Attached>>,
     /// The terminal of whoever started it, for the next life.
     pub console: Mutex<Option<Size>>,
 }
@@ -49,8 +52,26 @@ impl Entry {
             changing: tokio::sync::Mutex::default(),
             wake: Notify::new(),
             attached: AtomicUsize::new(0),
+            expected: Mutex::default(),
             console: Mutex::default(),
         })
+    }
+
+    /// Keeps the instance's end for somebody who will attach, but not for ever.
+    pub fn expect_attach(self: &Arc<Entry>) {
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let place = |entry: &Entry, guard| {
+            let mut expected = entry.expected.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *expected, guard)
+        };
+        drop(place(self, Some(self.attach())));
+        let entry = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(PATIENCE).await;
+            if let Some(entry) = entry.upgrade() {
+                drop(place(&entry, None));
+            }
+        });
     }
 
     pub fn instance(&self) -> Arc<Instance> {
@@ -64,6 +85,13 @@ impl Entry {
     pub fn attach(self: &Arc<Entry>) -> Attached {
         self.attached.fetch_add(1, Ordering::SeqCst);
         Attached(self.clone())
+    }
+
+    /// The same for whoever was expected, if anybody was.
+    pub fn attach_as_expected(self: &Arc<Entry>) -> Attached {
+        let attached = self.attach();
+        drop(self.expected.lock().unwrap_or_else(PoisonError::into_inner).take());
+        attached
     }
 
     pub fn is_attached(&self) -> bool {

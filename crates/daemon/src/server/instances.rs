@@ -7,6 +7,7 @@ use guise_api::{
     Stats,
 };
 use guise_container::state::timestamp;
+use guise_worker::body::Size;
 use guise_worker::control::{Reply, Request};
 use serde::Deserialize;
 
@@ -116,7 +117,7 @@ pub async fn list(State(daemon): State<App>) -> Json<Vec<Instance>> {
     )
 )]
 pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Answer<Instance> {
-    let Create { name, mut spec } = asked;
+    let Create { name, mut spec, attach, rows, columns } = asked;
     check(&spec)?;
     let name = match name {
         Some(name) => name,
@@ -153,6 +154,11 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
     }
     daemon.events.instance(&instance, "created", None);
     let entry = Entry::new(instance.clone());
+    if attach {
+        entry.expect_attach();
+        *entry.console.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            Some(Size { rows, columns });
+    }
     daemon.table.insert(entry.clone());
     reconcile::begin(&daemon, entry);
     Ok(Json(instance))

@@ -140,7 +140,7 @@ async fn attach_to(
     client: &mut Client,
 ) -> Result<Option<Frame>, ApiError> {
     let entry = daemon.table.find(name)?;
-    let attached = entry.attach();
+    let attached = entry.attach_as_expected();
     if asked.start {
         let size = Size { rows: asked.rows, columns: asked.columns };
         *entry.console.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(size);

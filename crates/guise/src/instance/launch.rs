@@ -19,11 +19,21 @@ fn not_started(failure: Failure) -> Failure {
     Failure { code: if failure.code == 1 { NOT_STARTED } else { failure.code }, ..failure }
 }
 
+/// Whether a new instance starts, and who sees it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    Not,
+    Alone,
+    Attached,
+}
+
 /// Makes the instance, fetching its image first where that is missing.
-async fn make(client: &Client, options: &Options, running: bool) -> Result<Instance, Failure> {
+async fn make(client: &Client, options: &Options, begin: Begin) -> Result<Instance, Failure> {
     let mut spec = options.spec()?;
-    spec.running = running;
-    let request = Request { name: options.name.clone(), spec };
+    spec.running = begin != Begin::Not;
+    let (rows, columns) = console::size();
+    let attach = begin == Begin::Attached;
+    let request = Request { name: options.name.clone(), spec, attach, rows, columns };
     if options.pull == "always" {
         fetch(client, &options.image).await?;
     }
@@ -64,7 +74,7 @@ async fn fetch(client: &Client, image: &str) -> Result<(), Failure> {
 
 pub async fn create(arguments: Create) -> Done {
     let client = remote::connect().await?;
-    let instance = make(&client, &arguments.options, false).await?;
+    let instance = make(&client, &arguments.options, Begin::Not).await?;
     println!("{}", instance.id);
     Ok(ExitCode::SUCCESS)
 }
@@ -89,14 +99,14 @@ async fn start(arguments: Run) -> Done {
         return Ok(ExitCode::SUCCESS);
     }
     if arguments.detach {
-        let instance = make(&client, options, false).await?;
+        let instance = make(&client, options, Begin::Alone).await?;
         let started: Result<Instance, ClientError> =
             client.post(&format!("/instances/{}/start", instance.id), &()).await;
         warn(&started?);
         println!("{}", instance.id);
         return Ok(ExitCode::SUCCESS);
     }
-    let instance = make(&client, options, false).await?;
+    let instance = make(&client, options, Begin::Attached).await?;
     let (rows, columns) = console::size();
     let path = format!(
         "/instances/{}/attach?start=true&past=true&stdin={}&rows={rows}&columns={columns}",
