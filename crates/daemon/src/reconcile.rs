@@ -11,10 +11,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use guise_api::session::Frame;
-use guise_api::{ApiError, Code, Ended, Phase};
+use guise_api::{ApiError, Code, Ended, Guise, Phase};
 use guise_container::state::timestamp;
 use guise_worker::body::Stats;
 use guise_worker::control::{Reply, Request};
+use guise_worker::job::{Form, Job};
 use guise_worker::place::End;
 use tokio::sync::mpsc;
 
@@ -127,35 +128,54 @@ impl Task {
         let job = place.read_job().map_err(ApiError::internal)?;
         let Some(job) = job else { return Ok(()) };
         if place.is_held().map_err(ApiError::internal)? {
-            return self.adopt(job.life).await;
+            return self.adopt(&job).await;
         }
-        match place.read_end().map_err(ApiError::internal)? {
-            Some(end) if end.life == job.life => {
-                self.change(Keep::InMemory, |instance| instance.status.starts = end.life).await?;
-                let status = &self.entry.instance().status;
-                if status.finished.as_deref() != Some(end.finished.as_str()) {
-                    return self.ended(end.ended, end.finished).await;
-                }
-                self.due = (status.phase == Phase::Waiting).then(Instant::now);
-                Ok(())
-            }
-            _ => {
-                let status = &self.entry.instance().status;
-                if status.starts >= job.life && status.finished.is_some() {
-                    self.due = (status.phase == Phase::Waiting).then(Instant::now);
-                    return Ok(());
-                }
-                self.change(Keep::InMemory, |instance| instance.status.starts = job.life).await?;
-                self.lost().await
-            }
+        let status = &self.entry.instance().status;
+        let end = place.read_end().map_err(ApiError::internal)?.filter(|end| end.life == job.life);
+        let recorded = match &end {
+            Some(end) => status.finished.as_deref() == Some(end.finished.as_str()),
+            None => status.starts >= job.life && status.finished.is_some(),
+        };
+        if recorded {
+            self.due = (status.phase == Phase::Waiting).then(Instant::now);
+            return Ok(());
+        }
+        let begun = place.holder().is_some_and(|(_, life)| life >= job.life);
+        // A reboot takes this directory away, and what ran with it.
+        let rebooted = !place.run.exists();
+        if !begun && !rebooted && end.is_none() {
+            // Its worker never was: it is started as if nothing had happened.
+            return Ok(());
+        }
+        self.ran(&job).await?;
+        match end {
+            Some(end) => self.ended(end.ended, end.finished).await,
+            None => self.lost().await,
         }
     }
 
+    /// Takes down which life there was, while it is found out how it went.
+    async fn ran(&self, job: &Job) -> Result<(), ApiError> {
+        self.change(Keep::InMemory, |instance| {
+            let status = &mut instance.status;
+            status.phase = Phase::Starting;
+            status.starts = job.life;
+            status.guise = match job.form {
+                Form::Container { .. } => Guise::Container,
+                Form::Microvm { .. } => Guise::Microvm,
+            };
+        })
+        .await
+        .map(drop)
+    }
+
     /// Takes over a worker that runs already.
-    async fn adopt(&mut self, life: u64) -> Result<(), ApiError> {
+    async fn adopt(&mut self, job: &Job) -> Result<(), ApiError> {
+        self.ran(job).await?;
+        let holder = self.daemon.config.place(&self.entry.id).holder();
         self.change(Keep::InMemory, |instance| {
             instance.status.phase = Phase::Running;
-            instance.status.starts = life;
+            instance.status.pid = holder.map(|(pid, _)| pid);
             instance.status.error = None;
         })
         .await?;
@@ -228,7 +248,8 @@ impl Task {
                 self.listen().await;
                 Ok(())
             }
-            Ok(Born::Taken) => self.adopt(life).await,
+            // It runs already: how it fares is found out.
+            Ok(Born::Taken) => self.look().await,
             Err(error) => {
                 let now = self
                     .change(self.keep(), |instance| {

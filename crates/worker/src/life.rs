@@ -51,14 +51,14 @@ fn failure(what: &str) -> impl FnOnce(std::io::Error) -> ApiError {
 }
 
 fn live(place: &Place, midwife: &mut Midwife) -> Result<(), ApiError> {
-    let Some(hold) = place.hold().map_err(failure("lock the instance"))? else {
+    let Some(mut hold) = place.hold().map_err(failure("lock the instance"))? else {
         midwife.tell(&News::Taken);
         return Ok(());
     };
     let job = place.read_job().map_err(failure("read the job"))?.ok_or_else(|| {
         ApiError::new(Code::Internal, "the worker was given no job").exit_code(125)
     })?;
-    place.begin().map_err(failure("begin a life"))?;
+    place.begin().and_then(|()| hold.sign(job.life)).map_err(failure("begin a life"))?;
     // Before there is a second thread, which could not follow into namespaces.
     let (body, warnings) = prepare(&job, midwife)?;
     let started = bring_up(place, &job, &body);

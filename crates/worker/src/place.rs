@@ -45,7 +45,15 @@ pub struct End {
 /// Held by the worker of an instance.
 #[derive(Debug)]
 pub struct Hold {
-    _file: File,
+    file: File,
+}
+
+impl Hold {
+    /// Writes down who began which life.
+    pub fn sign(&mut self, life: u64) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.write_all(format!("{} {life}\n", std::process::id()).as_bytes())
+    }
 }
 
 impl Place {
@@ -77,24 +85,36 @@ impl Place {
         Ok(())
     }
 
-    /// Takes the instance; none when another process has it.
-    pub fn hold(&self) -> io::Result<Option<Hold>> {
+    /// The lock's file, locked; none when another process has it.
+    fn lock(&self) -> io::Result<Option<File>> {
         let path = self.run.join("worker.lock");
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Hold { _file: file })),
+            Ok(()) => Ok(Some(file)),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
+    /// Takes the instance; none when another process has it.
+    pub fn hold(&self) -> io::Result<Option<Hold>> {
+        Ok(self.lock()?.map(|file| Hold { file }))
+    }
+
     /// Whether a worker holds the instance.
     pub fn is_held(&self) -> io::Result<bool> {
-        match self.hold() {
-            Ok(hold) => Ok(hold.is_none()),
+        match self.lock() {
+            Ok(lock) => Ok(lock.is_none()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// What the last worker left in its lock: its process id, and the life that it began.
+    pub fn holder(&self) -> Option<(u32, u64)> {
+        let text = fs::read_to_string(self.run.join("worker.lock")).ok()?;
+        let (pid, life) = text.trim().split_once(' ')?;
+        Some((pid.parse().ok()?, life.parse().ok()?))
     }
 
     pub fn write_job(&self, job: &Job) -> io::Result<()> {

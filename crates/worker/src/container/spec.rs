@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use guise_container::namespaces::in_user_namespace;
+use guise_container::namespaces::{in_user_namespace, may_set_groups_here};
 use guise_container::spec::{
     Capabilities, ConsoleSize, Cpu, DeviceRule, Linux, Memory, Mount, Namespace, NamespaceKind,
     OCI_VERSION, Pids, Process, Resources, Root, Spec, User,
@@ -128,7 +128,11 @@ pub fn process(program: &Program, mounted: &Path, base: &Process) -> Result<Proc
             uid: user.uid,
             gid: user.gid,
             umask: None,
-            additional_gids: if user.groups.is_empty() { vec![user.gid] } else { user.groups },
+            additional_gids: match may_set_groups_here() {
+                false => Vec::new(),
+                true if user.groups.is_empty() => vec![user.gid],
+                true => user.groups,
+            },
         },
         args: program.argv.clone(),
         env,
