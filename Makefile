@@ -2,7 +2,7 @@
 # Ubuntu machine with Rust and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages run test soak bench bench-container bench-cpu bench-disk bench-net lint
+.PHONY: help setup packages run boot test soak bench bench-container bench-run bench-cpu bench-disk bench-net lint
 
 CARGO ?= cargo
 GUISE := target/release/guise
@@ -16,7 +16,11 @@ packages:
 setup: packages ## Install missing packages, fetch test kernels, build test guests
 	@$(CARGO) run --quiet --release --package guise-testkit --bin assets
 
-run: packages ## Boot a Debian kernel to a shell, or without a terminal run one command
+run: packages ## Fetch Debian and open a shell in it, or without a terminal run a command
+	@$(CARGO) build --quiet --release --package guise
+	@sh crates/testkit/first-run.sh $(GUISE)
+
+boot: packages ## Boot a Debian kernel to a shell, or without a terminal run one command
 	@$(CARGO) build --quiet --release --package guise
 	@$(CARGO) run --quiet --release --package guise-testkit --bin assets -- first-boot
 	@sh crates/testkit/first-boot.sh $(GUISE)
@@ -32,6 +36,7 @@ soak: setup ## What takes too long for every test run: more cases, random guests
 		$(CARGO) test --release --package guise-engine-soft --test processor --test random_guests
 	GUISE_DISK_SEQUENCES=1000 $(CARGO) test --release --package guise-disk \
 		--test model --test crash --test corrupt --test full --test imago
+	GUISE_CYCLES=200 GUISE_KILLS=100 $(CARGO) test --release --package guise --test run -- survival::
 
 bench: setup ## Time a boot
 	@$(CARGO) build --quiet --release --package guise
@@ -40,6 +45,10 @@ bench: setup ## Time a boot
 bench-container: ## Time containers beside crun, runc and bwrap, where they are installed
 	@$(CARGO) build --quiet --release --package guise
 	@bench/container/run.py $(GUISE) 100
+
+bench-run: packages ## Time `guise run` beside podman, where that is installed
+	@$(CARGO) build --quiet --release --package guise
+	@bench/run/run.py $(GUISE) 20
 
 bench-cpu: setup ## CPU seconds of workloads natively, under QEMU's emulation and here
 	@$(CARGO) build --quiet --release --package guise

@@ -168,6 +168,12 @@ pub fn may_set_groups(gids: &[IdMap]) -> bool {
     rustix::process::geteuid().is_root() || !maps_only(gids, rustix::process::getegid().as_raw())
 }
 
+/// Whether this process's own user namespace lets anybody set groups.
+pub fn may_set_groups_here() -> bool {
+    let said = std::fs::read_to_string("/proc/self/setgroups");
+    said.map_or(true, |said| said.trim() != "deny")
+}
+
 fn maps_only(maps: &[IdMap], id: u32) -> bool {
     matches!(maps, [m] if m.host == id && m.size == 1)
 }

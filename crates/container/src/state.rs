@@ -317,7 +317,7 @@ pub fn timestamp() -> String {
 }
 
 /// Seconds since 1970 as a date, by counting 400-year cycles from 1 March.
-fn format_time(seconds: u64, nanoseconds: u32) -> String {
+pub fn format_time(seconds: u64, nanoseconds: u32) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let days = days + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);

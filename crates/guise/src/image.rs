@@ -11,6 +11,7 @@ use guise_image::spec::Platform;
 use guise_image::{Limits, Name, Pull, Result, Store, archive, registry};
 
 use progress::Bars;
+pub use show::{human_size, parse_size};
 
 #[derive(Args)]
 pub struct ImageArgs {

@@ -3,10 +3,12 @@
 //! into one library call and the result into text and an exit code.
 
 mod boot;
+mod daemon;
 mod disk;
 mod doctor;
 mod engine;
 mod image;
+mod instance;
 mod oci;
 mod switch;
 
@@ -26,7 +28,21 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Run(instance::Run),
+    Create(instance::Create),
+    Exec(instance::Exec),
+    #[command(flatten)]
+    Manage(instance::Manage),
+    Logs(instance::Logs),
+    /// Copy files between this host and an instance
+    Cp(instance::Copy),
+    Stats(instance::Stats),
+    Events(instance::Events),
+    /// Folders that outlive instances
+    #[command(subcommand)]
+    Volume(instance::Volume),
     Boot(boot::Arguments),
+    Daemon(daemon::Arguments),
     /// Disk images: make, inspect, convert, change
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Disk(disk::DiskArgs),
@@ -64,8 +80,11 @@ fn main() -> ExitCode {
     // A tenth of the time that a container takes to start would go into the
     // description of all subcommands.
     let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|first| first == "oci") {
-        return oci::main(args.collect());
+    match args.next().as_deref().and_then(std::ffi::OsStr::to_str) {
+        Some("oci") => return oci::main(args.collect()),
+        // What the daemon starts for each instance; nobody else does.
+        Some("worker") => return daemon::worker(args),
+        _ => {}
     }
     let arguments: Vec<_> = std::env::args_os().collect();
     match disk::called_as(&arguments).as_deref() {
@@ -78,7 +97,17 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     match cli.command {
+        Command::Run(arguments) => report(instance::run(arguments)),
+        Command::Create(arguments) => report(instance::create(arguments)),
+        Command::Exec(arguments) => report(instance::exec(arguments)),
+        Command::Manage(command) => report(instance::manage(command)),
+        Command::Logs(arguments) => report(instance::logs(arguments)),
+        Command::Cp(arguments) => report(instance::copy(arguments)),
+        Command::Stats(arguments) => report(instance::stats(arguments)),
+        Command::Events(arguments) => report(instance::events(arguments)),
+        Command::Volume(command) => report(instance::volume(command)),
         Command::Boot(arguments) => report(boot::run(arguments)),
+        Command::Daemon(arguments) => report(daemon::run(arguments)),
         Command::Disk(arguments) => disk::run(arguments),
         Command::Doctor(arguments) => report(doctor::run(&arguments)),
         Command::Image(arguments) => image::run(arguments),

@@ -14,6 +14,8 @@ use crate::body::Program;
 pub struct Job {
     /// The instance's identity, which is also a valid file and cgroup name.
     pub id: String,
+    /// Which of its lives this is.
+    pub life: u64,
     pub name: String,
     pub host_name: String,
     /// The instance's directory that outlives its lives: what it wrote, its log.
@@ -32,6 +34,8 @@ pub struct Job {
     pub network: Network,
     pub ports: Vec<Port>,
     pub log: Log,
+    /// Nothing of it outlives this life, so nothing is made to survive a power failure.
+    pub ephemeral: bool,
 }
 
 /// What the instance is made of.

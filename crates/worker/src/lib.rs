@@ -5,7 +5,27 @@
 //! run on when the daemon ends. It is told what to do by a [`job::Job`], makes a
 //! [`body::Body`] of it (a container, a machine), and serves a control socket until
 //! the body has ended.
+//!
+//! ```text
+//! birth     the daemon's channel to a worker that is being made
+//! life      one life from its job to its recorded end
+//! output    what the workload prints: to the log, and to whoever listens
+//! log       the log's files
+//! control   the control socket, and what can be asked over it
+//! place     the files of an instance, and who may run it
+//! container the container form
+//! microvm   the form of a machine
+//! ```
 
+pub mod birth;
 pub mod body;
+mod container;
+pub mod control;
 pub mod job;
+mod life;
+pub mod log;
 pub mod microvm;
+mod output;
+pub mod place;
+
+pub use life::run;

@@ -252,8 +252,11 @@ impl Request<'_> {
             listen_fds,
             keyring: (!self.options.no_new_keyring).then(|| format!("_ses.{}", state.id)),
             no_pivot: self.options.no_pivot,
-            may_set_groups: !spec.makes(NamespaceKind::User)
-                || namespaces::may_set_groups(&spec.linux.gid_mappings),
+            may_set_groups: if spec.makes(NamespaceKind::User) {
+                namespaces::may_set_groups(&spec.linux.gid_mappings)
+            } else {
+                namespaces::may_set_groups_here()
+            },
             joined: false,
         };
         let launched = launch(job)?;

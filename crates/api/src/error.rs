@@ -1,0 +1,84 @@
+//! Errors in one shape: a code for programs, a message and a hint for people.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Why a request was not served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema, thiserror::Error)]
+#[error("{message}{}", hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default())]
+pub struct ApiError {
+    pub code: Code,
+    /// What happened, to what.
+    pub message: String,
+    /// What to do next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// What a command that failed with this ends with, where that is not the usual 1:
+    /// 125, 126 and 127 as shells and container tools use them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    /// The request says what cannot be.
+    Invalid,
+    /// There is no such object.
+    NotFound,
+    /// The instance's image is not in the store yet.
+    ImageMissing,
+    /// There is such an object already, or it has been changed meanwhile.
+    Conflict,
+    /// The object's state does not allow it.
+    State,
+    /// This host, or this form, cannot do it.
+    Unsupported,
+    /// The host's resources do not suffice.
+    Exhausted,
+    /// The instance's program could not be started.
+    NotStarted,
+    /// Something failed that should not.
+    Internal,
+}
+
+impl Code {
+    /// The HTTP status that goes with it.
+    #[must_use]
+    pub fn http_status(self) -> u16 {
+        match self {
+            Code::Invalid => 400,
+            Code::NotFound | Code::ImageMissing => 404,
+            Code::Conflict | Code::State => 409,
+            Code::Unsupported | Code::NotStarted => 422,
+            Code::Exhausted => 507,
+            Code::Internal => 500,
+        }
+    }
+}
+
+impl ApiError {
+    pub fn new(code: Code, message: impl Into<String>) -> ApiError {
+        ApiError { code, message: message.into(), hint: None, exit_code: None }
+    }
+
+    pub fn invalid(message: impl Into<String>) -> ApiError {
+        ApiError::new(Code::Invalid, message)
+    }
+
+    pub fn internal(error: impl std::fmt::Display) -> ApiError {
+        ApiError::new(Code::Internal, error.to_string())
+    }
+
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> ApiError {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    #[must_use]
+    pub fn exit_code(mut self, code: u8) -> ApiError {
+        self.exit_code = Some(code);
+        self
+    }
+}

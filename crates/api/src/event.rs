@@ -1,0 +1,19 @@
+//! What happened, as a stream.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Something that happened to an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// RFC 3339.
+    pub time: String,
+    /// `instance`, `volume` or `image`.
+    pub kind: String,
+    pub id: String,
+    pub name: String,
+    /// `created`, `started`, `exited`, `failed`, `paused`, `resumed`, `renamed`, `removed`, …
+    pub action: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}

@@ -1,0 +1,17 @@
+//! Volumes: folders that outlive instances.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Volume {
+    pub name: String,
+    /// RFC 3339.
+    pub created: String,
+    /// Where it is on the host.
+    #[serde(default)]
+    pub path: String,
+    /// Instances that have it mounted, running or not.
+    #[serde(default)]
+    pub used_by: Vec<String>,
+}

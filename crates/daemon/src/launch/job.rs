@@ -1,0 +1,144 @@
+//! An instance's spec, resolved into a worker's job.
+
+use std::path::PathBuf;
+
+use guise_api::{ApiError, Code, Guise, Instance, InstanceSpec, Mount, Network, Protocol};
+use guise_container::runtime::parse_signal;
+use guise_image::progress::Silent;
+use guise_image::{Image, Limits};
+use guise_worker::body::{Program, Size};
+use guise_worker::job::{self, Form, Job};
+use guise_worker::place::Place;
+
+use super::pinned;
+use crate::{Daemon, choose};
+
+const SIGTERM: i32 = 15;
+
+pub fn of(
+    daemon: &Daemon,
+    instance: &Instance,
+    place: &Place,
+    console: Option<Size>,
+) -> Result<Job, ApiError> {
+    let spec = &instance.spec;
+    let failed = |error: guise_image::Error| ApiError::internal(error).exit_code(125);
+    let image = daemon.images.image_of(&pinned(place)?, &spec.image, None).map_err(failed)?;
+    let form = match choose::choose(spec).guise {
+        Guise::Microvm => {
+            return Err(ApiError::new(Code::Unsupported, "microVMs cannot be run yet")
+                .hint("use --as container")
+                .exit_code(125));
+        }
+        Guise::Auto | Guise::Container => {
+            let session = daemon.images.session().map_err(failed)?;
+            let layers = session.layer_dirs(&image, Limits::default(), &Silent).map_err(failed)?;
+            Form::Container { layers }
+        }
+    };
+    let process = image.config.config.clone().unwrap_or_default();
+    let stop_signal = spec.stop_signal.clone().or(Some(process.stop_signal.clone()));
+    let stop_signal = stop_signal.filter(|name| !name.is_empty());
+    let mounts: Result<Vec<job::Mount>, ApiError> =
+        spec.mounts.iter().map(|mount| resolve(daemon, mount)).collect();
+    Ok(Job {
+        id: instance.id.clone(),
+        life: spec.starts,
+        name: instance.name.clone(),
+        host_name: spec.hostname.clone().unwrap_or_else(|| instance.id.clone()),
+        state: place.state.clone(),
+        run: place.run.clone(),
+        form,
+        program: program(spec, &image, console)?,
+        stop_signal: stop_signal.as_deref().and_then(parse_signal).unwrap_or(SIGTERM),
+        resources: job::Resources {
+            cpus: spec.resources.cpus,
+            memory_bytes: spec.resources.memory_bytes,
+            processes: spec.resources.processes,
+            disk_bytes: spec.resources.disk_bytes,
+        },
+        read_only: spec.read_only,
+        mounts: mounts?,
+        network: network(spec),
+        ports: spec
+            .ports
+            .iter()
+            .map(|port| job::Port {
+                address: port.address,
+                host: port.host,
+                inside: port.inside,
+                protocol: match port.protocol {
+                    Protocol::Tcp => job::Protocol::Tcp,
+                    Protocol::Udp => job::Protocol::Udp,
+                },
+            })
+            .collect(),
+        log: job::Log::default(),
+        ephemeral: spec.remove_on_exit,
+    })
+}
+
+/// Where it is not said: the user-mode network, if this user may have a tap.
+fn network(spec: &InstanceSpec) -> job::Network {
+    match spec.network {
+        Network::Host => job::Network::Host,
+        Network::User => job::Network::User,
+        Network::None => job::Network::None,
+        // Ports that were asked for are worth an error.
+        Network::Auto if !spec.ports.is_empty() || may_have_a_tap() => job::Network::User,
+        Network::Auto => job::Network::None,
+    }
+}
+
+fn may_have_a_tap() -> bool {
+    use rustix::fs::Access;
+    rustix::fs::access("/dev/net/tun", Access::READ_OK | Access::WRITE_OK).is_ok()
+}
+
+/// The program that the image and the spec say together.
+fn program(spec: &InstanceSpec, image: &Image, console: Option<Size>) -> Result<Program, ApiError> {
+    let process = image.config.config.clone().unwrap_or_default();
+    let mut argv = spec.entrypoint.clone().unwrap_or(process.entrypoint);
+    if !spec.command.is_empty() {
+        argv.extend(spec.command.iter().cloned());
+    } else if spec.entrypoint.is_none() {
+        argv.extend(process.cmd);
+    }
+    if argv.is_empty() {
+        return Err(ApiError::invalid(format!("image {} names no program", spec.image))
+            .hint("say which one to run")
+            .exit_code(125));
+    }
+    let mut env = process.env;
+    for entry in &spec.env {
+        let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+        env.retain(|other| name(other) != name(entry));
+        env.push(entry.clone());
+    }
+    Ok(Program {
+        argv,
+        env,
+        cwd: spec.workdir.clone().unwrap_or(process.working_dir),
+        user: spec.user.clone().unwrap_or(process.user),
+        terminal: spec.tty.then(|| console.unwrap_or_default()),
+        stdin: spec.stdin,
+    })
+}
+
+/// A volume's folder, or the path that was said.
+fn resolve(daemon: &Daemon, mount: &Mount) -> Result<job::Mount, ApiError> {
+    let source = match mount.volume() {
+        Some(volume) => {
+            let path = daemon.config.volume(volume);
+            std::fs::create_dir_all(&path).map_err(ApiError::internal)?;
+            path
+        }
+        None => PathBuf::from(&mount.source),
+    };
+    if !source.exists() {
+        return Err(ApiError::invalid(format!("{} does not exist", source.display()))
+            .hint("make it first, or name a volume")
+            .exit_code(125));
+    }
+    Ok(job::Mount { source, target: mount.target.clone(), read_only: mount.read_only })
+}

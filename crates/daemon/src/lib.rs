@@ -1,0 +1,147 @@
+//! The control plane of one host and one user.
+//!
+//! ```text
+//! config     where things are
+//! objects    instances and volumes in the store
+//! table      every instance of this daemon, with what is known of it
+//! reconcile  one task per instance: makes what is into what is wanted
+//! launch     from an instance to a worker that runs it
+//! link       the daemon's side of a worker's control socket
+//! choose     which guise an instance gets, and why
+//! events     what happened
+//! server     the API
+//! ```
+//!
+//! Requests change specs, in the store and then in the table, and wake the instance's
+//! task; they never act themselves. The daemon may be killed anywhere: specs are in
+//! the store, workers live on, and the task of each instance begins by looking at what
+//! is there.
+
+mod choose;
+mod config;
+mod events;
+mod launch;
+mod link;
+mod objects;
+mod reconcile;
+mod server;
+mod table;
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use guise_state::embedded::EmbeddedStore;
+use rustix::fs::{FlockOperation, flock};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+pub use config::Config;
+pub use server::openapi;
+
+/// Why a daemon could not begin, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    #[error(
+        "another daemon runs already; it listens at {0} (stop it, or give this one another --run)"
+    )]
+    Running(PathBuf),
+    #[error("{what} {path}: {source}")]
+    Io { what: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("{0}: a socket's path has at most 107 bytes; choose a shorter --run")]
+    LongPath(PathBuf),
+    #[error(transparent)]
+    State(#[from] guise_state::StateError),
+    #[error(transparent)]
+    Image(#[from] guise_image::Error),
+    #[error("the state of {0} is damaged: {1}; restore a snapshot of the state")]
+    Object(String, serde_json::Error),
+    #[error(
+        "neither XDG_RUNTIME_DIR nor HOME says where this user's files are; give --state and --run"
+    )]
+    NoHome,
+}
+
+fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> DaemonError {
+    let path = path.into();
+    move |source| DaemonError::Io { what, path, source }
+}
+
+/// What every part of the daemon shares.
+pub(crate) struct Daemon {
+    config: Config,
+    objects: objects::Objects,
+    images: guise_image::Store,
+    table: table::Table,
+    events: events::Events,
+}
+
+/// Serves until a signal asks to end. Workers are left running.
+pub async fn run(config: Config) -> Result<(), DaemonError> {
+    let (lock, listener) = take_place(&config)?;
+    let store = EmbeddedStore::open(&config.state.join("state.redb"))?;
+    let daemon = Arc::new(Daemon {
+        objects: objects::Objects::new(Arc::new(store)),
+        images: guise_image::Store::open(&config.images)?,
+        table: table::Table::default(),
+        events: events::Events::default(),
+        config,
+    });
+    reconcile::resume(&daemon)?;
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(io("listen for signals in", &daemon.config.run))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(io("listen for signals in", &daemon.config.run))?;
+    let until = async move {
+        tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+    };
+    tracing::info!("serving at {}", daemon.config.socket().display());
+    let socket = daemon.config.socket();
+    let served = server::serve(listener, daemon, until).await;
+    // Before the lock: who finds the lock free finds no socket of somebody else.
+    let _ = std::fs::remove_file(&socket);
+    drop(lock);
+    served.map_err(io("serve", socket))
+}
+
+/// Makes the directories, and the socket if nobody else has this place.
+fn take_place(config: &Config) -> Result<(File, UnixListener), DaemonError> {
+    const LONGEST: usize = 107;
+    let socket = config.socket();
+    let longest = config.instance_run("0123456789ab").join("program-00000.sock");
+    if socket.as_os_str().len().max(longest.as_os_str().len()) > LONGEST {
+        return Err(DaemonError::LongPath(longest));
+    }
+    for directory in [&config.state, &config.run] {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(io("make", directory))?;
+    }
+    let path = config.run.join("daemon.lock");
+    let lock =
+        OpenOptions::new().create(true).append(true).open(&path).map_err(io("open", &path))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Err(DaemonError::Running(socket)),
+        Err(error) => return Err(io("lock", path)(error.into())),
+    }
+    // Who it is, for people and scripts.
+    lock.set_len(0)
+        .and_then(|()| {
+            std::io::Write::write_all(&mut &lock, format!("{}\n", std::process::id()).as_bytes())
+        })
+        .map_err(io("write", config.run.join("daemon.lock")))?;
+    match std::fs::remove_file(&socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(io("remove", socket)(error));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(&socket).map_err(io("listen at", &socket))?;
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))
+        .map_err(io("protect", &socket))?;
+    Ok((lock, listener))
+}

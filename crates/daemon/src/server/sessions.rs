@@ -1,0 +1,351 @@
+//! Sessions: frames over WebSocket, most of them passed on to and from a worker.
+//!
+//! What goes wrong is told in the session itself, as an error frame: a client has one
+//! place to look.
+
+use std::time::Duration;
+
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{Path, Query, State};
+use axum::response::Response;
+use guise_api::session::{Frame, MAX_FRAME};
+use guise_api::{ApiError, Ended, Exec};
+use guise_worker::body::{Program, Size};
+use guise_worker::control::Request;
+use guise_worker::log::{self, Position, Reader, Record, Stream};
+use serde::Deserialize;
+use tokio::net::UnixStream;
+
+use super::App;
+use super::instances::{end_of, is_over, socket_of, want_running};
+use crate::link;
+use crate::table::Gone;
+
+/// How often somebody who follows a log looks for more.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// One end of a session.
+struct Client(WebSocket);
+
+impl Client {
+    async fn send(&mut self, frame: &Frame) -> Result<(), ApiError> {
+        self.0.send(Message::Binary(frame.encode().into())).await.map_err(ApiError::internal)
+    }
+
+    /// The next frame; none when the client is gone.
+    async fn next(&mut self) -> Option<Frame> {
+        loop {
+            match self.0.recv().await? {
+                Ok(Message::Binary(bytes)) => return Frame::decode(&bytes).ok(),
+                Ok(Message::Close(_)) | Err(_) => return None,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Says how it went, and closes.
+    async fn finish(mut self, result: Result<Option<Frame>, ApiError>) {
+        let last = match result {
+            Ok(last) => last,
+            Err(error) => Some(Frame::Error(error)),
+        };
+        if let Some(last) = last {
+            // It may be gone.
+            let _ = self.send(&last).await;
+        }
+        let _ = self.0.send(Message::Close(None)).await;
+        // Closing at once would throw away what is under way.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.0.recv()).await;
+    }
+}
+
+/// Accepts a session and runs it.
+fn accept<F, S>(upgrade: WebSocketUpgrade, serve: F) -> Response
+where
+    F: FnOnce(Client) -> S + Send + 'static,
+    S: Future<Output = ()> + Send + 'static,
+{
+    upgrade
+        .max_message_size(MAX_FRAME)
+        .on_upgrade(move |socket| async move { serve(Client(socket)).await })
+}
+
+/// Passes frames both ways until the worker says how it ended. None when the client left.
+async fn relay(client: &mut Client, worker: UnixStream) -> Result<Option<Frame>, ApiError> {
+    let (mut from, mut to) = worker.into_split();
+    // A task of its own, because a frame must be read to its end.
+    let (sender, mut frames) = tokio::sync::mpsc::channel(16);
+    let reader = tokio::spawn(async move {
+        while let Ok(Some(frame)) = link::read(&mut from).await {
+            if sender.send(frame).await.is_err() {
+                return;
+            }
+        }
+    });
+    let mut client_listens = true;
+    let last = loop {
+        tokio::select! {
+            frame = frames.recv() => match frame {
+                Some(last @ (Frame::Exit(_) | Frame::Error(_))) => break Ok(Some(last)),
+                Some(frame) => client.send(&frame).await?,
+                None => break Err(link::gone("it ended the session")),
+            },
+            frame = client.next(), if client_listens => match frame {
+                Some(frame) => {
+                    if link::write(&mut to, &frame).await.is_err() {
+                        // It is about to end; what it still says is waited for.
+                        client_listens = false;
+                    }
+                }
+                None => break Ok(None),
+            },
+        }
+    };
+    reader.abort();
+    last
+}
+
+#[derive(Deserialize)]
+pub struct Attach {
+    /// Start it first.
+    #[serde(default)]
+    start: bool,
+    /// With what this life has printed already.
+    #[serde(default)]
+    past: bool,
+    #[serde(default)]
+    stdin: bool,
+    #[serde(default)]
+    rows: u16,
+    #[serde(default)]
+    columns: u16,
+}
+
+pub async fn attach(
+    State(daemon): State<App>,
+    Path(name): Path<String>,
+    Query(asked): Query<Attach>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    accept(upgrade, move |mut client| async move {
+        let result = attach_to(&daemon, &name, &asked, &mut client).await;
+        client.finish(result).await;
+    })
+}
+
+async fn attach_to(
+    daemon: &App,
+    name: &str,
+    asked: &Attach,
+    client: &mut Client,
+) -> Result<Option<Frame>, ApiError> {
+    let entry = daemon.table.find(name)?;
+    let attached = entry.attach_as_expected();
+    if asked.start {
+        let size = Size { rows: asked.rows, columns: asked.columns };
+        *entry.console.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(size);
+        want_running(daemon, &entry).await?;
+    } else {
+        socket_of(daemon, &entry)?;
+    }
+    let instance = entry
+        .until(|instance| {
+            let running = instance.status.phase.has_socket();
+            running && instance.status.starts >= instance.spec.starts || is_over(instance)
+        })
+        .await;
+    let place = daemon.config.place(&entry.id);
+    let mut last = None;
+    if instance.status.phase.has_socket() {
+        let request = Request::Attach { with_past: asked.past, stdin: asked.stdin };
+        if let Ok(worker) = link::session(&place.socket(), &request).await {
+            let Some(frame) = relay(client, worker).await? else { return Ok(None) };
+            last = Some(frame);
+        }
+    }
+    let last = match last {
+        Some(last) => last,
+        // It has ended before anybody could listen: the log has what it said.
+        None => {
+            let over = entry.until(is_over).await;
+            if let Some(end) = place.read_end().map_err(ApiError::internal)?
+                && end.life == over.status.starts
+            {
+                send_log(client, Reader::new(&place.log(), Some(end.log)), false).await?;
+            }
+            match (&over.status.error, over.status.phase) {
+                (Some(error), guise_api::Phase::Failed) => Frame::Error(error.clone()),
+                _ => Frame::Exit(end_of(&over)),
+            }
+        }
+    };
+    drop(attached);
+    if instance.spec.remove_on_exit {
+        // Who sees the end may count on the name being free.
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let _ = tokio::time::timeout(PATIENCE, entry.until(Gone::is_gone)).await;
+    }
+    Ok(Some(last))
+}
+
+pub async fn exec(
+    State(daemon): State<App>,
+    Path(name): Path<String>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    accept(upgrade, move |mut client| async move {
+        let result = exec_in(&daemon, &name, &mut client).await;
+        client.finish(result).await;
+    })
+}
+
+/// The first frame says what is to be run.
+async fn exec_in(daemon: &App, name: &str, client: &mut Client) -> Result<Option<Frame>, ApiError> {
+    let Some(first) = client.next().await else { return Ok(None) };
+    let asked: Exec = first.parse().map_err(|error| ApiError::invalid(error.to_string()))?;
+    if asked.command.is_empty() {
+        return Err(ApiError::invalid("there is no program to run"));
+    }
+    let entry = daemon.table.find(name)?;
+    let socket = socket_of(daemon, &entry)?;
+    let place = daemon.config.place(&entry.id);
+    let job = place.read_job().map_err(ApiError::internal)?;
+    let base = job.map(|job| job.program).unwrap_or_default();
+    let mut env = base.env;
+    for new in &asked.env {
+        let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+        env.retain(|old| name(old) != name(new));
+        env.push(new.clone());
+    }
+    let program = Program {
+        argv: asked.command,
+        env,
+        cwd: asked.workdir.unwrap_or(base.cwd),
+        user: asked.user.unwrap_or(base.user),
+        terminal: asked.tty.then_some(Size { rows: asked.rows, columns: asked.columns }),
+        stdin: asked.stdin,
+    };
+    let worker = link::session(&socket, &Request::Exec(program)).await?;
+    relay(client, worker).await
+}
+
+#[derive(Deserialize)]
+pub struct Copy {
+    path: String,
+}
+
+pub async fn copy_out(
+    State(daemon): State<App>,
+    Path(name): Path<String>,
+    Query(copy): Query<Copy>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    copy_with(daemon, name, Request::CopyOut { path: copy.path }, upgrade)
+}
+
+pub async fn copy_in(
+    State(daemon): State<App>,
+    Path(name): Path<String>,
+    Query(copy): Query<Copy>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    copy_with(daemon, name, Request::CopyIn { path: copy.path }, upgrade)
+}
+
+fn copy_with(daemon: App, name: String, request: Request, upgrade: WebSocketUpgrade) -> Response {
+    accept(upgrade, move |mut client| async move {
+        let copy = async {
+            let entry = daemon.table.find(&name)?;
+            let worker = link::session(&socket_of(&daemon, &entry)?, &request).await?;
+            relay(&mut client, worker).await
+        };
+        let result = copy.await;
+        client.finish(result).await;
+    })
+}
+
+#[derive(Deserialize)]
+pub struct Logs {
+    #[serde(default)]
+    follow: bool,
+    /// Only so many last lines.
+    #[serde(default)]
+    tail: Option<usize>,
+    #[serde(default)]
+    timestamps: bool,
+}
+
+pub async fn logs(
+    State(daemon): State<App>,
+    Path(name): Path<String>,
+    Query(asked): Query<Logs>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    accept(upgrade, move |mut client| async move {
+        let result = logs_of(&daemon, &name, &asked, &mut client).await;
+        client.finish(result).await;
+    })
+}
+
+async fn logs_of(
+    daemon: &App,
+    name: &str,
+    asked: &Logs,
+    client: &mut Client,
+) -> Result<Option<Frame>, ApiError> {
+    let entry = daemon.table.find(name)?;
+    let directory = daemon.config.place(&entry.id).log();
+    let mut from: Option<Position> = None;
+    if let Some(count) = asked.tail {
+        let in_directory = directory.clone();
+        let tail = tokio::task::spawn_blocking(move || log::tail(&in_directory, count));
+        let (records, end) = tail.await.map_err(ApiError::internal)?.map_err(ApiError::internal)?;
+        for record in records {
+            client.send(&frame_of(record, asked.timestamps)).await?;
+        }
+        from = Some(end);
+    }
+    loop {
+        // Before reading: what is printed last is read in any case.
+        let over = !entry.instance().status.phase.is_alive() && is_over(&entry.instance());
+        let reader = Reader::new(&directory, from);
+        from = Some(send_log(client, reader, asked.timestamps).await?);
+        if over || !asked.follow {
+            return Ok(Some(Frame::Exit(Ended::default())));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            frame = client.next() => if frame.is_none() { return Ok(None) },
+        }
+    }
+}
+
+/// Sends what there is; where that ends.
+async fn send_log(
+    client: &mut Client,
+    mut reader: Reader,
+    timestamps: bool,
+) -> Result<Position, ApiError> {
+    while let Some(record) = reader.next().map_err(ApiError::internal)? {
+        client.send(&frame_of(record, timestamps)).await?;
+    }
+    Ok(reader.position())
+}
+
+fn frame_of(record: Record, timestamps: bool) -> Frame {
+    let mut bytes = record.bytes;
+    if timestamps {
+        let seconds = record.time / 1_000_000_000;
+        let nanoseconds = (record.time % 1_000_000_000) as u32;
+        let time = guise_container::state::format_time(seconds, nanoseconds);
+        let stamp = format!("{time} ").into_bytes();
+        bytes = bytes
+            .split_inclusive(|byte| *byte == b'\n')
+            .flat_map(|line| [stamp.as_slice(), line].concat())
+            .collect();
+    }
+    match record.stream {
+        Stream::Stdout => Frame::Stdout(bytes),
+        Stream::Stderr => Frame::Stderr(bytes),
+    }
+}

@@ -1,0 +1,30 @@
+//! The daemon itself.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use guise_api::SystemInfo;
+
+use super::App;
+use super::answer::Answer;
+
+#[utoipa::path(get, path = "/v1/system", responses((status = 200, body = SystemInfo)))]
+pub async fn info(State(daemon): State<App>) -> Answer<SystemInfo> {
+    let all = daemon.table.all();
+    let running = all.iter().filter(|entry| entry.instance().status.phase.is_alive()).count();
+    let text = |path: &std::path::Path| path.display().to_string();
+    Ok(Json(SystemInfo {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        state: text(&daemon.config.state),
+        run: text(&daemon.config.run),
+        images: text(&daemon.config.images),
+        instances: all.len(),
+        running,
+    }))
+}
+
+pub async fn description() -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/json")], super::openapi())
+}

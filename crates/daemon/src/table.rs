@@ -1,0 +1,191 @@
+//! Every instance of this daemon, with what is known of it now.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use guise_api::{ApiError, Code, Instance};
+use guise_worker::body::Size;
+use tokio::sync::{Notify, watch};
+
+use crate::objects::Objects;
+
+/// One instance.
+pub struct Entry {
+    pub id: String,
+    current: watch::Sender<Arc<Instance>>,
+    /// One change at a time.
+    changing: tokio::sync::Mutex<()>,
+    /// Something has changed that its task has to look at.
+    pub wake: Notify,
+    attached: AtomicUsize,
+    /// Kept for somebody who has said that he will attach.
+    expected: Mutex<Option<Attached>>,
+    /// The terminal of whoever started it, for the next life.
+    pub console: Mutex<Option<Size>>,
+}
+
+/// Counts somebody who wants to see the instance's end before it goes.
+pub struct Attached(Arc<Entry>);
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.0.attached.fetch_sub(1, Ordering::SeqCst);
+        self.0.wake.notify_one();
+    }
+}
+
+/// Whether a change is worth a durable commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// It can be found out again.
+    InMemory,
+    Durably,
+}
+
+impl Entry {
+    pub fn new(instance: Instance) -> Arc<Entry> {
+        Arc::new(Entry {
+            id: instance.id.clone(),
+            current: watch::Sender::new(Arc::new(instance)),
+            changing: tokio::sync::Mutex::default(),
+            wake: Notify::new(),
+            attached: AtomicUsize::new(0),
+            expected: Mutex::default(),
+            console: Mutex::default(),
+        })
+    }
+
+    /// Keeps the instance's end for somebody who will attach, but not for ever.
+    pub fn expect_attach(self: &Arc<Entry>) {
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let place = |entry: &Entry, guard| {
+            let mut expected = entry.expected.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *expected, guard)
+        };
+        drop(place(self, Some(self.attach())));
+        let entry = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(PATIENCE).await;
+            if let Some(entry) = entry.upgrade() {
+                drop(place(&entry, None));
+            }
+        });
+    }
+
+    pub fn instance(&self) -> Arc<Instance> {
+        self.current.borrow().clone()
+    }
+
+    pub fn watch(&self) -> watch::Receiver<Arc<Instance>> {
+        self.current.subscribe()
+    }
+
+    pub fn attach(self: &Arc<Entry>) -> Attached {
+        self.attached.fetch_add(1, Ordering::SeqCst);
+        Attached(self.clone())
+    }
+
+    /// The same for whoever was expected, if anybody was.
+    pub fn attach_as_expected(self: &Arc<Entry>) -> Attached {
+        let attached = self.attach();
+        drop(self.expected.lock().unwrap_or_else(PoisonError::into_inner).take());
+        attached
+    }
+
+    pub fn is_attached(&self) -> bool {
+        self.attached.load(Ordering::SeqCst) > 0
+    }
+
+    /// Changes the instance: in the store first, if it is to be kept.
+    pub async fn change(
+        &self,
+        objects: &Objects,
+        keep: Keep,
+        change: impl FnOnce(&mut Instance) -> Result<(), ApiError>,
+    ) -> Result<Arc<Instance>, ApiError> {
+        let _one = self.changing.lock().await;
+        let before = self.instance();
+        let mut after = Instance::clone(&before);
+        change(&mut after)?;
+        if after == *before {
+            return Ok(before);
+        }
+        if after.spec != before.spec {
+            after.generation += 1;
+        }
+        if keep == Keep::Durably {
+            let old_name = (after.name != before.name).then_some(before.name.as_str());
+            objects.update(&mut after, old_name).await?;
+        }
+        let after = Arc::new(after);
+        self.current.send_replace(after.clone());
+        self.wake.notify_one();
+        Ok(after)
+    }
+
+    /// Waits until the instance is so, or is gone.
+    pub async fn until(&self, so: impl Fn(&Instance) -> bool) -> Arc<Instance> {
+        let mut watch = self.watch();
+        match watch.wait_for(|instance| so(instance) || instance.is_gone()).await {
+            Ok(instance) => instance.clone(),
+            Err(_) => self.instance(),
+        }
+    }
+}
+
+/// An instance that is no longer in the store has no revision.
+pub trait Gone {
+    fn is_gone(&self) -> bool;
+}
+
+impl Gone for Instance {
+    fn is_gone(&self) -> bool {
+        self.revision == 0
+    }
+}
+
+#[derive(Default)]
+pub struct Table {
+    entries: RwLock<BTreeMap<String, Arc<Entry>>>,
+}
+
+impl Table {
+    pub fn all(&self) -> Vec<Arc<Entry>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    pub fn insert(&self, entry: Arc<Entry>) {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        entries.insert(entry.id.clone(), entry);
+    }
+
+    /// Takes it out, and tells whoever waits for it.
+    pub fn remove(&self, entry: &Entry) {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(&entry.id);
+        entry.current.send_modify(|instance| {
+            let mut gone = Instance::clone(instance);
+            gone.revision = 0;
+            *instance = Arc::new(gone);
+        });
+    }
+
+    /// By name, by id, or by the beginning of an id that no other has.
+    pub fn find(&self, said: &str) -> Result<Arc<Entry>, ApiError> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(named) = entries.values().find(|entry| entry.instance().name == said) {
+            return Ok(named.clone());
+        }
+        let mut matching =
+            entries.values().filter(|entry| !said.is_empty() && entry.id.starts_with(said));
+        match (matching.next(), matching.next()) {
+            (Some(only), None) => Ok(only.clone()),
+            (Some(_), Some(_)) => Err(ApiError::invalid(format!(
+                "several instances have an id that begins with {said}"
+            ))),
+            (None, _) => Err(ApiError::new(Code::NotFound, format!("there is no instance {said}"))
+                .hint("guise ps -a lists them")),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! `guise daemon`: the control plane, and the workers that it starts.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use guise_daemon::Config;
+use tracing::Level;
+
+use crate::Failure;
+
+/// Run the control plane in the foreground
+///
+/// Every command about instances starts one for this user by itself, unless one runs.
+#[derive(Args)]
+pub struct Arguments {
+    /// What outlives a reboot [default: /var/lib/guise, or ~/.local/share/guise]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Sockets and locks [default: /run/guise, or $XDG_RUNTIME_DIR/guise]
+    #[arg(long, value_name = "DIR")]
+    run: Option<PathBuf>,
+    /// The image store [default: images in the state directory]
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// How much to log: error, warn, info, debug
+    #[arg(long, default_value = "info")]
+    log: Level,
+    /// In a session of its own, as commands start it
+    #[arg(long, hide = true)]
+    background: bool,
+    /// Print the API's OpenAPI description and end
+    #[arg(long)]
+    openapi: bool,
+}
+
+pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
+    if arguments.openapi {
+        println!("{}", guise_daemon::openapi());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut config = Config::of_this_user().map_err(Failure::failed)?;
+    let absolute = |path: PathBuf| std::path::absolute(path).map_err(Failure::failed);
+    if let Some(state) = arguments.state {
+        config.state = absolute(state)?;
+        config.images = config.state.join("images");
+    }
+    if let Some(run) = arguments.run {
+        config.run = absolute(run)?;
+    }
+    if let Some(images) = arguments.images {
+        config.images = absolute(images)?;
+    }
+    if arguments.background {
+        // It fails only for the leader of a session, which then has one of its own.
+        let _ = rustix::process::setsid();
+    }
+    tracing_subscriber::fmt()
+        .with_max_level(arguments.log)
+        .with_target(false)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(Failure::failed)?;
+    runtime.block_on(guise_daemon::run(config)).map_err(Failure::failed)?;
+    // Blocking calls that are under way end with the process.
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `guise worker STATE RUN`: the process that holds one instance.
+pub fn worker(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    match (arguments.next(), arguments.next(), arguments.next()) {
+        (Some(state), Some(run), None) => {
+            ExitCode::from(guise_worker::run(state.as_ref(), run.as_ref()))
+        }
+        _ => {
+            eprintln!("guise worker: the daemon starts workers; see `guise run`");
+            ExitCode::from(2)
+        }
+    }
+}

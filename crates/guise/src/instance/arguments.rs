@@ -1,0 +1,343 @@
+//! What `guise run`, `create` and `exec` take, and the spec that it makes.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use clap::Args;
+use guise_api::{Engine, Guise, InstanceSpec, Mount, Network, Port, Protocol, Resources, Restart};
+
+use crate::Failure;
+use crate::image::parse_size;
+
+/// Make an instance of an image and start it
+#[derive(Args)]
+#[command(after_help = "Examples:
+  guise run -it debian:12 sh
+  guise run --rm debian:12 true
+  guise run -d --name web -v data:/srv -e MODE=fast registry.example/web:1
+  guise run --explain debian:12")]
+pub struct Run {
+    /// Keep running in the background, and print the instance's id
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Say which guise the instance would get, and why; make nothing
+    #[arg(long)]
+    pub explain: bool,
+    /// Keys that leave the instance running and go
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    pub detach_keys: String,
+    #[command(flatten)]
+    pub options: Options,
+}
+
+/// Make an instance without starting it
+#[derive(Args)]
+pub struct Create {
+    #[command(flatten)]
+    pub options: Options,
+}
+
+#[derive(Args)]
+pub struct Options {
+    /// What to run it as: auto, container or microvm
+    #[arg(long = "as", value_name = "GUISE", default_value = "auto", value_parser = parse_guise)]
+    guise: Guise,
+    /// What executes a machine: auto, kvm or soft
+    #[arg(long, default_value = "auto", value_parser = parse_engine)]
+    engine: Engine,
+    /// Keep the program's input open
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the program a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Remove the instance when it has ended
+    #[arg(long = "rm")]
+    pub remove: bool,
+    /// What to call it [default: made up]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// How many processors; containers may have parts of one
+    #[arg(long, value_name = "N")]
+    cpus: Option<f64>,
+    /// How much memory (suffixes K, M, G, T)
+    #[arg(short, long, value_name = "SIZE", value_parser = parse_size)]
+    memory: Option<u64>,
+    /// How many processes
+    #[arg(long, value_name = "N")]
+    pids_limit: Option<u64>,
+    /// How much may be written to the root file system (machines only)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    disk_size: Option<u64>,
+    /// A variable of the environment; without a value, this shell's
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// Variables from a file, one on each line
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Mount a volume or a path of this host
+    #[arg(short, long = "volume", value_name = "SOURCE:TARGET[:ro]")]
+    volumes: Vec<String>,
+    /// Lead a port of this host inside
+    #[arg(short, long = "publish", value_name = "[ADDRESS:]PORT:PORT[/udp]")]
+    ports: Vec<String>,
+    /// auto, none, host, or user (outwards through this user's own sockets)
+    #[arg(long, default_value = "auto", value_parser = parse_network)]
+    network: Network,
+    /// The program's working directory
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// Who the program runs as
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// What the instance calls itself [default: its id]
+    #[arg(long)]
+    hostname: Option<String>,
+    /// Instead of the image's entry point
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Start it again when it ends: no, on-failure[:N], always, unless-stopped
+    #[arg(long, value_name = "POLICY", default_value = "no", value_parser = parse_restart)]
+    restart: Restart,
+    /// Nothing can be written to the root file system
+    #[arg(long)]
+    read_only: bool,
+    /// The signal that asks it to end
+    #[arg(long, value_name = "SIGNAL")]
+    stop_signal: Option<String>,
+    /// Seconds that it then has
+    #[arg(long, value_name = "SECONDS")]
+    stop_timeout: Option<u32>,
+    /// A label
+    #[arg(short, long = "label", value_name = "KEY[=VALUE]")]
+    labels: Vec<String>,
+    /// Whether to fetch the image: missing, always, never
+    #[arg(long, default_value = "missing", value_parser = ["missing", "always", "never"])]
+    pub pull: String,
+    /// What to run: debian:12, registry.example/app:1
+    pub image: String,
+    /// The program and its arguments [default: the image's]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+impl Options {
+    pub fn spec(&self) -> Result<InstanceSpec, Failure> {
+        let mut env = Vec::new();
+        for file in &self.env_file {
+            let text = std::fs::read_to_string(file)
+                .map_err(|error| Failure::usage(format!("{}: {error}", file.display())))?;
+            let lines = text.lines().map(str::trim);
+            env.extend(lines.filter(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_owned));
+        }
+        env.extend(self.env.iter().cloned());
+        let mounts: Result<Vec<Mount>, Failure> =
+            self.volumes.iter().map(|said| parse_mount(said)).collect();
+        let ports: Result<Vec<Port>, Failure> =
+            self.ports.iter().map(|said| parse_port(said)).collect();
+        let labels = self.labels.iter().map(|label| {
+            let (key, value) = label.split_once('=').unwrap_or((label, ""));
+            (key.to_owned(), value.to_owned())
+        });
+        Ok(InstanceSpec {
+            image: self.image.clone(),
+            guise: self.guise,
+            engine: self.engine,
+            entrypoint: self.entrypoint.clone().map(|program| vec![program]),
+            command: self.command.clone(),
+            env: with_values(env),
+            user: self.user.clone(),
+            workdir: self.workdir.clone(),
+            hostname: self.hostname.clone(),
+            tty: self.tty,
+            stdin: self.interactive,
+            resources: Resources {
+                cpus: self.cpus,
+                memory_bytes: self.memory,
+                processes: self.pids_limit,
+                disk_bytes: self.disk_size,
+            },
+            read_only: self.read_only,
+            mounts: mounts?,
+            network: self.network,
+            ports: ports?,
+            restart: self.restart,
+            remove_on_exit: self.remove,
+            stop_signal: self.stop_signal.clone(),
+            stop_seconds: self.stop_timeout,
+            labels: labels.collect(),
+            ..InstanceSpec::default()
+        })
+    }
+}
+
+/// Variables without a value get this process's, or are left out.
+fn with_values(env: Vec<String>) -> Vec<String> {
+    env.into_iter()
+        .filter_map(|entry| {
+            if entry.contains('=') {
+                return Some(entry);
+            }
+            std::env::var(&entry).ok().map(|value| format!("{entry}={value}"))
+        })
+        .collect()
+}
+
+/// Run one more program in a running instance
+#[derive(Args)]
+pub struct Exec {
+    /// Run it in the background
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Pass input on
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// A variable of the environment
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// Its working directory
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// Who it runs as
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// Keys that leave it running and go
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    pub detach_keys: String,
+    pub name: String,
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+impl Exec {
+    pub fn request(&self, rows: u16, columns: u16) -> guise_api::Exec {
+        guise_api::Exec {
+            command: self.command.clone(),
+            env: with_values(self.env.clone()),
+            user: self.user.clone(),
+            workdir: self.workdir.clone(),
+            tty: self.tty,
+            stdin: self.interactive,
+            rows,
+            columns,
+        }
+    }
+}
+
+fn parse_guise(text: &str) -> Result<Guise, String> {
+    match text {
+        "auto" => Ok(Guise::Auto),
+        "container" => Ok(Guise::Container),
+        "microvm" => Ok(Guise::Microvm),
+        _ => Err("it is auto, container or microvm".to_owned()),
+    }
+}
+
+fn parse_engine(text: &str) -> Result<Engine, String> {
+    match text {
+        "auto" => Ok(Engine::Auto),
+        "kvm" => Ok(Engine::Kvm),
+        "soft" => Ok(Engine::Soft),
+        _ => Err("it is auto, kvm or soft".to_owned()),
+    }
+}
+
+fn parse_network(text: &str) -> Result<Network, String> {
+    match text {
+        "auto" => Ok(Network::Auto),
+        "none" => Ok(Network::None),
+        "host" => Ok(Network::Host),
+        "user" => Ok(Network::User),
+        _ => Err("it is auto, none, host or user".to_owned()),
+    }
+}
+
+fn parse_restart(text: &str) -> Result<Restart, String> {
+    match text.split_once(':') {
+        None if text == "no" => Ok(Restart::No),
+        None if text == "on-failure" => Ok(Restart::OnFailure(None)),
+        None if matches!(text, "always" | "unless-stopped") => Ok(Restart::Always),
+        Some(("on-failure", most)) => most
+            .parse()
+            .map(|most| Restart::OnFailure(Some(most)))
+            .map_err(|_| format!("{most:?} is no number of restarts")),
+        _ => Err("it is no, on-failure[:N], always or unless-stopped".to_owned()),
+    }
+}
+
+/// `SOURCE:TARGET[:ro]`; a source with a slash or dot at its beginning is a path here.
+fn parse_mount(said: &str) -> Result<Mount, Failure> {
+    let bad = |why: &str| Failure::usage(format!("--volume {said}: {why}"));
+    let mut parts = said.split(':');
+    let (source, target) = match (parts.next(), parts.next()) {
+        (Some(source), Some(target)) if !source.is_empty() && !target.is_empty() => {
+            (source, target)
+        }
+        _ => return Err(bad("it is SOURCE:TARGET or SOURCE:TARGET:ro")),
+    };
+    let read_only = match (parts.next(), parts.next()) {
+        (None | Some("rw"), None) => false,
+        (Some("ro"), None) => true,
+        _ => return Err(bad("after the target comes ro, rw or nothing")),
+    };
+    let source = if source.starts_with(['/', '.', '~']) {
+        let path = std::path::absolute(source).map_err(|error| bad(&error.to_string()))?;
+        let path = path.to_str().ok_or_else(|| bad("its path is not UTF-8"))?;
+        path.to_owned()
+    } else {
+        source.to_owned()
+    };
+    Ok(Mount { source, target: target.to_owned(), read_only })
+}
+
+/// `[ADDRESS:]HOST:INSIDE[/PROTOCOL]`, with an IPv6 address in brackets.
+fn parse_port(said: &str) -> Result<Port, Failure> {
+    let bad = |why: &str| Failure::usage(format!("--publish {said}: {why}"));
+    let (rest, protocol) = match said.rsplit_once('/') {
+        Some((rest, "udp")) => (rest, Protocol::Udp),
+        Some((rest, "tcp")) => (rest, Protocol::Tcp),
+        Some(_) => return Err(bad("the protocol is tcp or udp")),
+        None => (said, Protocol::Tcp),
+    };
+    let (rest, inside) = rest.rsplit_once(':').ok_or_else(|| bad("it is PORT:PORT"))?;
+    let (address, host) = match rest.rsplit_once(':') {
+        Some((address, host)) => {
+            let address = address.trim_start_matches('[').trim_end_matches(']');
+            (address.parse().map_err(|_| bad("its address is none"))?, host)
+        }
+        None => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), rest),
+    };
+    let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
+    match (port(host), port(inside)) {
+        (Some(host), Some(inside)) => Ok(Port { address, host, inside, protocol }),
+        _ => Err(bad("ports are numbers from 1 to 65535")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_ports_and_policies_as_people_write_them() {
+        let mount = parse_mount("data:/srv:ro").ok().unwrap();
+        assert_eq!((mount.volume(), mount.read_only), (Some("data"), true));
+        assert_eq!(parse_mount("/tmp:/tmp").ok().unwrap().volume(), None);
+        for bad in ["data", ":/x", "a:/b:rx", "a:/b:ro:z"] {
+            assert!(parse_mount(bad).is_err(), "{bad}");
+        }
+        let port = parse_port("8080:80").ok().unwrap();
+        assert_eq!((port.host, port.inside, port.protocol), (8080, 80, Protocol::Tcp));
+        let port = parse_port("[::1]:53:5353/udp").ok().unwrap();
+        assert_eq!((port.address, port.protocol), ("::1".parse().unwrap(), Protocol::Udp));
+        for bad in ["80", "0:80", "80:80/icmp", "x:1:2", "70000:1"] {
+            assert!(parse_port(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_restart("on-failure:3"), Ok(Restart::OnFailure(Some(3))));
+        assert!(parse_restart("sometimes").is_err());
+    }
+}

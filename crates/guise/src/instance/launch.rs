@@ -1,0 +1,173 @@
+//! `run`, `create`, `exec`: a program begins.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use guise_api::client::{Client, ClientError};
+use guise_api::session::Frame;
+use guise_api::{Code, Create as Request, Explanation, Instance, Pull, PullNews};
+
+use super::arguments::{Create, Exec, Options, Run};
+use super::console::{self, Console, Outcome};
+use super::{Done, remote};
+use crate::Failure;
+
+/// Whatever goes wrong before the program runs.
+const NOT_STARTED: u8 = 125;
+
+fn not_started(failure: Failure) -> Failure {
+    Failure { code: if failure.code == 1 { NOT_STARTED } else { failure.code }, ..failure }
+}
+
+/// Whether a new instance starts, and who sees it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    Not,
+    Alone,
+    Attached,
+}
+
+/// Makes the instance, fetching its image first where that is missing.
+async fn make(client: &Client, options: &Options, begin: Begin) -> Result<Instance, Failure> {
+    let mut spec = options.spec()?;
+    spec.running = begin != Begin::Not;
+    let (rows, columns) = console::size();
+    let attach = begin == Begin::Attached;
+    let request = Request { name: options.name.clone(), spec, attach, rows, columns };
+    if options.pull == "always" {
+        fetch(client, &options.image).await?;
+    }
+    match client.post("/instances", &request).await {
+        Err(ClientError::Api(error))
+            if error.code == Code::ImageMissing && options.pull == "missing" =>
+        {
+            fetch(client, &options.image).await?;
+            Ok(client.post("/instances", &request).await?)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Has the daemon fetch an image, and says on standard error what it does.
+async fn fetch(client: &Client, image: &str) -> Result<(), Failure> {
+    eprintln!("image {image} is not here yet; it is fetched");
+    let pull = Pull { image: image.to_owned(), missing: false };
+    let mut news = client.post_stream("/images/pull", &pull).await?;
+    while let Some(line) = news.next_value::<PullNews>().await? {
+        match line {
+            PullNews::Note(line) if std::io::stderr().is_terminal() => {
+                eprint!("\r\x1b[K{line}");
+                let _ = std::io::stderr().flush();
+            }
+            PullNews::Note(line) => eprintln!("{line}"),
+            PullNews::Done(_) => {
+                if std::io::stderr().is_terminal() {
+                    eprint!("\r\x1b[K");
+                }
+                return Ok(());
+            }
+            PullNews::Failed(error) => return Err(error.into()),
+        }
+    }
+    Err(Failure::failed(format!("the daemon went away while it fetched {image}")))
+}
+
+pub async fn create(arguments: Create) -> Done {
+    let client = remote::connect().await?;
+    let instance = make(&client, &arguments.options, Begin::Not).await?;
+    println!("{}", instance.id);
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn run(arguments: Run) -> Done {
+    start(arguments).await.map_err(not_started)
+}
+
+async fn start(arguments: Run) -> Done {
+    let options = &arguments.options;
+    let detach = console::parse_keys(&arguments.detach_keys)?;
+    if !arguments.detach && !arguments.explain {
+        console::check_terminal(options.tty, options.interactive)?;
+    }
+    let client = remote::connect().await?;
+    if arguments.explain {
+        let explanation: Explanation = client.post("/explain", &options.spec()?).await?;
+        println!("{}", explanation.guise.name());
+        for reason in explanation.reasons {
+            println!("  {reason}");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if arguments.detach {
+        let instance = make(&client, options, Begin::Alone).await?;
+        let started: Result<Instance, ClientError> =
+            client.post(&format!("/instances/{}/start", instance.id), &()).await;
+        warn(&started?);
+        println!("{}", instance.id);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let instance = make(&client, options, Begin::Attached).await?;
+    let (rows, columns) = console::size();
+    let path = format!(
+        "/instances/{}/attach?start=true&past=true&stdin={}&rows={rows}&columns={columns}",
+        instance.id, options.interactive
+    );
+    let mut session = client.session(&path).await?;
+    let console = Console { terminal: options.tty, stdin: options.interactive, detach };
+    finish(console::attend(&mut session, console).await?)
+}
+
+fn warn(instance: &Instance) {
+    for warning in &instance.status.warnings {
+        eprintln!("guise: {}: {warning}", instance.name);
+    }
+}
+
+/// The program's exit code becomes this command's.
+pub fn finish(outcome: Outcome) -> Done {
+    match outcome {
+        Outcome::Detached => Ok(ExitCode::SUCCESS),
+        Outcome::Ended(ended) => {
+            if let Some(error) = &ended.error {
+                eprintln!("guise: {error}");
+            }
+            if ended.out_of_memory {
+                eprintln!("guise: it was ended for lack of memory; give it more with --memory");
+            }
+            Ok(ExitCode::from(ended.exit_code))
+        }
+    }
+}
+
+pub async fn exec(arguments: Exec) -> Done {
+    execute(arguments).await.map_err(not_started)
+}
+
+async fn execute(arguments: Exec) -> Done {
+    let detach = console::parse_keys(&arguments.detach_keys)?;
+    if !arguments.detach {
+        console::check_terminal(arguments.tty, arguments.interactive)?;
+    }
+    let client = remote::connect().await?;
+    let (rows, columns) = console::size();
+    let mut session =
+        client.session(&format!("/instances/{}/exec", super::escaped(&arguments.name))).await?;
+    session.send(&Frame::message(&arguments.request(rows, columns))).await?;
+    if arguments.detach {
+        return detached(&mut session).await;
+    }
+    let console = Console { terminal: arguments.tty, stdin: arguments.interactive, detach };
+    finish(console::attend(&mut session, console).await?)
+}
+
+/// Leaves the program running when it has begun: what comes within a moment is an error.
+async fn detached(session: &mut guise_api::client::Session) -> Done {
+    const MOMENT: std::time::Duration = std::time::Duration::from_millis(300);
+    match tokio::time::timeout(MOMENT, session.next()).await {
+        Ok(frame) => match frame? {
+            Some(Frame::Error(error)) => Err(error.into()),
+            _ => Ok(ExitCode::SUCCESS),
+        },
+        Err(_) => Ok(ExitCode::SUCCESS),
+    }
+}

@@ -1,0 +1,327 @@
+//! Commands about instances and volumes that ask one thing and print the answer.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use guise_api::client::{Client, ClientError};
+use guise_api::{Ended, Instance, Phase, Volume as ApiVolume};
+
+use super::console::{self, Console};
+use super::print::{Format, Output, whole};
+use super::{Done, escaped, launch, remote};
+use crate::Failure;
+
+#[derive(Subcommand)]
+pub enum Manage {
+    /// List instances
+    Ps {
+        /// Those that do not run as well
+        #[arg(short, long)]
+        all: bool,
+        /// Print nothing but ids
+        #[arg(short, long)]
+        quiet: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Start instances
+    Start {
+        /// Attach to its output, and pass signals on
+        #[arg(short, long)]
+        attach: bool,
+        /// Pass input on
+        #[arg(short, long)]
+        interactive: bool,
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Ask instances to end, and end them when they do not
+    Stop {
+        /// Seconds until they are ended
+        #[arg(short, long, value_name = "SECONDS")]
+        time: Option<u32>,
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Stop instances and start them again
+    Restart {
+        /// Seconds until they are ended
+        #[arg(short, long, value_name = "SECONDS")]
+        time: Option<u32>,
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Remove instances and what they wrote
+    Rm {
+        /// Although they run
+        #[arg(short, long)]
+        force: bool,
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Send a signal to instances' programs
+    Kill {
+        #[arg(short, long, default_value = "KILL")]
+        signal: String,
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Stop instances where they are
+    Pause {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Let paused instances go on
+    #[command(visible_alias = "resume")]
+    Unpause {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Show everything about instances
+    Inspect {
+        /// How to print
+        #[arg(short, long, value_enum, default_value = "json")]
+        output: Format,
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Wait until instances have ended, and print their exit codes
+    Wait {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Give an instance another name
+    Rename { name: String, to: String },
+    /// Tie this terminal to a running instance
+    Attach {
+        /// Pass no input on
+        #[arg(long)]
+        no_stdin: bool,
+        /// Keys that leave it running and go
+        #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+        detach_keys: String,
+        name: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum Volume {
+    /// Make volumes
+    Create {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// List volumes
+    Ls {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Remove volumes and what is in them
+    Rm {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+/// Does the same to each; goes on after a failure, and fails in the end.
+async fn each<F>(names: Vec<String>, act: F) -> Done
+where
+    F: AsyncFn(&str) -> Result<String, ClientError>,
+{
+    let mut code = ExitCode::SUCCESS;
+    for name in names {
+        match act(&escaped(&name)).await {
+            Ok(said) => println!("{said}"),
+            Err(error) => {
+                let failure = Failure::from(error);
+                eprintln!("guise: {}", failure.message);
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(code)
+}
+
+pub async fn run(command: Manage) -> Done {
+    let client = remote::connect().await?;
+    let of = async |path: String| {
+        client.post::<Instance>(&path, &()).await.map(|instance| instance.name)
+    };
+    let patience =
+        |time: Option<u32>| time.map(|seconds| format!("?seconds={seconds}")).unwrap_or_default();
+    match command {
+        Manage::Ps { all, quiet, output } => list(&client, all, quiet, &output).await,
+        Manage::Start { attach, interactive, names } if attach || interactive => {
+            let [name] = names.as_slice() else {
+                return Err(Failure::usage("only one instance can be attached to"));
+            };
+            start_attached(&client, name, interactive).await
+        }
+        Manage::Start { names, .. } => {
+            each(names, async |name| of(format!("/instances/{name}/start")).await).await
+        }
+        Manage::Stop { time, names } => {
+            let query = patience(time);
+            each(names, async |name| of(format!("/instances/{name}/stop{query}")).await).await
+        }
+        Manage::Restart { time, names } => {
+            let query = patience(time);
+            each(names, async |name| of(format!("/instances/{name}/restart{query}")).await).await
+        }
+        Manage::Rm { force, names } => {
+            each(names, async |name| {
+                let path = format!("/instances/{name}?force={force}");
+                client.delete::<Instance>(&path).await.map(|instance| instance.name)
+            })
+            .await
+        }
+        Manage::Kill { signal, names } => {
+            let signal = escaped(&signal);
+            each(names, async |name| {
+                let path = format!("/instances/{name}/kill?signal={signal}");
+                client.post::<()>(&path, &()).await.map(|()| name.to_owned())
+            })
+            .await
+        }
+        Manage::Pause { names } => {
+            each(names, async |name| of(format!("/instances/{name}/pause")).await).await
+        }
+        Manage::Unpause { names } => {
+            each(names, async |name| of(format!("/instances/{name}/resume")).await).await
+        }
+        Manage::Inspect { output, names } => {
+            let mut found = Vec::new();
+            for name in names {
+                let path = format!("/instances/{}", escaped(&name));
+                found.push(client.get::<Instance>(&path).await?);
+            }
+            whole(&found, output)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Manage::Wait { names } => {
+            each(names, async |name| {
+                let ended: Ended = client.post(&format!("/instances/{name}/wait"), &()).await?;
+                Ok(ended.exit_code.to_string())
+            })
+            .await
+        }
+        Manage::Rename { name, to } => {
+            let path = format!("/instances/{}/rename?to={}", escaped(&name), escaped(&to));
+            client.post::<Instance>(&path, &()).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Manage::Attach { no_stdin, detach_keys, name } => {
+            let detach = console::parse_keys(&detach_keys)?;
+            let instance: Instance = client.get(&format!("/instances/{}", escaped(&name))).await?;
+            let stdin = instance.spec.stdin && !no_stdin;
+            console::check_terminal(instance.spec.tty, stdin)?;
+            attach(&client, &instance, "start=false", stdin, detach).await
+        }
+    }
+}
+
+async fn attach(
+    client: &Client,
+    instance: &Instance,
+    query: &str,
+    stdin: bool,
+    detach: Vec<u8>,
+) -> Done {
+    let path = format!("/instances/{}/attach?{query}&stdin={stdin}", instance.id);
+    let mut session = client.session(&path).await?;
+    let console = Console { terminal: instance.spec.tty, stdin, detach };
+    launch::finish(console::attend(&mut session, console).await?)
+}
+
+async fn start_attached(client: &Client, name: &str, interactive: bool) -> Done {
+    let instance: Instance = client.get(&format!("/instances/{}", escaped(name))).await?;
+    let stdin = instance.spec.stdin && interactive;
+    console::check_terminal(instance.spec.tty, stdin)?;
+    let (rows, columns) = console::size();
+    let query = format!("start=true&past=true&rows={rows}&columns={columns}");
+    attach(client, &instance, &query, stdin, console::parse_keys("ctrl-p,ctrl-q")?).await
+}
+
+async fn list(client: &Client, all: bool, quiet: bool, output: &Output) -> Done {
+    let mut instances: Vec<Instance> = client.get("/instances").await?;
+    if !all {
+        instances.retain(|instance| instance.status.phase.is_alive());
+    }
+    if quiet && output.is_table() {
+        for instance in &instances {
+            println!("{}", instance.id);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let header = ["ID", "NAME", "IMAGE", "GUISE", "STATUS", "CREATED", "COMMAND"];
+    output.print(&instances, &header, |instances| instances.iter().map(row).collect())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn row(instance: &Instance) -> Vec<String> {
+    let status = &instance.status;
+    let phase = match (status.phase, status.exit_code) {
+        (Phase::Exited | Phase::Waiting | Phase::Failed, Some(code)) => {
+            format!("{} ({code})", status.phase.name())
+        }
+        (phase, _) => phase.name().to_owned(),
+    };
+    const SHOWN: usize = 40;
+    vec![
+        instance.id.clone(),
+        instance.name.clone(),
+        instance.spec.image.clone(),
+        status.guise.name().to_owned(),
+        phase,
+        instance.created.get(..19).unwrap_or(&instance.created).replace('T', " "),
+        instance.spec.command.join(" ").chars().take(SHOWN).collect(),
+    ]
+}
+
+pub async fn volume(command: Volume) -> Done {
+    let client = remote::connect().await?;
+    match command {
+        Volume::Create { names } => {
+            let mut code = ExitCode::SUCCESS;
+            for name in names {
+                let volume = ApiVolume {
+                    name,
+                    created: String::new(),
+                    path: String::new(),
+                    used_by: Vec::new(),
+                };
+                match client.post::<ApiVolume>("/volumes", &volume).await {
+                    Ok(made) => println!("{}", made.name),
+                    Err(error) => {
+                        eprintln!("guise: {}", Failure::from(error).message);
+                        code = ExitCode::FAILURE;
+                    }
+                }
+            }
+            Ok(code)
+        }
+        Volume::Ls { output } => {
+            let volumes: Vec<ApiVolume> = client.get("/volumes").await?;
+            let header = ["NAME", "CREATED", "USED BY", "PATH"];
+            output.print(&volumes, &header, |volumes| {
+                let row = |volume: &ApiVolume| {
+                    let created = volume.created.get(..19).unwrap_or_default().replace('T', " ");
+                    vec![
+                        volume.name.clone(),
+                        created,
+                        volume.used_by.join(", "),
+                        volume.path.clone(),
+                    ]
+                };
+                volumes.iter().map(row).collect()
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Volume::Rm { names } => {
+            each(names, async |name| {
+                client.delete::<()>(&format!("/volumes/{name}")).await.map(|()| name.to_owned())
+            })
+            .await
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! `guise run`, `ps`, `exec` and the rest of what is done with instances: arguments
+//! become requests to the daemon, answers become text and an exit code.
+
+mod arguments;
+mod console;
+mod copy;
+mod launch;
+mod manage;
+mod print;
+mod remote;
+mod watch;
+
+use std::process::ExitCode;
+
+use guise_api::ApiError;
+use guise_api::client::ClientError;
+
+pub use arguments::{Create, Exec, Run};
+pub use manage::{Manage, Volume};
+pub use watch::{Events, Logs, Stats};
+
+use crate::Failure;
+
+/// What a command about instances ends with.
+pub type Done = Result<ExitCode, Failure>;
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Failure {
+        match error {
+            ClientError::Api(error) => error.into(),
+            other => Failure::failed(other),
+        }
+    }
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Failure {
+        Failure { code: error.exit_code.unwrap_or(1), message: error.to_string() }
+    }
+}
+
+/// Runs a command that talks with the daemon, on one thread.
+fn block_on<F: Future<Output = Done>>(command: F) -> Done {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::failed)?;
+    runtime.block_on(command)
+}
+
+/// A part of a URL.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            escaped.push(byte as char);
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    escaped
+}
+
+pub fn run(arguments: Run) -> Done {
+    block_on(launch::run(arguments))
+}
+
+pub fn create(arguments: Create) -> Done {
+    block_on(launch::create(arguments))
+}
+
+pub fn exec(arguments: Exec) -> Done {
+    block_on(launch::exec(arguments))
+}
+
+pub fn manage(command: Manage) -> Done {
+    block_on(manage::run(command))
+}
+
+pub fn volume(command: Volume) -> Done {
+    block_on(manage::volume(command))
+}
+
+pub fn logs(arguments: Logs) -> Done {
+    block_on(watch::logs(arguments))
+}
+
+pub fn stats(arguments: Stats) -> Done {
+    block_on(watch::stats(arguments))
+}
+
+pub fn events(arguments: Events) -> Done {
+    block_on(watch::events(arguments))
+}
+
+/// `guise cp`: files in and out.
+#[derive(clap::Args)]
+pub struct Copy {
+    /// A path here, NAME:PATH in an instance, or - for a tar archive on standard input
+    from: String,
+    /// The same; - for a tar archive on standard output
+    to: String,
+}
+
+pub fn copy(arguments: Copy) -> Done {
+    block_on(copy::copy(arguments.from, arguments.to))
+}

@@ -1,0 +1,254 @@
+//! A place of the test's own: a daemon, its state, an image.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use guise_image::tar::{Entry, Kind, Writer};
+
+pub const GUISE: &str = env!("CARGO_BIN_EXE_guise");
+/// The image that every home has.
+pub const BOX: &str = "box:1";
+/// What is waited for comes within this, on the slowest machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct Home {
+    directory: PathBuf,
+    daemon: Option<Child>,
+}
+
+/// What a command printed and ended with.
+#[derive(Debug)]
+pub struct Said {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+fn busybox() -> Option<&'static str> {
+    ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists())
+}
+
+/// A root file system with busybox, as a tar file; made once.
+fn image() -> &'static [u8] {
+    static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
+    IMAGE.get_or_init(|| {
+        let busybox = busybox().expect("looked for before");
+        let mut tar = Writer::new(Vec::new());
+        for (folder, mode) in [("bin", 0o755), ("etc", 0o755), ("tmp", 0o1777), ("root", 0o700)] {
+            tar.append(&Entry::new(folder, Kind::Directory, mode), std::io::empty()).unwrap();
+        }
+        let program = fs::read(busybox).unwrap();
+        let mut entry = Entry::new("bin/busybox", Kind::File, 0o755);
+        entry.size = program.len() as u64;
+        tar.append(&entry, program.as_slice()).unwrap();
+        let list = Command::new(busybox).arg("--list").output().unwrap();
+        for name in String::from_utf8(list.stdout).unwrap().lines().filter(|n| *n != "busybox") {
+            let link = Entry::new(format!("bin/{name}"), Kind::Symlink(b"busybox".to_vec()), 0o777);
+            tar.append(&link, std::io::empty()).unwrap();
+        }
+        tar.file("etc/passwd", b"root:x:0:0::/root:/bin/sh\nweb:x:33:34::/tmp:/bin/sh\n").unwrap();
+        tar.file("etc/group", b"root:x:0:\nwww:x:34:\nlog:x:4:web\n").unwrap();
+        tar.file("etc/not-a-program", b"text\n").unwrap();
+        tar.finish().unwrap()
+    })
+}
+
+impl Home {
+    /// A home with a running daemon; none, said aloud, where containers cannot be run.
+    pub fn new(test: &str) -> Option<Home> {
+        if !rustix::process::geteuid().is_root() {
+            not_run(test, "needs root");
+            return None;
+        }
+        let mut home = Home::without_daemon(test)?;
+        home.start_daemon();
+        Some(home)
+    }
+
+    pub fn without_daemon(test: &str) -> Option<Home> {
+        if busybox().is_none() {
+            not_run(test, "needs a static busybox (Debian: busybox-static)");
+            return None;
+        }
+        let directory = std::env::temp_dir().join(format!("gr-{test}-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let home = Home { directory, daemon: None };
+        let tar = home.path("box.tar");
+        fs::write(&tar, image()).unwrap();
+        let images = home.path("images");
+        let mut import = Command::new(GUISE);
+        import.args(["image", "--store"]).arg(&images).args(["import", "-q"]).arg(&tar).arg(BOX);
+        let import = import.output().unwrap();
+        assert!(import.status.success(), "{import:?}");
+        Some(home)
+    }
+
+    pub fn path(&self, below: impl AsRef<Path>) -> PathBuf {
+        self.directory.join(below)
+    }
+
+    /// The environment that makes commands use this home.
+    pub fn places(&self) -> [(&'static str, PathBuf); 4] {
+        [
+            ("GUISE_STATE", self.path("state")),
+            ("GUISE_RUN", self.path("run")),
+            ("GUISE_IMAGES", self.path("images")),
+            ("HOME", self.path("home")),
+        ]
+    }
+
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(GUISE);
+        command.args(args).envs(self.places()).stdin(Stdio::null());
+        command
+    }
+
+    pub fn start_daemon(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.path("daemon.log"));
+        let mut command = self.command(["daemon"]);
+        command.stdout(Stdio::null()).stderr(log.unwrap());
+        self.daemon = Some(command.spawn().unwrap());
+        self.until("the daemon listens", || {
+            std::os::unix::net::UnixStream::connect(self.path("run/guise.sock")).is_ok()
+        });
+    }
+
+    /// Ends the daemon as a power failure would.
+    pub fn kill_daemon(&mut self) {
+        let mut daemon = self.daemon.take().expect("it runs");
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+    }
+
+    /// The daemon that runs here now, whoever started it.
+    pub fn daemon_pid(&self) -> rustix::process::Pid {
+        let text = fs::read_to_string(self.path("run/daemon.lock")).unwrap();
+        rustix::process::Pid::from_raw(text.trim().parse().unwrap()).unwrap()
+    }
+
+    /// Takes note that the daemon that this home started may be dead.
+    pub fn reap_daemon(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            // One that lives is still this home's.
+            if daemon.try_wait().unwrap().is_none() {
+                self.daemon = Some(daemon);
+            }
+        }
+    }
+
+    /// Has a daemon run: one that a command started, or a new one.
+    pub fn adopt_daemon(&mut self) {
+        let answers = self.guise(&["ps", "-q"]);
+        assert_eq!(answers.code, 0, "{answers:?}\n{}", self.daemon_log());
+    }
+
+    pub fn guise(&self, args: &[&str]) -> Said {
+        said(self.command(args).output().unwrap())
+    }
+
+    /// The same with something to read.
+    pub fn guise_with(&self, args: &[&str], input: &[u8]) -> Said {
+        let mut command = self.command(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let input = input.to_vec();
+        let writer = std::thread::spawn(move || {
+            // The program may end before it has read everything.
+            let _ = stdin.write_all(&input);
+        });
+        let output = child.wait_with_output().unwrap();
+        writer.join().unwrap();
+        said(output)
+    }
+
+    /// Runs a command that has to succeed; what it printed.
+    #[track_caller]
+    pub fn good(&self, args: &[&str]) -> String {
+        let said = self.guise(args);
+        assert_eq!(said.code, 0, "{args:?}: {}\n{}", said.err, self.daemon_log());
+        said.out.trim_end().to_owned()
+    }
+
+    /// An instance's part of `inspect`.
+    #[track_caller]
+    pub fn inspect(&self, name: &str) -> serde_json::Value {
+        let text = self.good(&["inspect", name]);
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()[0].clone()
+    }
+
+    #[track_caller]
+    pub fn until_phase(&self, name: &str, phase: &str) {
+        self.until(&format!("{name} is {phase}"), || {
+            self.inspect(name)["status"]["phase"] == phase
+        });
+    }
+
+    #[track_caller]
+    pub fn until(&self, what: &str, mut so: impl FnMut() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !so() {
+            assert!(Instant::now() < deadline, "never: {what}\n{}", self.daemon_log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn daemon_log(&self) -> String {
+        fs::read_to_string(self.path("daemon.log")).unwrap_or_default()
+    }
+
+    /// Mounts, cgroups and directories that belong to this home's instances.
+    pub fn leftovers(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let marks = self.directory.to_string_lossy().into_owned();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        found.extend(mounts.lines().filter(|line| line.contains(&marks)).map(str::to_owned));
+        for place in ["state/instances", "run/i"] {
+            let entries = fs::read_dir(self.path(place)).into_iter().flatten().flatten();
+            found.extend(entries.map(|entry| entry.path().display().to_string()));
+        }
+        for process in fs::read_dir("/proc").unwrap().flatten() {
+            let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            if command.contains(" worker ") && command.contains(&marks) {
+                found.push(command);
+            }
+        }
+        found
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        // Commands start a daemon if there is none.
+        let all = self.guise(&["ps", "-aq"]);
+        for id in all.out.lines() {
+            self.guise(&["rm", "-f", id]);
+        }
+        let pid = self.daemon_pid();
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = daemon.wait();
+        }
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+pub fn said(output: Output) -> Said {
+    Said {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Says past the test runner what was not tested, and why.
+pub fn not_run(what: &str, why: &str) {
+    // Nobody can do anything about a closed standard error.
+    let _ = writeln!(std::io::stderr(), "not run: {what}: {why}");
+}

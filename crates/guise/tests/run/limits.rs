@@ -1,0 +1,50 @@
+//! What an instance may use, and what it can see.
+
+use crate::home::{BOX, Home};
+
+#[test]
+fn memory_and_processes_are_limited_and_told() {
+    let Some(home) = Home::new("limits") else { return };
+    let eat = "head -c 200000000 /dev/zero | tail -c 199999999 | wc -c";
+    let said = home.guise(&[
+        "run",
+        "--rm",
+        "-m",
+        "32M",
+        BOX,
+        "sh",
+        "-c",
+        &format!("exec tail -c 199999999 /dev/zero; {eat}"),
+    ]);
+    assert_eq!(said.code, 137, "{said:?}");
+    assert!(said.err.contains("memory"), "{}", said.err);
+    let many = "i=0; while [ $i -lt 40 ]; do sleep 5 & i=$((i+1)); done; echo all";
+    let said = home.guise(&["run", "--rm", "--pids-limit", "16", BOX, "sh", "-c", many]);
+    assert!(!said.out.contains("all") && said.err.contains("fork"), "{said:?}");
+    home.good(&["run", "-d", "--name", "it", "-m", "64M", BOX, "sh", "-c", "while :; do :; done"]);
+    home.until("it has used time", || {
+        let stats = home.good(&["stats", "-o", "json", "it"]);
+        let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();
+        assert_eq!(stats[0]["memory_limit"], 64 << 20);
+        stats[0]["cpu_nanoseconds"].as_u64() > Some(50_000_000)
+    });
+    let too_many = home.guise(&["run", "--rm", "--cpus", "100000", BOX, "true"]);
+    assert_eq!(too_many.code, 125, "{too_many:?}");
+}
+
+#[test]
+fn the_host_is_out_of_reach() {
+    let Some(home) = Home::new("reach") else { return };
+    let script = "ls /proc | grep -c '^[0-9]'; mount -t tmpfs x /tmp; unshare -U true; \
+                  mknod /tmp/sda b 8 0 && cat /tmp/sda; echo 1 > /proc/sys/kernel/panic; \
+                  cat /proc/kcore | wc -c; ls /sys/firmware | wc -l; ip link | grep -c '^[0-9]'";
+    let said = home.guise(&["run", "--rm", "--network", "none", BOX, "sh", "-c", script]);
+    for refused in ["mount: permission denied", "unshare:", "can't open '/tmp/sda'", "panic"] {
+        assert!(said.err.contains(refused), "{refused}: {}", said.err);
+    }
+    let counts: Vec<usize> = said.out.lines().filter_map(|line| line.trim().parse().ok()).collect();
+    // Its own processes, nothing of the kernel's memory and firmware, one interface.
+    assert!(counts[0] < 6 && counts[1..] == [0, 0, 1], "{}", said.out);
+    let said = home.guise(&["run", "--rm", "--read-only", BOX, "touch", "/x"]);
+    assert!(said.code == 1 && said.err.contains("Read-only"), "{said:?}");
+}

@@ -1,0 +1,167 @@
+//! An instance's life: start, stop, restart, names, logs, what `inspect` tells.
+
+use std::process::Stdio;
+
+use crate::home::{BOX, Home};
+
+#[test]
+fn instances_are_made_listed_stopped_started_and_removed() {
+    let Some(home) = Home::new("lives") else { return };
+    let id = home.good(&[
+        "run",
+        "-d",
+        "--name",
+        "one",
+        BOX,
+        "sh",
+        "-c",
+        "echo $((++n)) >> /n; wc -l < /n; exec sleep 1000",
+    ]);
+    assert_eq!(id.len(), 12, "{id}");
+    assert!(home.good(&["ps"]).contains("one"));
+    let taken = home.guise(&["run", "-d", "--name", "one", BOX]);
+    assert!(taken.code == 125 && taken.err.contains("taken"), "{taken:?}");
+    home.good(&["stop", "-t", "0", "one"]);
+    assert_eq!(home.inspect("one")["status"]["exit_code"], 137);
+    assert_eq!(home.good(&["ps", "-q"]), "");
+    // What it wrote is still there in its next lives.
+    home.good(&["start", &id[..6]]);
+    home.good(&["restart", "-t", "0", "one"]);
+    home.until("three lives", || home.good(&["logs", "one"]) == "1\n2\n3");
+    home.good(&["rename", "one", "other"]);
+    assert_eq!(home.inspect("other")["id"], id.as_str());
+    assert_ne!(home.guise(&["inspect", "one"]).code, 0);
+    let refused = home.guise(&["rm", "other"]);
+    assert!(refused.code == 1 && refused.err.contains("rm -f"), "{refused:?}");
+    home.good(&["rm", "-f", "other"]);
+    assert_eq!(home.good(&["ps", "-aq"]), "");
+    let events = home.good(&["events"]);
+    for action in ["created", "started", "exited", "renamed", "removed"] {
+        assert!(events.contains(action), "{action}: {events}");
+    }
+    assert_eq!(home.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn stopping_is_asked_for_first() {
+    let Some(home) = Home::new("stop") else { return };
+    let script = "trap 'echo asked; exit 0' TERM; echo ready; while :; do sleep 0.1; done";
+    home.good(&["run", "-d", "--name", "it", BOX, "sh", "-c", script]);
+    home.until("it is ready", || home.good(&["logs", "it"]) == "ready");
+    home.good(&["stop", "it"]);
+    assert_eq!(home.good(&["logs", "it"]), "ready\nasked");
+    assert_eq!(home.good(&["wait", "it"]), "0");
+}
+
+#[test]
+fn logs_follow_and_end_with_the_instance() {
+    let Some(home) = Home::new("logs") else { return };
+    let script = "for i in 1 2 3 4 5; do echo line $i; sleep 0.2; done; echo last >&2";
+    home.good(&["run", "-d", "--name", "it", BOX, "sh", "-c", script]);
+    let follow =
+        home.command(["logs", "-f", "it"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let output = follow.unwrap().wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "line 1\nline 2\nline 3\nline 4\nline 5\n");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "last\n");
+    assert_eq!(home.guise(&["logs", "-n", "2", "it"]).out, "line 5\n");
+    let stamped = home.guise(&["logs", "-t", "-n", "1", "it"]);
+    assert!(stamped.err.starts_with("20") && stamped.err.ends_with("Z last\n"), "{stamped:?}");
+    assert_eq!(home.good(&["wait", "it"]), "0");
+}
+
+#[test]
+fn policies_start_it_again() {
+    let Some(home) = Home::new("policies") else { return };
+    home.good(&[
+        "run",
+        "-d",
+        "--name",
+        "it",
+        "--restart",
+        "on-failure:2",
+        BOX,
+        "sh",
+        "-c",
+        "echo life; exit 3",
+    ]);
+    assert_eq!(home.good(&["wait", "it"]), "3");
+    assert_eq!(home.good(&["logs", "it"]), "life\nlife\nlife");
+    assert_eq!(home.inspect("it")["status"]["restarts"], 2);
+    home.good(&["run", "-d", "--name", "ok", "--restart", "on-failure", BOX, "true"]);
+    assert_eq!(home.good(&["wait", "ok"]), "0");
+    assert_eq!(home.inspect("ok")["status"]["restarts"], 0);
+    home.good(&[
+        "run",
+        "-d",
+        "--name",
+        "always",
+        "--restart",
+        "always",
+        BOX,
+        "sh",
+        "-c",
+        "echo up; sleep 0.1",
+    ]);
+    home.until("it came back", || home.good(&["logs", "always"]).lines().count() > 2);
+    home.good(&["stop", "always"]);
+    let phase = home.inspect("always")["status"]["phase"].clone();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert_eq!((phase, home.good(&["ps", "-q"])), ("exited".into(), String::new()));
+}
+
+#[test]
+fn pause_holds_it_where_it_is() {
+    let Some(home) = Home::new("pause") else { return };
+    home.good(&[
+        "run",
+        "-d",
+        "--name",
+        "it",
+        BOX,
+        "sh",
+        "-c",
+        "while :; do echo .; sleep 0.05; done",
+    ]);
+    home.good(&["pause", "it"]);
+    assert_eq!(home.inspect("it")["status"]["phase"], "paused");
+    let before = home.good(&["logs", "it"]);
+    std::thread::sleep(std::time::Duration::from_millis(400));
+    assert_eq!(home.good(&["logs", "it"]), before);
+    home.good(&["unpause", "it"]);
+    home.until("it goes on", || home.good(&["logs", "it"]).len() > before.len());
+    home.good(&["pause", "it"]);
+    home.good(&["rm", "-f", "it"]);
+    assert_eq!(home.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn volumes_are_shared_and_outlive_instances() {
+    let Some(home) = Home::new("volumes") else { return };
+    home.good(&["run", "--rm", "-v", "data:/srv", BOX, "sh", "-c", "echo shared > /srv/file"]);
+    let folder = home.path("folder");
+    std::fs::create_dir(&folder).unwrap();
+    let own = format!("{}:/own:ro", folder.display());
+    let said = home.guise(&[
+        "run",
+        "--name",
+        "it",
+        "-v",
+        "data:/else",
+        "-v",
+        &own,
+        BOX,
+        "sh",
+        "-c",
+        "cat /else/file; touch /own/x",
+    ]);
+    assert_eq!((said.code, said.out.as_str()), (1, "shared\n"), "{}", said.err);
+    assert!(said.err.contains("Read-only"), "{}", said.err);
+    let refused = home.guise(&["volume", "rm", "data"]);
+    assert!(refused.code == 1 && refused.err.contains("it"), "{refused:?}");
+    home.good(&["rm", "it"]);
+    assert!(home.good(&["volume", "ls"]).contains("data"));
+    home.good(&["volume", "rm", "data"]);
+    assert_eq!(home.good(&["volume", "ls", "-o", "json"]), "[]");
+    let missing = home.guise(&["run", "--rm", "-v", "/no/such/place:/x", BOX, "true"]);
+    assert_eq!(missing.code, 125, "{missing:?}");
+}

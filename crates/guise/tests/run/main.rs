@@ -1,0 +1,15 @@
+//! `guise run` and what goes with it, as users see it: the real binary, a daemon of the
+//! test's own, and an image of a static busybox.
+//!
+//! Containers need root or user namespaces, and a busybox; where a machine lacks them
+//! the tests say so.
+
+mod copying;
+mod home;
+mod limits;
+mod lives;
+mod network;
+mod plain_user;
+mod programs;
+mod survival;
+mod terminal;

@@ -1,0 +1,160 @@
+//! Daemons and workers that are killed.
+
+use std::fs;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::home::{BOX, Home};
+
+fn worker_of(home: &Home, name: &str) -> Pid {
+    let pid = home.inspect(name)["status"]["pid"].as_i64().expect("it runs");
+    Pid::from_raw(pid as i32).unwrap()
+}
+
+#[test]
+fn instances_live_on_without_a_daemon() {
+    let Some(mut home) = Home::new("live-on") else { return };
+    home.good(&[
+        "run",
+        "-d",
+        "--name",
+        "long",
+        BOX,
+        "sh",
+        "-c",
+        "while :; do date +%s%N; sleep 0.1; done",
+    ]);
+    home.good(&["run", "-d", "--name", "short", BOX, "sh", "-c", "sleep 1; exit 6"]);
+    home.kill_daemon();
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    home.start_daemon();
+    home.until_phase("long", "running");
+    assert_eq!(home.good(&["wait", "short"]), "6");
+    let before = home.good(&["logs", "long"]).lines().count();
+    home.until("it goes on", || home.good(&["logs", "long"]).lines().count() > before);
+    assert_eq!(home.good(&["exec", "long", "echo", "here"]), "here");
+    home.good(&["stop", "-t", "0", "long"]);
+}
+
+#[test]
+fn a_second_daemon_is_refused_in_one_line() {
+    let Some(home) = Home::new("second") else { return };
+    let said = home.guise(&["daemon"]);
+    assert_eq!((said.code, said.err.lines().count()), (1, 1), "{said:?}");
+    assert!(said.err.contains("another daemon"), "{said:?}");
+    assert_eq!(home.guise(&["run", "--rm", BOX, "true"]).code, 0, "the first one serves on");
+}
+
+#[test]
+fn a_damaged_or_read_only_state_is_said_and_left_alone() {
+    let Some(mut home) = Home::new("damaged") else { return };
+    home.good(&["create", "--name", "it", BOX, "true"]);
+    home.kill_daemon();
+    let file = home.path("state/state.redb");
+    let good = fs::read(&file).unwrap();
+    fs::write(&file, b"this is no database").unwrap();
+    let said = home.guise(&["daemon"]);
+    assert_eq!((said.code, said.err.lines().count()), (1, 1), "{said:?}");
+    assert!(said.err.contains("damaged"), "{said:?}");
+    assert_eq!(fs::read(&file).unwrap(), b"this is no database");
+    fs::write(&file, good).unwrap();
+    home.start_daemon();
+    assert_eq!(home.inspect("it")["status"]["phase"], "created");
+}
+
+#[test]
+fn a_killed_worker_is_shown_cleaned_up_and_restarted_by_policy() {
+    let Some(home) = Home::new("worker") else { return };
+    home.good(&["run", "-d", "--name", "once", BOX, "sleep", "1000"]);
+    kill_process(worker_of(&home, "once"), Signal::KILL).unwrap();
+    home.until_phase("once", "failed");
+    let error = home.inspect("once")["status"]["error"]["message"].clone();
+    assert!(error.as_str().unwrap().contains("worker died"), "{error}");
+    home.good(&["run", "-d", "--name", "again", "--restart", "always", BOX, "sleep", "1000"]);
+    let first = worker_of(&home, "again");
+    kill_process(first, Signal::KILL).unwrap();
+    home.until("it runs again", || {
+        let status = home.inspect("again")["status"].clone();
+        status["phase"] == "running" && status["pid"] != first.as_raw_nonzero().get()
+    });
+    home.good(&["start", "once"]);
+    assert_eq!(home.good(&["exec", "once", "echo", "back"]), "back");
+}
+
+/// Kills the daemon in the middle of whatever it does, again and again: afterwards every
+/// object is consistent, what was made is there, and nothing runs twice.
+#[test]
+fn a_daemon_killed_anywhere_loses_nothing() {
+    let rounds = std::env::var("GUISE_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+    let Some(mut home) = Home::new("anywhere") else { return };
+    home.good(&["run", "-d", "--name", "stays", BOX, "sleep", "1000"]);
+    let stays = worker_of(&home, "stays");
+    let mut made: Vec<String> = Vec::new();
+    for round in 0..rounds {
+        let name = format!("r{round}");
+        let commands: [Vec<&str>; 3] = [
+            vec!["run", "-d", "--name", &name, BOX, "sleep", "1000"],
+            vec!["restart", "-t", "0", &name],
+            vec!["rm", "-f", &name],
+        ];
+        let upto = 1 + round % 3;
+        let mut done = Vec::new();
+        std::thread::scope(|scope| {
+            let running = scope
+                .spawn(|| commands[..upto].iter().map(|args| home.guise(args)).collect::<Vec<_>>());
+            std::thread::sleep(std::time::Duration::from_millis(7 * round % 90));
+            let pid = home.daemon_pid();
+            kill_process(pid, Signal::KILL).unwrap();
+            done = running.join().unwrap();
+        });
+        home.reap_daemon();
+        // A command after the kill starts a daemon of its own: that one serves on.
+        home.adopt_daemon();
+        if done[0].code == 0 && upto < 3 {
+            made.push(name);
+        }
+    }
+    assert_eq!(worker_of(&home, "stays"), stays);
+    for name in &made {
+        home.until(&format!("{name} is settled"), || {
+            let phase = home.inspect(name)["status"]["phase"].clone();
+            phase == "running" || phase == "exited" || phase == "failed"
+        });
+    }
+    let mut workers: Vec<String> =
+        home.leftovers().into_iter().filter(|line| line.contains(" worker ")).collect();
+    workers.sort();
+    let all = workers.len();
+    workers.dedup();
+    assert_eq!(workers.len(), all, "an instance runs twice");
+    for id in home.good(&["ps", "-aq"]).lines() {
+        home.good(&["rm", "-f", id]);
+    }
+    assert_eq!(home.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn many_lives_leave_nothing_behind() {
+    let cycles = std::env::var("GUISE_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(50);
+    let Some(home) = Home::new("cycles") else { return };
+    home.good(&["run", "--rm", BOX, "true"]);
+    let groups = || {
+        let named = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        named.map(|entry| fs::read_dir(entry.path()).map_or(0, Iterator::count)).sum::<usize>()
+    };
+    let before = groups();
+    for cycle in 0..cycles {
+        match cycle % 3 {
+            0 => assert_eq!(home.guise(&["run", "--rm", BOX, "sh", "-c", "exit 2"]).code, 2),
+            1 => assert_eq!(home.good(&["run", "--rm", "-t", BOX, "echo", "hi"]), "hi"),
+            _ => {
+                let id = home.good(&["run", "-d", BOX, "sleep", "1000"]);
+                home.good(&["rm", "-f", &id]);
+            }
+        }
+    }
+    assert_eq!(home.good(&["ps", "-aq"]), "");
+    home.until("nothing is left", || home.leftovers().is_empty());
+    // Other tests make and remove some meanwhile.
+    home.until("no cgroup is left", || groups() <= before + 8);
+}

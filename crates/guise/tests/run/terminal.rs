@@ -1,0 +1,90 @@
+//! Terminals: `-t` behind a pseudo-terminal that `script` makes.
+
+use std::io::{Read, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use crate::home::{BOX, GUISE, Home};
+
+struct Terminal {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    shown: Arc<Mutex<String>>,
+}
+
+impl Terminal {
+    /// A command line on a terminal of 40 rows and 100 columns.
+    fn open(home: &Home, line: &str) -> Terminal {
+        let line = format!("stty rows 40 cols 100; exec {GUISE} {line}");
+        let mut child = Command::new("script")
+            .args(["-qec", &line, "/dev/null"])
+            .envs(home.places())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        let shown = Arc::new(Mutex::new(String::new()));
+        let all = shown.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = stdout.read(&mut buffer) {
+                all.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..length]));
+            }
+        });
+        let stdin = child.stdin.take();
+        Terminal { child, stdin, shown }
+    }
+
+    fn type_in(&mut self, text: &str) {
+        self.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
+    }
+
+    fn until(&self, home: &Home, text: &str) {
+        home.until(&format!("{text:?} is shown, but {:?}", self.shown.lock().unwrap()), || {
+            self.shown.lock().unwrap().contains(text)
+        });
+    }
+
+    fn end(mut self) -> i32 {
+        let status = self.child.wait().unwrap();
+        drop(self.stdin.take());
+        status.code().unwrap_or(-1)
+    }
+}
+
+#[test]
+fn a_shell_on_a_terminal() {
+    let Some(home) = Home::new("shell") else { return };
+    let mut terminal = Terminal::open(&home, &format!("run --rm -it {BOX} sh"));
+    terminal.until(&home, "#");
+    terminal.type_in("stty size; tty; echo end-$((6*7))\n");
+    terminal.until(&home, "end-42");
+    let shown = terminal.shown.lock().unwrap().clone();
+    assert!(shown.contains("40 100") && shown.contains("/dev/pts/0"), "{shown}");
+    // Ctrl-C is the program's, not this command's.
+    terminal.type_in("sleep 1000\n");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    terminal.type_in("\x03");
+    terminal.type_in("exit 3\n");
+    assert_eq!(terminal.end(), 3);
+    assert_eq!(home.good(&["ps", "-aq"]), "");
+}
+
+#[test]
+fn detach_leaves_it_running_and_attach_comes_back() {
+    let Some(home) = Home::new("detach") else { return };
+    let mut terminal = Terminal::open(&home, &format!("run -it --name it {BOX} sh"));
+    terminal.until(&home, "#");
+    terminal.type_in("x=kept\n\x10\x11");
+    assert_eq!(terminal.end(), 0);
+    assert_eq!(home.inspect("it")["status"]["phase"], "running");
+    let mut again = Terminal::open(&home, "attach it");
+    again.type_in("echo it-was-$x; exit 4\n");
+    again.until(&home, "it-was-kept");
+    assert_eq!(again.end(), 4);
+    assert_eq!(home.inspect("it")["status"]["exit_code"], 4);
+    // Without a terminal -it says so, and makes nothing.
+    let said = home.guise(&["run", "-it", BOX, "true"]);
+    assert_eq!((said.code, said.err.lines().count()), (125, 1), "{}", said.err);
+}

@@ -1,0 +1,19 @@
+#!/bin/sh
+# The main job, shown: Debian is fetched, and a shell opens in it; where there is no
+# terminal, one command runs in it, and what that cost is printed.
+set -eu
+guise=$1
+image=debian:12-slim
+
+"$guise" image pull --missing --quiet "$image" >/dev/null
+if [ -t 0 ] && [ -t 1 ]; then
+	echo "A shell in $image, as: $("$guise" run --explain "$image" | head -n 1). Leave with 'exit'."
+	exec "$guise" run --rm -it "$image" sh
+fi
+for as in container; do
+	"$guise" run --rm --as "$as" "$image" true
+	begin=$(date +%s%N)
+	"$guise" run --rm --as "$as" "$image" sh -c '. /etc/os-release; echo "$PRETTY_NAME on $(uname -r)"'
+	end=$(date +%s%N)
+	echo "as $as: $(((end - begin) / 1000000)) ms from start to end"
+done

@@ -1,0 +1,118 @@
+//! The user-mode network of a container: a network namespace with a tap in it, whose
+//! other end a thread of the worker drives.
+//!
+//! Connections that the container makes go on from sockets of the worker, in the host's
+//! namespace and with the user's rights; published ports are sockets of the worker too.
+
+mod tap;
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use guise_net::frame::{Interface, Offload, Receives};
+use guise_net::user::{Config, Forward, MAX_MTU, Transport, UserNetwork};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::system;
+use crate::body::BodyError;
+use crate::job::{Job, Protocol};
+
+/// The largest frame: the largest packet and its Ethernet header.
+const LARGEST: usize = MAX_MTU as usize + 14;
+/// How many frames are taken before what they cause is sent.
+const BATCH: usize = 64;
+
+/// A namespace with a network in it, as long as this lives.
+pub struct Plugged {
+    namespace: OwnedFd,
+}
+
+impl Plugged {
+    /// The namespace's path for other processes of this user.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.namespace.as_raw_fd())
+    }
+}
+
+/// Makes namespace and network, and starts the thread that drives it.
+pub fn plug(job: &Job) -> Result<Plugged, BodyError> {
+    let config =
+        Config { mtu: MAX_MTU, host_name: Some(job.host_name.clone()), ..Config::default() };
+    let (namespace, tap) = tap::make(&config).map_err(|error| BodyError::Unsupported {
+        what: format!("a network for the container (/dev/net/tun: {error})"),
+        instead: "use --network none or host, or have the administrator open /dev/net/tun".into(),
+    })?;
+    let mut network = UserNetwork::new(config).map_err(|e| BodyError::Failed(e.to_string()))?;
+    for port in &job.ports {
+        let transport = match port.protocol {
+            Protocol::Tcp => Transport::Tcp,
+            Protocol::Udp => Transport::Udp,
+        };
+        let at = SocketAddr::new(port.address, port.host);
+        network
+            .add_forward(Forward { transport, at, guest_port: port.inside })
+            .map_err(|error| BodyError::Failed(error.to_string()))?;
+    }
+    std::thread::Builder::new()
+        .name("network".to_owned())
+        .spawn(move || {
+            if let Err(error) = drive(network, &tap) {
+                eprintln!("the network stopped: {error}");
+            }
+        })
+        .map_err(system("start a thread for the network"))?;
+    Ok(Plugged { namespace })
+}
+
+/// Moves frames until the tap is gone.
+fn drive(mut network: UserNetwork, tap: &File) -> io::Result<()> {
+    let mut room = Room { tap, frame: vec![0; LARGEST] };
+    let mut frame = vec![0; LARGEST];
+    loop {
+        let timeout = network.timer().map(|after| Timespec {
+            tv_sec: after.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: after.subsec_nanos().into(),
+        });
+        let mut ready = [
+            PollFd::from_borrowed_fd(tap.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(network.descriptor(), PollFlags::IN),
+        ];
+        match poll(&mut ready, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for _ in 0..BATCH {
+            match (&mut &*tap).read(&mut frame) {
+                Ok(length) => network.input(&frame[..length], Offload::default()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        network.poll(&mut room);
+    }
+}
+
+/// The tap as the network's interface: it always has room, and drops what the container
+/// does not take in time, as a wire does.
+struct Room<'a> {
+    tap: &'a File,
+    frame: Vec<u8>,
+}
+
+impl Interface for Room<'_> {
+    fn receives(&self) -> Receives {
+        Receives::default()
+    }
+
+    fn room(&mut self, size: usize) -> Option<&mut [u8]> {
+        self.frame.get_mut(..size)
+    }
+
+    fn deliver(&mut self, size: usize, _: Offload) {
+        // A full queue drops it, and its sender sends again.
+        let _ = (&mut &*self.tap).write(&self.frame[..size]);
+    }
+}

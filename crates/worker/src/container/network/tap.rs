@@ -1,0 +1,102 @@
+//! A network namespace with a tap in it that has its address, and a default route.
+
+use std::fs::File;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use guise_net::user::Config;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+const NAME: &[u8] = b"eth0";
+
+/// Makes both on a thread of their own, so that this process stays in its namespace.
+pub fn make(config: &Config) -> io::Result<(OwnedFd, File)> {
+    let config = config.clone();
+    let made = std::thread::spawn(move || make_here(&config)).join();
+    made.unwrap_or_else(|_| Err(io::Error::other("the thread that makes it failed")))
+}
+
+fn make_here(config: &Config) -> io::Result<(OwnedFd, File)> {
+    // SAFETY: only this thread moves, and it ends here; it shares nothing that other
+    // threads rely on.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
+    let namespace = File::open("/proc/thread-self/ns/net")?;
+    // A tap belongs to the namespace in which the device was opened.
+    let tap = File::options().read(true).write(true).open("/dev/net/tun")?;
+    let mut request = named(NAME);
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as i16;
+    change(tap.as_raw_fd(), libc::TUNSETIFF, &mut request)?;
+    // SAFETY: a plain system call that returns a fresh descriptor.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made, and nobody else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    configure(&socket, config)?;
+    rustix::io::ioctl_fionbio(&tap, true)?;
+    Ok((namespace.into(), tap))
+}
+
+fn configure(socket: &OwnedFd, config: &Config) -> io::Result<()> {
+    let socket = socket.as_raw_fd();
+    let up = |name: &[u8]| {
+        let mut request = named(name);
+        request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
+        change(socket, libc::SIOCSIFFLAGS, &mut request)
+    };
+    up(b"lo")?;
+    let mut request = named(NAME);
+    request.ifr_ifru.ifru_hwaddr = libc::sockaddr {
+        sa_family: libc::ARPHRD_ETHER,
+        sa_data: std::array::from_fn(|i| config.guest_mac.get(i).map_or(0, |b| b.cast_signed())),
+    };
+    change(socket, libc::SIOCSIFHWADDR, &mut request)?;
+    let mut request = named(NAME);
+    request.ifr_ifru.ifru_mtu = config.mtu.into();
+    change(socket, libc::SIOCSIFMTU, &mut request)?;
+    let mut request = named(NAME);
+    request.ifr_ifru.ifru_addr = address(config.guest4);
+    change(socket, libc::SIOCSIFADDR, &mut request)?;
+    let mut request = named(NAME);
+    let mask = u32::MAX.checked_shl(32 - u32::from(config.prefix4)).unwrap_or(0);
+    request.ifr_ifru.ifru_netmask = address(Ipv4Addr::from(mask));
+    change(socket, libc::SIOCSIFNETMASK, &mut request)?;
+    up(NAME)?;
+    // SAFETY: a route is plain integers and a pointer, for which all-zero is valid.
+    let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
+    route.rt_dst = address(Ipv4Addr::UNSPECIFIED);
+    route.rt_genmask = address(Ipv4Addr::UNSPECIFIED);
+    route.rt_gateway = address(config.router4);
+    route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+    // SAFETY: the request reads one route, which outlives the call.
+    check(unsafe { libc::ioctl(socket, libc::SIOCADDRT, &raw const route) })
+}
+
+/// A request about the interface of this name.
+fn named(name: &[u8]) -> libc::ifreq {
+    // SAFETY: a request is plain integers and arrays, for which all-zero is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name) {
+        *to = from.cast_signed();
+    }
+    request
+}
+
+fn address(address: Ipv4Addr) -> libc::sockaddr {
+    let mut data = [0; 14];
+    for (to, from) in data[2..].iter_mut().zip(address.octets()) {
+        *to = from.cast_signed();
+    }
+    libc::sockaddr { sa_family: libc::AF_INET as u16, sa_data: data }
+}
+
+fn change(fd: i32, what: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
+    // SAFETY: each of these requests reads or writes one ifreq, which outlives the call.
+    check(unsafe { libc::ioctl(fd, what, std::ptr::from_mut(request)) })
+}
+
+fn check(result: i32) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,231 @@
+//! The container's configuration for the OCI runtime.
+
+use std::path::Path;
+
+use guise_container::namespaces::{in_user_namespace, may_set_groups_here};
+use guise_container::spec::{
+    Capabilities, ConsoleSize, Cpu, DeviceRule, Linux, Memory, Mount, Namespace, NamespaceKind,
+    OCI_VERSION, Pids, Process, Resources, Root, Spec, User,
+};
+
+use super::network::Plugged;
+use super::{root, seccomp, user};
+use crate::body::{BodyError, Program};
+use crate::job::{self, Job, Network};
+
+/// What a container's root may do: what programs in images need, and nothing that
+/// reaches the host.
+const CAPABILITIES: [&str; 14] = [
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+
+/// Files of the kernel that say or do more than a container needs.
+const MASKED: [&str; 9] = [
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+
+const READ_ONLY: [&str; 6] =
+    ["/proc/asound", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The period of CPU quotas, in microseconds.
+const PERIOD: u64 = 100_000;
+
+/// The configuration, and its process as the base of others in the container.
+pub fn of(
+    job: &Job,
+    mounted: &Path,
+    plugged: Option<&Plugged>,
+) -> Result<(Spec, Process), BodyError> {
+    let names = CAPABILITIES.map(str::to_owned).to_vec();
+    let base = Process {
+        capabilities: Some(Capabilities {
+            bounding: names.clone(),
+            effective: names.clone(),
+            permitted: names,
+            ..Capabilities::default()
+        }),
+        env: vec![format!("HOSTNAME={}", job.host_name)],
+        ..Process::default()
+    };
+    let process = process(&job.program, mounted, &base)?;
+    let text = |path: &Path| {
+        path.to_str()
+            .map(str::to_owned)
+            .ok_or_else(|| BodyError::Failed(format!("{} is not UTF-8", path.display())))
+    };
+    let mut mounts = kernel_mounts(job.network);
+    let etc = root::etc(job);
+    for file in root::ETC {
+        mounts.push(bind(text(&etc.join(file))?, format!("/etc/{file}"), false));
+    }
+    for mount in &job.mounts {
+        mounts.push(bind(text(&mount.source)?, mount.target.clone(), mount.read_only));
+    }
+    let spec = Spec {
+        oci_version: OCI_VERSION.to_owned(),
+        process: Some(process),
+        root: Some(Root { path: text(mounted)?, readonly: job.read_only }),
+        hostname: Some(job.host_name.clone()),
+        mounts,
+        linux: Linux {
+            resources: resources(&job.resources),
+            namespaces: namespaces(job.network, plugged),
+            seccomp: Some(seccomp::profile()),
+            masked_paths: MASKED.map(str::to_owned).to_vec(),
+            readonly_paths: READ_ONLY.map(str::to_owned).to_vec(),
+            ..Linux::default()
+        },
+        ..Spec::default()
+    };
+    Ok((spec, base))
+}
+
+/// A program in the container.
+pub fn process(program: &Program, mounted: &Path, base: &Process) -> Result<Process, BodyError> {
+    let user = user::find(mounted, &program.user)?;
+    let mut env = base.env.clone();
+    env.extend(program.env.iter().cloned());
+    let mut default = |name: &str, value: String| {
+        if !env.iter().any(|entry| entry.split('=').next() == Some(name)) {
+            env.push(value);
+        }
+    };
+    default("PATH", PATH.to_owned());
+    default("HOME", format!("HOME={}", user.home));
+    if program.terminal.is_some() {
+        default("TERM", "TERM=xterm".to_owned());
+    }
+    Ok(Process {
+        terminal: program.terminal.is_some(),
+        console_size: program
+            .terminal
+            .filter(|size| size.rows > 0 && size.columns > 0)
+            .map(|size| ConsoleSize { height: size.rows, width: size.columns }),
+        user: User {
+            uid: user.uid,
+            gid: user.gid,
+            umask: None,
+            additional_gids: match may_set_groups_here() {
+                false => Vec::new(),
+                true if user.groups.is_empty() => vec![user.gid],
+                true => user.groups,
+            },
+        },
+        args: program.argv.clone(),
+        env,
+        cwd: if program.cwd.is_empty() { "/".to_owned() } else { program.cwd.clone() },
+        ..base.clone()
+    })
+}
+
+fn mount(destination: &str, kind: &str, options: &[&str]) -> Mount {
+    Mount {
+        destination: destination.to_owned(),
+        kind: Some(kind.to_owned()),
+        source: Some(kind.to_owned()),
+        options: options.iter().map(|option| (*option).to_owned()).collect(),
+        ..Mount::default()
+    }
+}
+
+fn bind(source: String, destination: String, read_only: bool) -> Mount {
+    let mode = if read_only { "ro" } else { "rw" };
+    Mount {
+        destination,
+        kind: Some("bind".to_owned()),
+        source: Some(source),
+        options: ["rbind", "rprivate", mode].map(str::to_owned).to_vec(),
+        ..Mount::default()
+    }
+}
+
+fn kernel_mounts(network: Network) -> Vec<Mount> {
+    const HARMLESS: [&str; 3] = ["nosuid", "noexec", "nodev"];
+    let plain_user = in_user_namespace();
+    let mut mounts = vec![
+        mount("/proc", "proc", &HARMLESS),
+        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"],
+        ),
+        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        mount("/dev/mqueue", "mqueue", &HARMLESS),
+    ];
+    if plain_user && network == Network::Host {
+        // The host's network is not this user's to mount a sysfs of.
+        mounts.push(bind("/sys".to_owned(), "/sys".to_owned(), true));
+    } else {
+        mounts.push(mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]));
+    }
+    if !plain_user {
+        mounts.push(mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "ro"]));
+    }
+    mounts
+}
+
+fn namespaces(network: Network, plugged: Option<&Plugged>) -> Vec<Namespace> {
+    let own = |kind| Namespace { kind, path: None };
+    let mut all = vec![
+        own(NamespaceKind::Pid),
+        own(NamespaceKind::Ipc),
+        own(NamespaceKind::Uts),
+        own(NamespaceKind::Mount),
+        own(NamespaceKind::Cgroup),
+    ];
+    if network != Network::Host {
+        let path = plugged.map(Plugged::path);
+        all.push(Namespace { kind: NamespaceKind::Network, path });
+    }
+    all
+}
+
+fn resources(limits: &job::Resources) -> Resources {
+    let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    Resources {
+        devices: vec![DeviceRule {
+            allow: false,
+            access: Some("rwm".to_owned()),
+            ..DeviceRule::default()
+        }],
+        memory: Memory {
+            limit: limits.memory_bytes.map(bytes),
+            // With nothing to swap beyond it the limit is one.
+            swap: limits.memory_bytes.map(bytes),
+            ..Memory::default()
+        },
+        cpu: Cpu {
+            quota: limits.cpus.map(|cpus| (cpus * PERIOD as f64) as i64),
+            period: limits.cpus.map(|_| PERIOD),
+            ..Cpu::default()
+        },
+        pids: limits
+            .processes
+            .map(|processes| Pids { limit: i64::try_from(processes).unwrap_or(i64::MAX) }),
+        ..Resources::default()
+    }
+}

@@ -1,0 +1,164 @@
+//! One life of an instance: from its job to its recorded end.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use guise_api::{ApiError, Code, Ended};
+use guise_container::state::timestamp;
+
+use crate::birth::{Midwife, News};
+use crate::body::{Body, BodyError, Session};
+use crate::container;
+use crate::control::{self, Input, Open, Served};
+use crate::job::{Form, Job};
+use crate::log::Stream;
+use crate::output::Output;
+use crate::place::{End, Place};
+
+/// How long a worker stays for those who still read what was printed.
+const FAREWELL: Duration = Duration::from_secs(600);
+/// How long what the workload left running may hold its streams open.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// The worker's whole work, in the process that is it. Its standard input is the
+/// daemon's channel. Returns the process's exit code.
+#[must_use]
+pub fn run(state: &Path, run: &Path) -> u8 {
+    let place = Place { state: state.to_owned(), run: run.to_owned() };
+    let channel = match rustix::io::dup(rustix::stdio::stdin()) {
+        Ok(channel) => UnixStream::from(OwnedFd::from(channel)),
+        Err(error) => {
+            eprintln!("the daemon's channel is missing: {error}");
+            return 1;
+        }
+    };
+    let mut midwife = Midwife::new(channel);
+    match live(&place, &mut midwife) {
+        Ok(()) => 0,
+        Err(error) => {
+            midwife.tell(&News::Failed(error));
+            1
+        }
+    }
+}
+
+fn failure(what: &str) -> impl FnOnce(std::io::Error) -> ApiError {
+    move |source| ApiError::new(Code::Internal, format!("{what}: {source}")).exit_code(125)
+}
+
+fn live(place: &Place, midwife: &mut Midwife) -> Result<(), ApiError> {
+    let Some(mut hold) = place.hold().map_err(failure("lock the instance"))? else {
+        midwife.tell(&News::Taken);
+        return Ok(());
+    };
+    let job = place.read_job().map_err(failure("read the job"))?.ok_or_else(|| {
+        ApiError::new(Code::Internal, "the worker was given no job").exit_code(125)
+    })?;
+    place.begin().and_then(|()| hold.sign(job.life)).map_err(failure("begin a life"))?;
+    // Before there is a second thread, which could not follow into namespaces.
+    let (body, warnings) = prepare(&job, midwife)?;
+    let started = bring_up(place, &job, &body);
+    let (served, pumps, open) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            if let Err(left) = body.clean_up() {
+                eprintln!("clean up after a failed start: {left}");
+            }
+            return Err(error);
+        }
+    };
+    midwife.tell(&News::Ready(warnings));
+    let exit = served.workload.wait();
+    join(pumps, LAST_WORDS);
+    if let Err(left) = body.clean_up() {
+        eprintln!("clean up: {left}");
+    }
+    let ended = match exit {
+        Ok(exit) => Ended {
+            exit_code: exit.code(),
+            out_of_memory: exit == crate::body::Exit::OutOfMemory,
+            error: None,
+        },
+        Err(error) => Ended { exit_code: 125, out_of_memory: false, error: Some(error.into()) },
+    };
+    let end = End {
+        life: job.life,
+        log: served.output.begin(),
+        ended: ended.clone(),
+        finished: timestamp(),
+    };
+    if let Err(error) = place.record_end(&end, !job.ephemeral) {
+        eprintln!("record the end: {error}");
+    }
+    // From here on another life may begin, while this process still gives out what
+    // was printed.
+    let _ = std::fs::remove_file(place.socket());
+    drop(hold);
+    served.output.finish(ended);
+    open.wait(FAREWELL);
+    Ok(())
+}
+
+/// What asks for what a form needs before the process has threads.
+fn prepare(job: &Job, midwife: &mut Midwife) -> Result<(Arc<dyn Body>, Vec<String>), ApiError> {
+    match &job.form {
+        Form::Container { layers } => {
+            let (body, warnings) = container::Container::prepare(job, layers, || {
+                midwife.tell(&News::MapMe);
+                midwife.await_mapping()
+            })?;
+            Ok((Arc::new(body), warnings))
+        }
+        Form::Microvm { .. } => Err(ApiError::from(BodyError::Unsupported {
+            what: "a microVM".into(),
+            instead: "run it as a container".into(),
+        })),
+    }
+}
+
+type Started = (Arc<Served>, Vec<JoinHandle<()>>, Arc<Open>);
+
+/// Starts the workload, and everything that listens to it.
+fn bring_up(place: &Place, job: &Job, body: &Arc<dyn Body>) -> Result<Started, ApiError> {
+    let output = Output::new(&place.log(), job.log).map_err(failure("open the log"))?;
+    let output = Arc::new(output);
+    let listener = control::bind(&place.socket()).map_err(failure("make the control socket"))?;
+    let Session { stdin, stdout, stderr, process } = body.start()?;
+    let pumps = [(stdout, Stream::Stdout), (stderr, Stream::Stderr)]
+        .into_iter()
+        .filter_map(|(from, stream)| Some((from?, stream)))
+        .map(|(from, stream)| {
+            let output = output.clone();
+            std::thread::spawn(move || {
+                control::pump(from, |bytes| {
+                    output.write(stream, bytes);
+                    true
+                });
+            })
+        })
+        .collect();
+    let served = Arc::new(Served {
+        body: body.clone(),
+        workload: process,
+        output,
+        input: Input::new(stdin),
+    });
+    let open = Arc::new(Open::default());
+    control::serve(listener, served.clone(), open.clone());
+    Ok((served, pumps, open))
+}
+
+/// Waits for threads, but not for ever: a program that left its terminal to another
+/// would keep one waiting.
+fn join(threads: Vec<JoinHandle<()>>, patience: Duration) {
+    let deadline = Instant::now() + patience;
+    for thread in threads {
+        while !thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
