@@ -93,8 +93,10 @@ fn a_signal_in_generated_code_names_rip_mode_and_block() {
         let (rip, reason) = run(code);
         assert_eq!(rip, CODE + offset, "{reason}");
         assert!(reason.starts_with("exception 14 in generated code at 0x"), "{reason}");
-        let block = format!("into the supervisor code of the block at {CODE:#x}");
-        assert!(reason.ends_with(&block), "{reason}");
+        let (_, block) =
+            reason.split_once("into the supervisor code of the block at 0x").expect(&reason);
+        let block = u64::from_str_radix(block, 16).expect(&reason);
+        assert!((CODE..=rip).contains(&block), "{reason}");
     }
     // The process is well: another guest of it ends in the same way.
     assert_eq!(run(&[0x89, 0x07, 0xf4]).0, CODE);

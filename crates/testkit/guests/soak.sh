@@ -5,8 +5,10 @@
 # difference is printed as LOST. Each round ends with a line of its own.
 limit=$1
 cd /tmp || exit 1
+# What fills memory has a file system of its own: the others always find room.
+mount -t tmpfs -o size=100% fill /mnt || exit 1
 
-lost() { echo "LOST: $*"; }
+lost() { echo "LOST: $*" >&2; }
 
 # "Sources", each with its own content.
 sources() {
@@ -41,21 +43,21 @@ builder() {
 	done
 }
 
-# Leaves 24 MiB, checks that all of it is still what was written, and gives it back.
+# Leaves 48 MiB, checks that all of it is still what was written, and gives it back.
 presser() {
 	while [ ! -e stop ]; do
-		free=$(awk '/MemAvailable/ { print int($2 / 1024) - 24 }' /proc/meminfo)
+		free=$(awk '/MemAvailable/ { print int($2 / 1024) - 48 }' /proc/meminfo)
 		[ "$free" -gt 8 ] || { sleep 1; continue; }
 		n=0
 		while [ $n -lt $((free / 4)) ]; do
-			yes "block $n of memory" | head -c 4194304 >fill.$n 2>/dev/null || break
+			yes "block $n of memory" | head -c 4194304 >/mnt/$n
 			n=$((n + 1))
 		done
-		while [ $n -gt 1 ]; do
+		while [ $n -gt 0 ]; do
 			n=$((n - 1))
-			yes "block $n of memory" | head -c 4194304 | cmp -s - fill.$n || [ ! -e fill.$((n + 1)) ] || lost "memory of block $n"
+			yes "block $n of memory" | head -c 4194304 | cmp - /mnt/$n || lost "memory of block $n"
 		done
-		rm -f fill.*
+		rm -f /mnt/*
 		echo . >>fills
 	done
 }
