@@ -5,6 +5,7 @@ mod debugger;
 mod devices;
 mod drive;
 mod network;
+mod sockets;
 
 use std::fs::File;
 use std::path::PathBuf;

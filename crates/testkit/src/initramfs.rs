@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::assets::Kernel;
-use crate::{TestkitError, assets, modules, torture};
+use crate::{TestkitError, assets, modules, programs, torture};
 
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
@@ -160,6 +160,7 @@ pub fn with_virtio(kernel: Kernel) -> Result<PathBuf, TestkitError> {
         archive.file(&format!("modules/{number:02}-{name}.ko"), 0o644, &content);
     }
     archive.file("etc/udhcpc.sh", 0o755, LEASE.as_bytes());
+    archive.file_from(&programs::vsock()?, "bin/vsock")?;
     archive.store(&format!("virtio-{}", kernel.name()))
 }
 

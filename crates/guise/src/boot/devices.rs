@@ -1,4 +1,4 @@
-//! What `--disk`, `--net`, `--rng`, `--balloon` and `--console` put on the machine. Backends are opened once;
+//! What `--disk`, `--net`, `--vsock`, `--rng`, `--balloon` and `--console` put on the machine. Backends are opened once;
 //! every machine of a run, when the guest resets, gets devices over the same ones.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,9 +16,11 @@ use guise_virtio::console::Console;
 use guise_virtio::net::Net;
 use guise_virtio::rate::Rate;
 use guise_virtio::rng::Rng;
+use guise_virtio::vsock::{Host, Vsock};
 use serde_json::{Value, json};
 
 use super::network::Interface;
+use super::sockets::Sockets;
 use crate::Failure;
 
 /// How long a guest may take to let go of a device.
@@ -35,6 +37,10 @@ pub struct DeviceArguments {
     /// may be repeated
     #[arg(long, value_name = "NETWORK", default_value = "none")]
     net: Vec<String>,
+    /// Sockets between guest and host: connect to SOCKET and write CONNECT PORT to reach the
+    /// guest; what it connects to at port N of the host (CID 2) is SOCKET_N
+    #[arg(long, value_name = "SOCKET[,cid=N]")]
+    vsock: Option<Sockets>,
     /// Give the guest random numbers of the host
     #[arg(long)]
     rng: bool,
@@ -70,6 +76,7 @@ struct Entry {
 enum Backend {
     Disk(Disk),
     Interface(Interface),
+    Vsock(u32, Arc<Host>),
     Rng,
     Balloon,
 }
@@ -84,6 +91,7 @@ struct Disk {
 enum Device {
     Block(Arc<Block>),
     Net(Arc<Net>),
+    Vsock(Arc<Vsock>),
     Rng(Arc<Rng>),
     Balloon(Arc<Balloon>),
 }
@@ -93,6 +101,7 @@ impl Device {
         match self {
             Device::Block(device) => device.clone(),
             Device::Net(device) => device.clone(),
+            Device::Vsock(device) => device.clone(),
             Device::Rng(device) => device.clone(),
             Device::Balloon(device) => device.clone(),
         }
@@ -104,6 +113,7 @@ impl Backend {
         match self {
             Backend::Disk(_) => "disk",
             Backend::Interface(_) => "net",
+            Backend::Vsock(..) => "vsock",
             Backend::Rng => "rng",
             Backend::Balloon => "balloon",
         }
@@ -117,6 +127,7 @@ impl Backend {
             Backend::Interface(interface) => {
                 Device::Net(Net::new(interface.network.clone(), interface.options.clone()))
             }
+            Backend::Vsock(cid, host) => Device::Vsock(Vsock::new(*cid, host.clone())),
             Backend::Rng => Device::Rng(Rng::new()),
             Backend::Balloon => Device::Balloon(Balloon::new()),
         }
@@ -139,6 +150,9 @@ impl Backends {
         }
         for text in &arguments.net {
             backends.extend(Interface::open(text, vcpus)?.map(Backend::Interface));
+        }
+        if let Some(sockets) = &arguments.vsock {
+            backends.push(Backend::Vsock(sockets.cid, sockets.open()?));
         }
         if arguments.rng {
             backends.push(Backend::Rng);
@@ -196,6 +210,7 @@ impl Backends {
                     value["sent"] = json!([counters.frames_in, counters.bytes_in]);
                     value["received"] = json!([counters.frames_out, counters.bytes_out]);
                 }
+                Backend::Vsock(cid, _) => value["cid"] = json!(cid),
                 Backend::Rng | Backend::Balloon => {}
             }
             value
