@@ -15,15 +15,15 @@ TIMEFORMAT='%U %S'
 requests=200000
 allocating=16000
 
-head -c 512M /dev/urandom > disk.raw
-qemu-img convert -f raw -O qcow2 disk.raw disk.qcow2
-# Into the page cache the same way: the kernel's writes take longer in the large
-# pieces that a convert leaves there.
-sync
-for file in disk.raw disk.qcow2; do
-    dd of=$file oflag=nocache conv=notrunc,fdatasync count=0 status=none
-    cat $file > /dev/null
+# Written in small pieces both: the kernel's writes take many times longer in the
+# large ones that a convert leaves in the page cache.
+head -c 512M /dev/urandom > source.raw
+qemu-img convert -f raw -O qcow2 source.raw source.qcow2
+for kind in raw qcow2; do
+    dd if=source.$kind of=disk.$kind bs=8k status=none
+    rm source.$kind
 done
+sync
 empty() { qemu-img create -q -f qcow2 -o extended_l2=on empty.qcow2 1G; }
 
 # Runs one benchmark and adds "requests per second, CPU µs per request" to a file.
