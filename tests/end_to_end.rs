@@ -9,5 +9,4 @@ mod doctor;
 mod engines;
 mod handover;
 mod linux;
-mod network;
 mod support;
