@@ -37,6 +37,7 @@ soak: setup ## What takes too long for every test run: more cases, random guests
 	GUISE_DISK_SEQUENCES=1000 $(CARGO) test --release --package guise-disk \
 		--test model --test crash --test corrupt --test full --test imago
 	GUISE_CYCLES=200 GUISE_KILLS=100 $(CARGO) test --release --package guise --test run -- survival::
+	GUISE_TRANSFER_MIB=1024 $(CARGO) test --release --package guise-net --lib long::
 
 bench: setup ## Time a boot
 	@$(CARGO) build --quiet --release --package guise
@@ -60,9 +61,10 @@ bench-disk: setup ## Time conversions of disk images beside qemu-img
 	@bench/disk/run.sh $(GUISE) $(or $(ROUNDS),3)
 	@bench/disk/random.sh $(GUISE) $(or $(ROUNDS),3)
 
-bench-net: ## Time the user-mode network and the switch in process
+bench-net: ## Time the user-mode network and the switch beside slirp4netns and pasta
 	@$(CARGO) bench --quiet --package guise-net --bench user_tcp
 	@$(CARGO) bench --quiet --package guise-net --bench switch
+	@sh bench/net/others.sh
 
 lint: ## Check the format and the lints, warnings denied
 	$(CARGO) fmt --all --check

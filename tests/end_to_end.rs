@@ -9,6 +9,5 @@ mod doctor;
 mod engines;
 mod handover;
 mod linux;
-mod network;
 mod soak;
 mod support;

@@ -219,7 +219,7 @@ impl UserNetwork {
         self.context.config.names = names;
     }
 
-    /// Takes a frame of the guest. Answers go out with [`UserNetwork::flush`], so that a
+    /// Takes a frame of the guest. Answers go out with [`UserNetwork::poll`], so that a
     /// batch of frames is acknowledged once.
     pub fn input(&mut self, frame: &[u8], offload: Offload) {
         self.context.counters.frames_in += 1;
@@ -312,15 +312,19 @@ impl UserNetwork {
     }
 
     /// Sends what the frames taken so far have caused.
-    pub fn flush(&mut self, interface: &mut dyn Interface) {
-        self.context.now = Instant::now();
+    fn flush(&mut self, interface: &mut dyn Interface) {
         self.context.queue.flush(&mut self.context.counters, interface);
         self.tcp.flush(&mut self.context, interface);
     }
 
     /// Looks at the host's sockets and the clock.
     pub fn poll(&mut self, interface: &mut dyn Interface) {
-        self.context.now = Instant::now();
+        self.poll_at(interface, Instant::now());
+    }
+
+    /// The same at a time of the caller's.
+    pub fn poll_at(&mut self, interface: &mut dyn Interface, now: Instant) {
+        self.context.now = now;
         self.udp.resume(&mut self.context, interface);
         while let Some(token) = self.context.poller.next() {
             match token {

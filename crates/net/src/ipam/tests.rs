@@ -74,10 +74,10 @@ fn static_leases_are_kept_from_others() {
 fn a_mac_belongs_to_one() {
     let folder = tempfile::tempdir().unwrap();
     let mut book = Book::open(folder.path(), "lab", None).unwrap();
-    let mac = Some([0x52, 0x54, 0, 1, 2, 3]);
-    assert_eq!(book.lease("a", mac, nobody).unwrap().mac, mac.unwrap());
-    assert!(matches!(book.lease("b", mac, |_| true), Err(IpamError::MacTaken { .. })));
-    assert_eq!(book.lease("b", mac, nobody).unwrap().mac, mac.unwrap());
+    let mac = [0x52, 0x54, 0, 1, 2, 3];
+    assert_eq!(book.lease("a", Some(mac), nobody).unwrap().mac, mac);
+    assert!(matches!(book.lease("b", Some(mac), |_| true), Err(IpamError::MacTaken { .. })));
+    assert_eq!(book.lease("b", Some(mac), nobody).unwrap().mac, mac);
 }
 
 #[test]

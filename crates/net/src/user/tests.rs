@@ -5,6 +5,7 @@
 mod guest;
 mod hostile;
 mod large;
+mod long;
 mod services;
 
 use std::io::{Read, Write};
