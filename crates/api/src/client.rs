@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body as _, Incoming};
@@ -158,7 +159,7 @@ impl Client {
         let stream = self.connect().await?;
         let url = format!("ws://guise{PREFIX}{path}");
         match tokio_tungstenite::client_async(url, stream).await {
-            Ok((socket, _)) => Ok(Session { socket, client: self.clone() }),
+            Ok((socket, _)) => Ok(Session::new(socket, self)),
             Err(tungstenite::Error::Http(answer)) => {
                 let status = answer.status();
                 let body = answer.into_body().unwrap_or_default();
@@ -215,18 +216,57 @@ impl Parts {
 
 /// An open session.
 pub struct Session {
-    socket: WebSocketStream<UnixStream>,
+    sender: Sender,
+    receiver: Receiver,
+}
+
+/// The end of a session that frames go into.
+pub struct Sender {
+    socket: SplitSink<WebSocketStream<UnixStream>, Message>,
+    client: Client,
+}
+
+/// The end of a session that frames come out of.
+pub struct Receiver {
+    socket: SplitStream<WebSocketStream<UnixStream>>,
     client: Client,
 }
 
 impl Session {
+    fn new(socket: WebSocketStream<UnixStream>, client: &Client) -> Session {
+        let (sink, stream) = socket.split();
+        Session {
+            sender: Sender { socket: sink, client: client.clone() },
+            receiver: Receiver { socket: stream, client: client.clone() },
+        }
+    }
+
+    /// Both ends, for two tasks: who only sends while nobody receives may wait for ever.
+    #[must_use]
+    pub fn split(self) -> (Sender, Receiver) {
+        (self.sender, self.receiver)
+    }
+
+    pub async fn send(&mut self, frame: &Frame) -> Result<(), ClientError> {
+        self.sender.send(frame).await
+    }
+
+    /// See [`Receiver::next`].
+    pub async fn next(&mut self) -> Result<Option<Frame>, ClientError> {
+        self.receiver.next().await
+    }
+}
+
+impl Sender {
     pub async fn send(&mut self, frame: &Frame) -> Result<(), ClientError> {
         self.socket
             .send(Message::Binary(frame.encode().into()))
             .await
             .map_err(|e| self.client.broken(e))
     }
+}
 
+impl Receiver {
     /// The next frame; none when the daemon has ended the session. May be dropped
     /// before it is done, and called again.
     pub async fn next(&mut self) -> Result<Option<Frame>, ClientError> {

@@ -123,7 +123,8 @@ pub enum Protocol {
 pub struct Log {
     /// A file is put aside when it has this size.
     pub file_bytes: u64,
-    /// How many files there are, with the one that is written.
+    /// The oldest go when all together have the size of so many; short lives have
+    /// small files.
     pub files: u32,
 }
 

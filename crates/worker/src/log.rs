@@ -100,10 +100,13 @@ impl Writer {
     }
 
     fn drop_old(&self) -> io::Result<()> {
-        let kept = u64::from(self.limits.files.max(1));
-        for number in numbers(&self.directory)? {
-            if number + kept <= self.at.file {
-                fs::remove_file(path(&self.directory, number))?;
+        let most = self.limits.file_bytes.saturating_mul(self.limits.files.max(1).into());
+        let mut bytes = 0;
+        for number in numbers(&self.directory)?.into_iter().rev() {
+            let file = path(&self.directory, number);
+            bytes += fs::metadata(&file)?.len();
+            if bytes > most && number != self.at.file {
+                fs::remove_file(file)?;
             }
         }
         Ok(())
@@ -158,7 +161,7 @@ impl Reader {
     }
 
     /// The next record; none where there are no more for now.
-    pub fn next(&mut self) -> io::Result<Option<Record>> {
+    pub fn next_record(&mut self) -> io::Result<Option<Record>> {
         loop {
             if !self.open()? {
                 return Ok(None);
@@ -209,7 +212,7 @@ pub fn tail(directory: &Path, count: usize) -> io::Result<(Vec<Record>, Position
     let mut reader = Reader::new(directory, None);
     let mut kept: VecDeque<(Record, usize)> = VecDeque::new();
     let mut lines = 0;
-    while let Some(record) = reader.next()? {
+    while let Some(record) = reader.next_record()? {
         let ends = record.bytes.iter().filter(|byte| **byte == b'\n').count();
         lines += ends;
         kept.push_back((record, ends));

@@ -82,26 +82,39 @@ async fn relay(client: &mut Client, worker: UnixStream) -> Result<Option<Frame>,
             }
         }
     });
-    let mut client_listens = true;
+    // Another, because the program may not read while it writes.
+    let (queue, mut queued) = tokio::sync::mpsc::channel::<Frame>(4);
+    let writer = tokio::spawn(async move {
+        while let Some(frame) = queued.recv().await {
+            if link::write(&mut to, &frame).await.is_err() {
+                return;
+            }
+        }
+    });
     let last = loop {
+        let more = async {
+            match queue.reserve().await {
+                Ok(place) => (place, client.next().await),
+                // It is about to end; what it still says is waited for.
+                Err(_) => std::future::pending().await,
+            }
+        };
         tokio::select! {
             frame = frames.recv() => match frame {
                 Some(last @ (Frame::Exit(_) | Frame::Error(_))) => break Ok(Some(last)),
                 Some(frame) => client.send(&frame).await?,
                 None => break Err(link::gone("it ended the session")),
             },
-            frame = client.next(), if client_listens => match frame {
-                Some(frame) => {
-                    if link::write(&mut to, &frame).await.is_err() {
-                        // It is about to end; what it still says is waited for.
-                        client_listens = false;
-                    }
-                }
+            (place, frame) = more => match frame {
+                Some(frame) => place.send(frame),
                 None => break Ok(None),
             },
         }
     };
     reader.abort();
+    // What the client sent before it left still arrives.
+    drop(queue);
+    drop(writer);
     last
 }
 
@@ -326,7 +339,7 @@ async fn send_log(
     mut reader: Reader,
     timestamps: bool,
 ) -> Result<Position, ApiError> {
-    while let Some(record) = reader.next().map_err(ApiError::internal)? {
+    while let Some(record) = reader.next_record().map_err(ApiError::internal)? {
         client.send(&frame_of(record, timestamps)).await?;
     }
     Ok(reader.position())

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Read, Write};
 
 use guise_api::Ended;
-use guise_api::client::Session;
+use guise_api::client::{Receiver, Session};
 use guise_api::session::{CHUNK, Frame};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -164,41 +164,66 @@ impl Passed {
 }
 
 /// Moves everything both ways until the program or the user ends it.
-pub async fn attend(session: &mut Session, console: Console) -> Result<Outcome, Failure> {
+pub async fn attend(session: Session, console: Console) -> Result<Outcome, Failure> {
     let raw = Raw::enter(console.terminal && console.stdin);
-    let outcome = exchange(session, console).await;
+    let (mut sender, mut receiver) = session.split();
+    let (queue, mut queued) = mpsc::channel::<Frame>(4);
+    // A task of its own: while input waits for the program to read it, output goes on.
+    let writer = tokio::spawn(async move {
+        while let Some(frame) = queued.recv().await {
+            if sender.send(&frame).await.is_err() {
+                return;
+            }
+        }
+    });
+    let outcome = exchange(&mut receiver, &queue, console).await;
+    drop(queue);
+    if matches!(outcome, Ok(Outcome::Detached)) {
+        // What was typed before the keys still arrives.
+        const PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+        let _ = tokio::time::timeout(PATIENCE, writer).await;
+    }
     drop(raw);
     outcome
 }
 
-async fn exchange(session: &mut Session, console: Console) -> Result<Outcome, Failure> {
+async fn exchange(
+    receiver: &mut Receiver,
+    queue: &mpsc::Sender<Frame>,
+    console: Console,
+) -> Result<Outcome, Failure> {
     let mut typed = console.stdin.then(input);
     let mut keys = Keys { wanted: console.detach, matched: 0 };
     let mut passed = Passed::listen(!console.terminal);
     let mut resized = signal(SignalKind::window_change()).map_err(Failure::failed)?;
-    if console.terminal {
+    let resize = || {
         let (rows, columns) = size();
-        if rows > 0 {
-            session.send(&Frame::Resize { rows, columns }).await?;
-        }
+        // A queue that is full has one on its way.
+        let _ = queue.try_send(Frame::Resize { rows, columns });
+    };
+    if console.terminal && size().0 > 0 {
+        resize();
     }
     loop {
+        // Input is taken when there is room for it, with its place in the queue.
         let more = async {
-            match &mut typed {
-                Some(typed) => typed.recv().await,
-                None => std::future::pending().await,
+            match (&mut typed, queue.reserve().await) {
+                (Some(typed), Ok(place)) => (place, typed.recv().await),
+                _ => std::future::pending().await,
             }
         };
         tokio::select! {
-            frame = session.next() => match frame? {
+            frame = receiver.next() => match frame? {
                 Some(Frame::Stdout(bytes)) => write(&mut std::io::stdout(), &bytes)?,
                 Some(Frame::Stderr(bytes)) => write(&mut std::io::stderr(), &bytes)?,
                 Some(Frame::Exit(ended)) => return Ok(Outcome::Ended(ended)),
                 Some(Frame::Error(error)) => return Err(error.into()),
                 Some(_) => {}
-                None => return Err(Failure::failed("the daemon ended the session; the instance may run on: guise ps -a")),
+                None => return Err(Failure::failed(
+                    "the daemon ended the session; the instance may run on: guise ps -a",
+                )),
             },
-            bytes = more => match bytes {
+            (place, bytes) = more => match bytes {
                 Some(bytes) => {
                     let (bytes, detach) = if console.terminal {
                         keys.filter(&bytes)
@@ -206,22 +231,22 @@ async fn exchange(session: &mut Session, console: Console) -> Result<Outcome, Fa
                         (bytes, false)
                     };
                     if !bytes.is_empty() {
-                        session.send(&Frame::Stdin(bytes)).await?;
+                        place.send(Frame::Stdin(bytes));
                     }
                     if detach {
                         return Ok(Outcome::Detached);
                     }
                 }
                 None => {
+                    place.send(Frame::StdinEnd);
                     typed = None;
-                    session.send(&Frame::StdinEnd).await?;
                 }
             },
-            signal = passed.next() => session.send(&Frame::Signal(signal)).await?,
-            _ = resized.recv(), if console.terminal => {
-                let (rows, columns) = size();
-                session.send(&Frame::Resize { rows, columns }).await?;
+            signal = passed.next() => {
+                // The writer is gone with the session, which is told above.
+                let _ = queue.try_send(Frame::Signal(signal));
             }
+            _ = resized.recv(), if console.terminal => resize(),
         }
     }
 }

@@ -173,6 +173,8 @@ async fn into(client: &Client, from: &str, name: &str, path: &str) -> Done {
     // A folder of this name takes it in under its own.
     if let Some(last) = new_name.filter(|last| !last.is_empty()) {
         let mut probe = open(path).await?;
+        const EMPTY_ARCHIVE: usize = 1024;
+        probe.send(&Frame::Stdin(vec![0; EMPTY_ARCHIVE])).await?;
         probe.send(&Frame::StdinEnd).await?;
         if let Some(Frame::Exit(_)) = probe.next().await? {
             return send(open(path).await?, from, None).await;

@@ -112,9 +112,9 @@ async fn start(arguments: Run) -> Done {
         "/instances/{}/attach?start=true&past=true&stdin={}&rows={rows}&columns={columns}",
         instance.id, options.interactive
     );
-    let mut session = client.session(&path).await?;
+    let session = client.session(&path).await?;
     let console = Console { terminal: options.tty, stdin: options.interactive, detach };
-    finish(console::attend(&mut session, console).await?)
+    finish(console::attend(session, console).await?)
 }
 
 fn warn(instance: &Instance) {
@@ -157,7 +157,7 @@ async fn execute(arguments: Exec) -> Done {
         return detached(&mut session).await;
     }
     let console = Console { terminal: arguments.tty, stdin: arguments.interactive, detach };
-    finish(console::attend(&mut session, console).await?)
+    finish(console::attend(session, console).await?)
 }
 
 /// Leaves the program running when it has begun: what comes within a moment is an error.

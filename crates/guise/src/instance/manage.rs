@@ -228,9 +228,9 @@ async fn attach(
     detach: Vec<u8>,
 ) -> Done {
     let path = format!("/instances/{}/attach?{query}&stdin={stdin}", instance.id);
-    let mut session = client.session(&path).await?;
+    let session = client.session(&path).await?;
     let console = Console { terminal: instance.spec.tty, stdin, detach };
-    launch::finish(console::attend(&mut session, console).await?)
+    launch::finish(console::attend(session, console).await?)
 }
 
 async fn start_attached(client: &Client, name: &str, interactive: bool) -> Done {

@@ -124,6 +124,8 @@ fn pause_holds_it_where_it_is() {
     ]);
     home.good(&["pause", "it"]);
     assert_eq!(home.inspect("it")["status"]["phase"], "paused");
+    // What was printed before is on its way for a moment.
+    std::thread::sleep(std::time::Duration::from_millis(200));
     let before = home.good(&["logs", "it"]);
     std::thread::sleep(std::time::Duration::from_millis(400));
     assert_eq!(home.good(&["logs", "it"]), before);

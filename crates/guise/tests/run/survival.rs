@@ -85,7 +85,8 @@ fn a_killed_worker_is_shown_cleaned_up_and_restarted_by_policy() {
 /// object is consistent, what was made is there, and nothing runs twice.
 #[test]
 fn a_daemon_killed_anywhere_loses_nothing() {
-    let rounds = std::env::var("GUISE_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+    let rounds = std::env::var("GUISE_KILLS").ok().and_then(|n| n.parse::<usize>().ok());
+    let rounds = rounds.unwrap_or(12);
     let Some(mut home) = Home::new("anywhere") else { return };
     home.good(&["run", "-d", "--name", "stays", BOX, "sleep", "1000"]);
     let stays = worker_of(&home, "stays");
@@ -102,7 +103,7 @@ fn a_daemon_killed_anywhere_loses_nothing() {
         std::thread::scope(|scope| {
             let running = scope
                 .spawn(|| commands[..upto].iter().map(|args| home.guise(args)).collect::<Vec<_>>());
-            std::thread::sleep(std::time::Duration::from_millis(7 * round % 90));
+            std::thread::sleep(std::time::Duration::from_millis(7 * round as u64 % 90));
             let pid = home.daemon_pid();
             kill_process(pid, Signal::KILL).unwrap();
             done = running.join().unwrap();

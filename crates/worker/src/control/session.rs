@@ -91,7 +91,7 @@ fn forward(
 ) -> io::Result<()> {
     if let Some((mut reader, end)) = listener.before {
         while reader.position() < end
-            && let Some(record) = reader.next()?
+            && let Some(record) = reader.next_record()?
         {
             let frame = match record.stream {
                 Stream::Stdout => Frame::Stdout(record.bytes),

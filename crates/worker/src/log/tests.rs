@@ -6,7 +6,7 @@ fn lines(records: &[Record]) -> String {
 
 fn all(directory: &Path, from: Option<Position>) -> Vec<Record> {
     let mut reader = Reader::new(directory, from);
-    std::iter::from_fn(|| reader.next().unwrap()).collect()
+    std::iter::from_fn(|| reader.next_record().unwrap()).collect()
 }
 
 #[test]
@@ -34,13 +34,13 @@ fn what_was_written_is_read_and_old_files_go() {
 fn a_reader_goes_on_where_there_was_no_more() {
     let directory = tempfile::tempdir().unwrap();
     let mut reader = Reader::new(directory.path(), None);
-    assert_eq!(reader.next().unwrap(), None);
+    assert_eq!(reader.next_record().unwrap(), None);
     let limits = job::Log { file_bytes: 40, files: 9 };
     let mut writer = Writer::open(directory.path(), limits).unwrap();
     let mut seen = String::new();
     for number in 0..9 {
         writer.append(Stream::Stdout, format!("{number} and more\n").as_bytes()).unwrap();
-        while let Some(record) = reader.next().unwrap() {
+        while let Some(record) = reader.next_record().unwrap() {
             seen.push_str(&lines(&[record]));
         }
         assert!(seen.ends_with(&format!("{number} and more\n")));
