@@ -2,7 +2,7 @@
 # Ubuntu machine with Rust and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages run boot test soak bench bench-container bench-run bench-cpu bench-disk bench-net lint
+.PHONY: help setup packages run boot test soak bench bench-container bench-image bench-run bench-cpu bench-io bench-disk bench-net lint
 
 CARGO ?= cargo
 GUISE := target/release/guise
@@ -50,6 +50,10 @@ bench-container: ## Time containers beside crun, runc and bwrap, where they are 
 bench-run: packages ## Time `guise run` beside podman, where that is installed
 	@$(CARGO) build --quiet --release --package guise
 	@bench/run/run.py $(GUISE) 20
+
+bench-image: ## Time pulling and unpacking beside umoci and podman, where they are installed
+	@$(CARGO) build --quiet --release --package guise
+	@bench/image/run.py $(GUISE) 3
 
 bench-cpu: setup ## CPU seconds of workloads natively, under QEMU's emulation and here
 	@$(CARGO) build --quiet --release --package guise

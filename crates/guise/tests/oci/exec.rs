@@ -46,7 +46,8 @@ fn a_program_joins_everything() {
 fn nothing_of_the_runtime_comes_along() {
     let Some(bundle) = Bundle::new("execfds", "sleep 600") else { return };
     bundle.start();
-    let (_, out, _) = exec(&bundle, &[], &["/bin/ls", "/proc/self/fd"]);
+    let (status, out, err) = exec(&bundle, &[], &["/bin/ls", "/proc/self/fd"]);
+    assert_eq!(status, 0, "{err}");
     assert_eq!(out.split_whitespace().collect::<Vec<_>>(), ["0", "1", "2", "3"]);
     let (_, out, _) = exec(&bundle, &[], &["/bin/grep", "CapInh", "/proc/self/status"]);
     assert!(out.ends_with("0000000000000000\n"), "{out}");

@@ -117,6 +117,13 @@ fn hooks_run_in_order_and_know_the_container() {
     for line in text.lines().filter(|l| *l != "program") {
         let state: Value = serde_json::from_str(line.split_once(' ').unwrap().1).unwrap();
         assert_eq!(state["id"], bundle.id.as_str());
+        let status = match line.split(' ').next().unwrap() {
+            "createRuntime" | "createContainer" => "creating",
+            "prestart" | "startContainer" => "created",
+            "poststart" => "running",
+            _ => "stopped",
+        };
+        assert_eq!(state["status"], status, "{line}");
     }
 }
 

@@ -110,3 +110,35 @@ fn devices_are_there_and_only_those() {
     let (status, out, err) = bundle.run();
     assert_eq!((status, out.as_str()), (0, "4\n640 3 4 1:5\n"), "{err}");
 }
+
+#[test]
+fn the_root_has_the_propagation_that_was_asked_for() {
+    for (name, field) in [
+        ("shared", " shared:"),
+        ("slave", " master:"),
+        ("private", " - "),
+        ("unbindable", " unbindable "),
+    ] {
+        let script = "grep ' / / ' /proc/self/mountinfo || grep '/rootfs / ' /proc/self/mountinfo";
+        let Some(mut bundle) = Bundle::new(&format!("propagation-{name}"), script) else { return };
+        bundle.config["linux"]["rootfsPropagation"] = json!(name);
+        let (status, out, err) = bundle.run();
+        assert_eq!(status, 0, "{name}: {out}{err}");
+        // A slave needs a master: there is one only where the host's root is shared.
+        assert!(name == "slave" || out.contains(field), "{name}: {out}");
+        assert_eq!(out.contains(" shared:"), name == "shared", "{out}");
+    }
+}
+
+#[test]
+fn a_label_for_mounts_is_no_obstacle_without_selinux() {
+    if std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+        println!("did not run: this host has SELinux, and the label may not be one of its policy");
+        return;
+    }
+    let Some(mut bundle) = Bundle::new("mount-label", "echo fine") else { return };
+    bundle.config["linux"]["mountLabel"] = json!("system_u:object_r:container_file_t:s0");
+    let (status, out, err) = bundle.run();
+    assert_eq!((status, out.as_str()), (0, "fine\n"), "{err}");
+    assert!(err.contains("linux.mountLabel has no effect"), "{err}");
+}
