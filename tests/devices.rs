@@ -186,6 +186,49 @@ fn sockets_lead_both_ways() {
     }
 }
 
+/// The checks of `files` that went wrong, or did not happen.
+fn expect_files(ended: &Ended) {
+    let good = ended.output.matches(" ok").count();
+    assert_eq!(said(ended, "files said "), "0", "{}", ended.output);
+    assert!(good >= 11, "{}", ended.output);
+}
+
+#[test]
+fn a_directory_is_shared() {
+    let _turn = alone();
+    for (kernel, cpus) in [(Kernel::Debian12Cloud, "1"), (Kernel::Debian13Cloud, "4")] {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let (ours, outside) = (scratch.path().join("shared"), scratch.path().join("outside"));
+        std::fs::create_dir(&ours).expect("made");
+        std::fs::create_dir(ours.join("checks")).expect("made");
+        std::fs::write(&outside, "a secret").expect("written");
+        std::fs::write(ours.join("hello"), "from the host").expect("written");
+        std::os::unix::fs::symlink("../outside", ours.join("relative")).expect("linked");
+        std::os::unix::fs::symlink(&outside, ours.join("absolute")).expect("linked");
+        let command = "mount -t virtiofs t /mnt; mount -t virtiofs r /root; \
+            echo said $(cat /mnt/hello); \
+            files /mnt/checks 1000; echo files said $?; \
+            cat /mnt/relative /mnt/absolute /mnt/../outside; \
+            echo here $(ls /mnt/.. | grep -c outside); \
+            mknod /mnt/disk b 8 0 || echo no device; \
+            echo x >/root/x || echo read only; \
+            head -c 3000000 /dev/urandom >/mnt/big; echo big $(md5sum </mnt/big)";
+        let ended = guest_of(kernel, cpus, command)
+            .args(["--share", &format!("{},tag=t", ours.display())])
+            .args(["--share", &format!("{},tag=r,readonly", ours.display())])
+            .run();
+        ended.expect_code(0).expect_clean_log();
+        assert_eq!(said(&ended, "said "), "from the host");
+        expect_files(&ended);
+        assert!(!ended.output.contains("a secret"), "{}", ended.output);
+        assert_eq!(said(&ended, "here "), "0");
+        said(&ended, "no device");
+        said(&ended, "read only");
+        let big = std::fs::read(ours.join("big")).expect("the guest wrote it");
+        assert_eq!(said(&ended, "big ").split(' ').next(), Some(&*sum(&big)));
+    }
+}
+
 #[test]
 fn a_virtio_console_takes_and_gives() {
     let _turn = alone();

@@ -9,3 +9,8 @@ use crate::torture::compile;
 pub fn vsock() -> Result<PathBuf, TestkitError> {
     compile("programs/vsock.c", "programs/vsock", &["-O1", "-static"])
 }
+
+/// Tries in a directory what programs expect of a file system.
+pub fn files() -> Result<PathBuf, TestkitError> {
+    compile("programs/files.c", "programs/files", &["-O1", "-static"])
+}

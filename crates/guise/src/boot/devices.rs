@@ -1,4 +1,4 @@
-//! What `--disk`, `--net`, `--vsock`, `--rng`, `--balloon` and `--console` put on the machine. Backends are opened once;
+//! What `--disk`, `--share`, `--net`, `--vsock`, `--rng`, `--balloon` and `--console` put on the machine. Backends are opened once;
 //! every machine of a run, when the guest resets, gets devices over the same ones.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +13,7 @@ use guise_virtio::VirtioDevice;
 use guise_virtio::balloon::Balloon;
 use guise_virtio::block::{Block, BlockOptions};
 use guise_virtio::console::Console;
+use guise_virtio::fs::Share;
 use guise_virtio::net::Net;
 use guise_virtio::rate::Rate;
 use guise_virtio::rng::Rng;
@@ -20,6 +21,7 @@ use guise_virtio::vsock::{Host, Vsock};
 use serde_json::{Value, json};
 
 use super::network::Interface;
+use super::share::Shared;
 use super::sockets::Sockets;
 use crate::Failure;
 
@@ -32,6 +34,10 @@ pub struct DeviceArguments {
     /// [,queues=N][,iops=N][,bps=SIZE][,burst=SECONDS]; may be repeated
     #[arg(long, value_name = "FILE,…")]
     disk: Vec<String>,
+    /// A directory of the host, which the guest mounts with `mount -t virtiofs TAG DIR`:
+    /// DIR,tag=TAG[,readonly][,cache=auto|always|never]; may be repeated
+    #[arg(long, value_name = "DIR,tag=TAG")]
+    share: Vec<Shared>,
     /// A network: none, or user[,forward=[tcp:|udp:][ADDRESS:]PORT-GUESTPORT][,host][,restrict]
     /// [,deny=NET/LEN][,mac=MAC][,mtu=N][,hostname=S][,dns=ADDRESS][,queues=N][,bps=SIZE][,pps=N];
     /// may be repeated
@@ -75,6 +81,7 @@ struct Entry {
 
 enum Backend {
     Disk(Disk),
+    Share(Arc<Share>),
     Interface(Interface),
     Vsock(u32, Arc<Host>),
     Rng,
@@ -90,6 +97,7 @@ struct Disk {
 #[derive(Clone)]
 enum Device {
     Block(Arc<Block>),
+    Share(Arc<Share>),
     Net(Arc<Net>),
     Vsock(Arc<Vsock>),
     Rng(Arc<Rng>),
@@ -100,6 +108,7 @@ impl Device {
     fn virtio(&self) -> Arc<dyn VirtioDevice> {
         match self {
             Device::Block(device) => device.clone(),
+            Device::Share(device) => device.clone(),
             Device::Net(device) => device.clone(),
             Device::Vsock(device) => device.clone(),
             Device::Rng(device) => device.clone(),
@@ -112,6 +121,7 @@ impl Backend {
     fn kind(&self) -> &'static str {
         match self {
             Backend::Disk(_) => "disk",
+            Backend::Share(_) => "share",
             Backend::Interface(_) => "net",
             Backend::Vsock(..) => "vsock",
             Backend::Rng => "rng",
@@ -124,6 +134,7 @@ impl Backend {
             Backend::Disk(disk) => {
                 Device::Block(Block::new(disk.device.clone(), disk.options.clone()))
             }
+            Backend::Share(share) => Device::Share(share.clone()),
             Backend::Interface(interface) => {
                 Device::Net(Net::new(interface.network.clone(), interface.options.clone()))
             }
@@ -147,6 +158,9 @@ impl Backends {
         let mut backends = Vec::new();
         for text in &arguments.disk {
             backends.push(Backend::Disk(Disk::open(text, vcpus)?));
+        }
+        for shared in &arguments.share {
+            backends.push(Backend::Share(shared.open(vcpus)?));
         }
         for text in &arguments.net {
             backends.extend(Interface::open(text, vcpus)?.map(Backend::Interface));
@@ -211,7 +225,7 @@ impl Backends {
                     value["received"] = json!([counters.frames_out, counters.bytes_out]);
                 }
                 Backend::Vsock(cid, _) => value["cid"] = json!(cid),
-                Backend::Rng | Backend::Balloon => {}
+                Backend::Share(_) | Backend::Rng | Backend::Balloon => {}
             }
             value
         };

@@ -4,12 +4,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use guise_disk::device::{self as disk, BlockDevice};
-use guise_engine::GuestMemory;
-use guise_engine::memory::vm_memory::bitmap::Bitmap;
-use guise_engine::memory::vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::request::{Bounds, Failure, Range, Request, conclude, total};
 use crate::queue::chain::Segment;
+use crate::queue::host::{mark, stretches};
 use crate::queue::{Chain, Queue, QueueError};
 use crate::rate::{Limiter, Wait};
 use crate::worker::{Handler, Rest};
@@ -212,28 +210,4 @@ impl Handler for Server {
 fn failed(error: guise_disk::Error) -> Failure {
     tracing::warn!(%error, "a disk request failed");
     Failure::Io
-}
-
-/// Segments as memory of this process.
-fn stretches(memory: &GuestMemory, data: &[Segment]) -> Result<Vec<libc::iovec>, QueueError> {
-    let mut stretches = Vec::with_capacity(data.len());
-    for segment in data {
-        for slice in memory.get_slices(GuestAddress(segment.address), segment.length as usize) {
-            let slice = slice.map_err(|_| QueueError::Memory(segment.address))?;
-            let guard = slice.ptr_guard_mut();
-            stretches.push(libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() });
-        }
-    }
-    Ok(stretches)
-}
-
-/// Tells whoever asks that the ring has written here.
-fn mark(memory: &GuestMemory, data: &[Segment]) {
-    for segment in data {
-        for slice in memory.get_slices(GuestAddress(segment.address), segment.length as usize) {
-            // They were there when the request began, and memory does not go.
-            let Ok(slice) = slice else { continue };
-            slice.bitmap().mark_dirty(0, slice.len());
-        }
-    }
 }

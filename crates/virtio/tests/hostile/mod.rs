@@ -15,6 +15,7 @@ use guise_net::user::{Config, UserNetwork};
 use guise_virtio::balloon::Balloon;
 use guise_virtio::block::{Block, BlockOptions};
 use guise_virtio::console::Console;
+use guise_virtio::fs::{Cache, Share, ShareOptions};
 use guise_virtio::net::{Net, NetOptions};
 use guise_virtio::rate::Rate;
 use guise_virtio::rng::Rng;
@@ -47,14 +48,17 @@ pub struct Hostile {
     pub messages: Arc<AtomicU64>,
     /// Somebody on the host whom the guest can connect to.
     _listener: Option<vsock::Listener>,
+    /// A directory that goes away by itself.
+    _shared: Option<tempfile::TempDir>,
 }
 
 impl Hostile {
-    /// The disk, the terminal, the interface, the balloon, the entropy source, or the
-    /// sockets.
+    /// The disk, the terminal, the interface, the balloon, the entropy source, the
+    /// sockets, or the shared directory.
     pub fn new(which: u8) -> Self {
         let mut listener = None;
-        let device: Arc<dyn VirtioDevice> = match which % 6 {
+        let mut shared = None;
+        let device: Arc<dyn VirtioDevice> = match which % 7 {
             0 => {
                 let file = tempfile::NamedTempFile::new().expect("a temporary file");
                 file.as_file().set_len(64 << 10).expect("a size");
@@ -75,10 +79,26 @@ impl Hostile {
             }
             3 => Balloon::new(),
             4 => Rng::new(),
-            _ => {
+            5 => {
                 let host = vsock::Host::private().expect("a host");
                 listener = Some(host.listen(1).expect("a port"));
                 Vsock::new(CID, host)
+            }
+            _ => {
+                let directory = tempfile::tempdir().expect("a directory");
+                std::fs::write(directory.path().join("a"), "text").expect("a file");
+                let share = Share::new(
+                    directory.path(),
+                    &ShareOptions {
+                        tag: "t".to_owned(),
+                        read_only: false,
+                        cache: Cache::Auto,
+                        most_files: 16,
+                        queues: 1,
+                    },
+                );
+                shared = Some(directory);
+                share.expect("a share")
             }
         };
         let queues = device.queue_sizes().len() as u16;
@@ -92,7 +112,7 @@ impl Hostile {
         let sink = Arc::new(move |_: Msi| _ = counter.fetch_add(1, Ordering::Relaxed));
         let line = Arc::new(|_: bool| ());
         let function = VirtioPci::new(device, memory.clone(), sink, line).expect("a function");
-        Self { function, memory, queues, plain, messages, _listener: listener }
+        Self { function, memory, queues, plain, messages, _listener: listener, _shared: shared }
     }
 
     fn common(&self, offset: u64, data: &[u8]) {
@@ -190,6 +210,16 @@ impl Hostile {
                 self.put(packet + 24, &(number & 0x1f).to_le_bytes());
                 self.put(packet + 28, &[1, 0, b & 7, 0, a >> 6, 0, 0, 0]);
                 self.put(packet + 36, &number.to_le_bytes());
+            }
+            // A request to a shared directory: any kind, a file that is known or not, and a
+            // name in the place where many have theirs.
+            15 if b & 1 != 0 => {
+                let request = DATA + 64 * u64::from(a & 15);
+                self.put(request, &[0x80, 0, 0, 0, place & 63, 0, 0, 0]);
+                self.put(request + 16, &u64::from(a >> 6).to_le_bytes());
+                self.put(request + 40, &number.to_le_bytes());
+                self.put(request + 48, &u64::from(b >> 5).to_le_bytes());
+                self.put(request + 56, b"a\0../a\0");
             }
             9 => self.put(base + u64::from(number & 0x3fff), &[a, b]),
             10..12 => notify(),
