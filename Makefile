@@ -28,6 +28,8 @@ test: setup ## Run every test
 soak: setup ## What takes too long for every test run: more cases, more random guests
 	GUISE_RANDOM_SECONDS=60 GUISE_PROCESSOR_CASES=50000000 \
 		$(CARGO) test --release --package guise-engine-soft --test processor --test random_guests
+	GUISE_FUZZ_SECONDS=600 $(CARGO) test --release --package guise-virtio --test hostile_drivers
+	GUISE_DEVICE_SOAK=1 $(CARGO) test --release --package guise --test end_to_end -- upkeep::
 	GUISE_SLOW_KVM=1 $(CARGO) test --release --package guise --test end_to_end -- linux:: handover::
 
 bench: setup ## Time a boot

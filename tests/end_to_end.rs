@@ -10,3 +10,4 @@ mod engines;
 mod handover;
 mod linux;
 mod support;
+mod upkeep;

@@ -121,6 +121,10 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let control = arguments.control.as_deref();
     let control = control.map(|path| Control::open(path, backends.clone())).transpose()?;
 
+    if control.is_none() && backends.may_wait_for_space() {
+        return Err(Failure::usage("full=pause needs --control, through which it is resumed"));
+    }
+
     let outside = Outside::default();
     outside.watch_signals()?;
     let mut console = None;

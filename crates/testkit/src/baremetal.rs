@@ -19,6 +19,7 @@ pub enum Program {
     Ports,
     Paging,
     Smp,
+    Virtio,
     PowerOff,
     Reset,
     KeyboardReset,
@@ -28,7 +29,7 @@ pub enum Program {
 }
 
 impl Program {
-    pub const ALL: [Program; 13] = [
+    pub const ALL: [Program; 14] = [
         Program::Modes,
         Program::Pvh,
         Program::Interrupts,
@@ -36,6 +37,7 @@ impl Program {
         Program::Ports,
         Program::Paging,
         Program::Smp,
+        Program::Virtio,
         Program::PowerOff,
         Program::Reset,
         Program::KeyboardReset,
@@ -53,6 +55,7 @@ impl Program {
             Program::Ports => "ports",
             Program::Paging => "paging",
             Program::Smp => "smp",
+            Program::Virtio => "virtio",
             Program::PowerOff => "power_off",
             Program::Reset => "reset",
             Program::KeyboardReset => "keyboard_reset",
@@ -63,7 +66,7 @@ impl Program {
     }
 
     /// What it prints, for those that end through the debug-exit port. [`Program::Smp`]
-    /// does so on four vCPUs, [`Program::Pvh`] with the command line `one two` and
+    /// does so on four vCPUs, [`Program::Virtio`] with one of each device, [`Program::Pvh`] with the command line `one two` and
     /// less than 3 GiB of memory.
     pub fn expected(self) -> Option<&'static str> {
         match self {
@@ -74,6 +77,7 @@ impl Program {
             Program::Ports => Some(include_str!("../guests/baremetal/ports.expected")),
             Program::Paging => Some(include_str!("../guests/baremetal/paging.expected")),
             Program::Smp => Some(include_str!("../guests/baremetal/smp.expected")),
+            Program::Virtio => Some(include_str!("../guests/baremetal/virtio.expected")),
             Program::PowerOff
             | Program::Reset
             | Program::KeyboardReset

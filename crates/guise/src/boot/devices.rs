@@ -1,7 +1,7 @@
 //! What `--disk`, `--share`, `--net`, `--vsock`, `--rng`, `--balloon` and `--console` put on the machine. Backends are opened once;
 //! every machine of a run, when the guest resets, gets devices over the same ones.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -11,7 +11,7 @@ use guise_machine::console::Input;
 use guise_machine::{Machine, MachineError};
 use guise_virtio::VirtioDevice;
 use guise_virtio::balloon::Balloon;
-use guise_virtio::block::{Block, BlockOptions};
+use guise_virtio::block::{Block, BlockOptions, WhenFull};
 use guise_virtio::console::Console;
 use guise_virtio::fs::Share;
 use guise_virtio::net::Net;
@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Args)]
 pub struct DeviceArguments {
     /// A disk: FILE[,format=F][,readonly][,snapshot][,cache=none|unsafe][,serial=S]
-    /// [,queues=N][,iops=N][,bps=SIZE][,burst=SECONDS]; may be repeated
+    /// [,queues=N][,iops=N][,bps=SIZE][,burst=SECONDS][,full=report|pause]; may be repeated
     #[arg(long, value_name = "FILE,…")]
     disk: Vec<String>,
     /// A directory of the host, which the guest mounts with `mount -t virtiofs TAG DIR`:
@@ -70,7 +70,11 @@ pub struct Backends {
     entries: Mutex<Vec<Entry>>,
     console: ConsoleKind,
     vcpus: u32,
+    /// Told the name of a disk for which the host has no space.
+    alarm: OnceLock<Alarm>,
 }
+
+type Alarm = Arc<dyn Fn(&str) + Send + Sync>;
 
 struct Entry {
     name: String,
@@ -179,7 +183,8 @@ impl Backends {
             let name = free_name(&entries, backend.kind());
             entries.push(Entry { name, backend, plugged: None });
         }
-        Ok(Backends { entries: Mutex::new(entries), console: arguments.console, vcpus })
+        let (entries, console) = (Mutex::new(entries), arguments.console);
+        Ok(Backends { entries, console, vcpus, alarm: OnceLock::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
@@ -190,6 +195,7 @@ impl Backends {
     pub fn attach(&self, machine: &Machine) -> Result<Arc<dyn Input>, MachineError> {
         for entry in self.lock().iter_mut() {
             let device = entry.backend.make();
+            self.watch_space(&entry.name, &device);
             let slot = machine.add_device(device.virtio())?;
             entry.plugged = Some((slot, device));
         }
@@ -204,6 +210,34 @@ impl Backends {
                 console
             }
         })
+    }
+
+    /// Says who is told when a disk waits for space on the host.
+    pub fn set_alarm(&self, alarm: impl Fn(&str) + Send + Sync + 'static) {
+        // There is one control socket, and it does this once.
+        let _ = self.alarm.set(Arc::new(alarm));
+    }
+
+    fn watch_space(&self, name: &str, device: &Device) {
+        if let (Device::Block(block), Some(alarm)) = (device, self.alarm.get()) {
+            let (alarm, name) = (alarm.clone(), name.to_owned());
+            block.on_full(move || alarm(&name));
+        }
+    }
+
+    /// Whether a disk may wait for space.
+    pub fn may_wait_for_space(&self) -> bool {
+        let waits = |entry: &Entry| matches!(&entry.backend, Backend::Disk(disk) if disk.options.when_full == WhenFull::Wait);
+        self.lock().iter().any(waits)
+    }
+
+    /// There may be space again.
+    pub fn retry(&self) {
+        for entry in self.lock().iter() {
+            if let Some((_, Device::Block(block))) = &entry.plugged {
+                block.retry();
+            }
+        }
     }
 
     /// Closes all images.
@@ -246,10 +280,11 @@ impl Backends {
     }
 
     fn plug(&self, backend: Backend, machine: &Machine) -> Result<String, String> {
-        let device = backend.make();
-        let slot = machine.plug_device(device.virtio()).map_err(|error| error.to_string())?;
         let mut entries = self.lock();
         let name = free_name(&entries, backend.kind());
+        let device = backend.make();
+        self.watch_space(&name, &device);
+        let slot = machine.plug_device(device.virtio()).map_err(|error| error.to_string())?;
         entries.push(Entry { name: name.clone(), backend, plugged: Some((slot, device)) });
         Ok(name)
     }
@@ -362,6 +397,13 @@ fn take_options(text: &str, options: &mut BlockOptions) -> Result<String, String
             "queues" => options.queues = number()?.min(64) as u16,
             "iops" => options.rate.operations = Some(number()?),
             "bps" => options.rate.bytes = Some(super::parse_bytes(value)?),
+            "full" => {
+                options.when_full = match value {
+                    "report" => WhenFull::Report,
+                    "pause" => WhenFull::Wait,
+                    _ => return Err("full= is report or pause".to_owned()),
+                };
+            }
             "burst" => options.rate.burst = Duration::from_secs(number()?),
             _ => rest.push(part),
         }

@@ -1,11 +1,14 @@
 //! The thread of a disk's queue: requests go to a ring of the disk's own, come back in
 //! any order, and wake the thread when they do.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use guise_disk::device::{self as disk, BlockDevice};
 
+use super::flusher::Flusher;
 use super::request::{Bounds, Failure, Range, Request, conclude, total};
+use super::space::Space;
 use crate::queue::chain::Segment;
 use crate::queue::host::{mark, stretches};
 use crate::queue::{Chain, Queue, QueueError};
@@ -25,9 +28,14 @@ pub struct Server {
     free: Vec<usize>,
     /// A request that waits for the rate limit.
     held: Option<(Chain, Request)>,
+    flusher: Flusher,
+    space: Arc<Space>,
+    /// Requests that wait for space on the host, and how much of the news of it they know.
+    stalled: Vec<Chain>,
+    news: u64,
 }
 
-/// A read or write that the ring has.
+/// A read or write that the ring has, or a flush that the flusher has.
 struct Pending {
     chain: Chain,
     /// Where a read's data went; empty for writes.
@@ -42,8 +50,10 @@ impl Server {
         serial: [u8; 20],
         write_through: bool,
         limiter: Limiter,
+        flusher: Flusher,
+        space: Arc<Space>,
     ) -> Self {
-        let read_only = !device.writable();
+        let (read_only, news) = (!device.writable(), space.news());
         Self {
             device,
             ring,
@@ -54,6 +64,10 @@ impl Server {
             pending: Vec::new(),
             free: Vec::new(),
             held: None,
+            flusher,
+            space,
+            stalled: Vec::new(),
+            news,
         }
     }
 
@@ -64,8 +78,7 @@ impl Server {
         chain: Chain,
         request: Request,
     ) -> Result<(), QueueError> {
-        let done = |result: guise_disk::Result<()>| result.map(|()| 0).map_err(failed);
-        let outcome = match request {
+        let result = match request {
             Request::Read { offset, data } => {
                 let pending = Pending { chain, written: total(&data), read: data.clone() };
                 return self.transfer(queue, pending, offset, &data, false);
@@ -78,7 +91,13 @@ impl Server {
                 let length = conclude(&chain, queue.memory(), &self.serial, Ok(0))?;
                 return queue.push(chain, length);
             }
-            Request::Flush => done(self.device.flush()),
+            Request::Flush => {
+                let tag = self.keep(Pending { chain, written: 0, read: Vec::new() });
+                return match self.flusher.begin(tag) {
+                    Some(result) => self.complete(queue, tag, result, false),
+                    None => Ok(()),
+                };
+            }
             Request::Discard(ranges) => {
                 self.each(&ranges, |device, range| device.discard(range.offset, range.length))
             }
@@ -86,22 +105,62 @@ impl Server {
                 device.write_zeroes(range.offset, range.length, range.unmap)
             }),
         };
+        self.settle(queue, chain, result.map(|()| 0))
+    }
+
+    /// Gives a request back, unless it is to wait for space.
+    fn settle(
+        &mut self,
+        queue: &mut Queue,
+        chain: Chain,
+        result: guise_disk::Result<u64>,
+    ) -> Result<(), QueueError> {
+        let outcome = match result {
+            Err(error) if self.space.is_waited_for(&error) => {
+                self.stalled.push(chain);
+                return Ok(());
+            }
+            result => result.map_err(failed),
+        };
         let length = conclude(&chain, queue.memory(), &[], outcome)?;
         queue.push(chain, length)
+    }
+
+    /// Begins what waits for space once more, if there is news.
+    fn retry(&mut self, queue: &mut Queue) -> Result<(), QueueError> {
+        let news = self.space.news();
+        if std::mem::replace(&mut self.news, news) == news {
+            return Ok(());
+        }
+        for chain in std::mem::take(&mut self.stalled) {
+            if let Some((chain, request)) = self.parse(queue, chain)? {
+                self.begin(queue, chain, request)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, pending: Pending) -> usize {
+        let tag = self.free.pop().unwrap_or_else(|| {
+            self.pending.push(None);
+            self.pending.len() - 1
+        });
+        self.pending[tag] = Some(pending);
+        tag
     }
 
     fn each(
         &self,
         ranges: &[Range],
         run: impl Fn(&BlockDevice, &Range) -> guise_disk::Result<()>,
-    ) -> Result<u64, Failure> {
+    ) -> guise_disk::Result<()> {
         for range in ranges {
-            run(&self.device, range).map_err(failed)?;
+            run(&self.device, range)?;
         }
         if self.write_through {
-            self.device.flush().map_err(failed)?;
+            self.device.flush()?;
         }
-        Ok(0)
+        Ok(())
     }
 
     fn transfer(
@@ -118,11 +177,7 @@ impl Server {
         // and waits for what is under way. The guest may write there meanwhile; what then
         // reaches the disk is the guest's own affair.
         let buffer = unsafe { disk::Buffer::borrowed(stretches) };
-        let tag = self.free.pop().unwrap_or_else(|| {
-            self.pending.push(None);
-            self.pending.len() - 1
-        });
-        self.pending[tag] = Some(pending);
+        let tag = self.keep(pending);
         let request = if write {
             disk::Request::Write { offset, buffer }
         } else {
@@ -135,32 +190,53 @@ impl Server {
     /// Gives back what the ring has done.
     fn collect(&mut self, queue: &mut Queue) -> Result<(), QueueError> {
         while let Some(completion) = self.ring.take() {
-            let tag = completion.tag as usize;
-            let Some(pending) = self.pending.get_mut(tag).and_then(Option::take) else { continue };
-            self.free.push(tag);
-            let mut result = completion.result;
-            if !pending.read.is_empty() {
-                mark(queue.memory(), &pending.read);
-            } else if self.write_through && result.is_ok() {
-                result = self.device.flush();
-            }
-            let outcome = result.map(|()| pending.written).map_err(failed);
-            let length = conclude(&pending.chain, queue.memory(), &[], outcome)?;
-            queue.push(pending.chain, length)?;
+            self.complete(queue, completion.tag as usize, completion.result, true)?;
+        }
+        while let Some((tag, result)) = self.flusher.take() {
+            self.complete(queue, tag, result, false)?;
         }
         Ok(())
+    }
+
+    fn complete(
+        &mut self,
+        queue: &mut Queue,
+        tag: usize,
+        mut result: guise_disk::Result<()>,
+        moved_data: bool,
+    ) -> Result<(), QueueError> {
+        let Some(pending) = self.pending.get_mut(tag).and_then(Option::take) else { return Ok(()) };
+        self.free.push(tag);
+        if !pending.read.is_empty() {
+            mark(queue.memory(), &pending.read);
+        } else if moved_data && self.write_through && result.is_ok() {
+            result = self.device.flush();
+        }
+        self.settle(queue, pending.chain, result.map(|()| pending.written))
     }
 
     fn take(&mut self, queue: &mut Queue) -> Result<Option<(Chain, Request)>, QueueError> {
         loop {
             let Some(chain) = queue.pop()? else { return Ok(None) };
-            let bounds = Bounds { size: self.device.size(), read_only: self.read_only };
-            match Request::parse(&chain, queue.memory(), bounds)? {
-                Ok(request) => return Ok(Some((chain, request))),
-                Err(failure) => {
-                    let length = conclude(&chain, queue.memory(), &[], Err(failure))?;
-                    queue.push(chain, length)?;
-                }
+            if let Some(found) = self.parse(queue, chain)? {
+                return Ok(Some(found));
+            }
+        }
+    }
+
+    /// Reads a chain. One that asks for what cannot be is given back at once.
+    fn parse(
+        &self,
+        queue: &mut Queue,
+        chain: Chain,
+    ) -> Result<Option<(Chain, Request)>, QueueError> {
+        let bounds = Bounds { size: self.device.size(), read_only: self.read_only };
+        match Request::parse(&chain, queue.memory(), bounds)? {
+            Ok(request) => Ok(Some((chain, request))),
+            Err(failure) => {
+                let length = conclude(&chain, queue.memory(), &[], Err(failure))?;
+                queue.push(chain, length)?;
+                Ok(None)
             }
         }
     }
@@ -169,6 +245,7 @@ impl Server {
 impl Handler for Server {
     fn process(&mut self, queue: &mut Queue, stopping: &AtomicBool) -> Result<Rest, QueueError> {
         self.collect(queue)?;
+        self.retry(queue)?;
         let mut rest = Rest::Drained;
         while !stopping.load(Ordering::Relaxed) {
             let next = match self.held.take() {
@@ -194,16 +271,25 @@ impl Handler for Server {
         if let Some((chain, request)) = self.held.take() {
             self.begin(queue, chain, request)?;
         }
+        while let Some((tag, result)) = self.flusher.wait() {
+            self.complete(queue, tag, result, false)?;
+        }
         loop {
             match self.ring.wait() {
                 Ok(true) => self.collect(queue)?,
-                Ok(false) => return Ok(()),
+                Ok(false) => break,
                 Err(error) => {
                     tracing::error!(%error, "requests of a disk are lost");
-                    return Ok(());
+                    break;
                 }
             }
         }
+        // They cannot be put back, and there is nobody left to wait.
+        for chain in std::mem::take(&mut self.stalled) {
+            let length = conclude(&chain, queue.memory(), &[], Err(Failure::Io))?;
+            queue.push(chain, length)?;
+        }
+        Ok(())
     }
 }
 

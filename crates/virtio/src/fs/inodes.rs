@@ -105,10 +105,6 @@ impl Inode {
             lock_owners: LockOwners::default(),
         }
     }
-
-    pub fn is_directory(&self) -> bool {
-        self.kind == FileType::Directory
-    }
 }
 
 #[derive(Default)]
