@@ -2,7 +2,7 @@
 # Ubuntu machine with Rust and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages run test soak bench bench-container bench-cpu bench-disk bench-net lint
+.PHONY: help setup packages run test soak bench bench-container bench-cpu bench-io bench-disk bench-net lint
 
 CARGO ?= cargo
 GUISE := target/release/guise
@@ -44,6 +44,11 @@ bench-cpu: setup ## CPU seconds of workloads natively, under QEMU's emulation an
 	@$(CARGO) build --quiet --release --package guise
 	@bench/cpu/run.py $(GUISE) $${GUISE_ASSETS:-assets}/kernels/debian-12-cloud/boot/vmlinuz-* \
 		$${GUISE_ASSETS:-assets}/initramfs/shell.cpio $(or $(ROUNDS),3)
+
+bench-io: setup ## Disks, network and shared directories of a guest beside QEMU's emulation
+	@$(CARGO) build --quiet --release --package guise
+	@bench/io/run.py $(GUISE) $${GUISE_ASSETS:-assets}/kernels/debian-12-cloud/boot/vmlinuz-* \
+		$${GUISE_ASSETS:-assets}/initramfs/virtio-debian-12-cloud.cpio $(or $(SECONDS_EACH),5)
 
 bench-disk: setup ## Time conversions of disk images beside qemu-img
 	@$(CARGO) build --quiet --release --package guise

@@ -14,3 +14,8 @@ pub fn vsock() -> Result<PathBuf, TestkitError> {
 pub fn files() -> Result<PathBuf, TestkitError> {
     compile("programs/files.c", "programs/files", &["-O1", "-static"])
 }
+
+/// Measures a disk.
+pub fn io() -> Result<PathBuf, TestkitError> {
+    compile("programs/io.c", "programs/io", &["-O1", "-static"])
+}

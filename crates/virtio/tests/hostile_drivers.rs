@@ -47,16 +47,39 @@ fn hostile_drivers_do_no_harm() {
     assert!(messages > 0, "devices did nothing");
 }
 
-/// What the fuzzer found, and what it started from.
+/// Requests of random bytes, most of which begin as requests do.
 #[test]
-fn the_corpus_does_no_harm() {
-    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/drivers");
-    let mut programs = 0;
-    for entry in fs::read_dir(corpus).unwrap() {
-        let path = entry.unwrap().path();
-        println!("{}", path.display());
-        Hostile::run(&fs::read(path).unwrap());
-        programs += 1;
+fn hostile_requests_do_no_harm() {
+    let mut random = Random(0x5eed);
+    for round in 0..140_u8 {
+        let mut program = vec![round % 7];
+        for _ in 0..100 {
+            let word = random.next().to_le_bytes();
+            let (length, kind) = (40 + word[0] % 60, word[1] % 53);
+            program.extend([length, word[2]]);
+            let mut request: Vec<u8> = (0..length).map(|_| random.next() as u8 & 3).collect();
+            // The kind of a request to a disk, or to a share.
+            request[..8].copy_from_slice(&[kind % 16, 0, 0, 0, kind, 0, 0, 0]);
+            request[16..24].copy_from_slice(&u64::from(word[3] & 3).to_le_bytes());
+            program.extend(request);
+        }
+        Hostile::requests(&program);
     }
-    assert!(programs > 0);
+}
+
+/// What the fuzzers found, and what they started from.
+#[test]
+fn the_corpora_do_no_harm() {
+    let runs: [(&str, fn(&[u8])); 2] = [("drivers", Hostile::run), ("requests", Hostile::requests)];
+    for (name, run) in runs {
+        let corpus = format!("{}/fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
+        let mut programs = 0;
+        for entry in fs::read_dir(corpus).unwrap() {
+            let path = entry.unwrap().path();
+            println!("{}", path.display());
+            run(&fs::read(path).unwrap());
+            programs += 1;
+        }
+        assert!(programs > 0);
+    }
 }
