@@ -52,9 +52,7 @@ fn idle_devices_do_not_wake_up() {
         .args(["--share", &format!("{},tag=t", scratch.path().display())])
         .start();
     guest.wait_for("guest# ");
-    guest.type_line(
-        "ifconfig eth0 up; mount -t virtiofs t /mnt; head -c 9 /dev/vda; echo $((6 * 7)).",
-    );
+    guest.type_line("mount -t virtiofs t /mnt; head -c 9 /dev/vda; echo $((6 * 7)).");
     guest.wait_for("42.");
     // What is still under way ends.
     std::thread::sleep(Duration::from_secs(3));
@@ -84,20 +82,21 @@ fn freed_memory_returns_to_the_host() {
     let _turn = alone();
     let mut guest = shell("1").args(["--memory", "768M", "--balloon"]).start();
     guest.wait_for("guest# ");
+    let before = resident(guest.id());
     guest.type_line("mount -t tmpfs -o size=500m t /mnt; dd if=/dev/zero of=/mnt/x bs=1M count=400; echo $((6 * 7)) touched");
     guest.wait_for("42 touched");
     let touched = resident(guest.id());
-    assert!(touched > 400, "{touched} MiB");
+    assert!(touched > before + 380, "{before} MiB, then {touched}");
     guest.type_line("rm /mnt/x; echo $((6 * 7)) freed");
     guest.wait_for("42 freed");
     let freed = Instant::now();
     // It takes a few seconds; more on a machine that is busy with something else.
-    while resident(guest.id()) >= 150 {
+    while resident(guest.id()) > before + 20 {
         let now = resident(guest.id());
         assert!(freed.elapsed() < Duration::from_secs(60), "{touched} MiB, and still {now}");
         std::thread::sleep(Duration::from_millis(100));
     }
-    println!("{touched} MiB, below 150 after {:?}", freed.elapsed());
+    println!("{before} MiB, {touched} MiB, and back after {:?}", freed.elapsed());
     guest.type_line("poweroff -f");
     guest.finish().expect_code(0).expect_clean_log();
 }

@@ -70,16 +70,18 @@ fn hostile_requests_do_no_harm() {
 /// What the fuzzers found, and what they started from.
 #[test]
 fn the_corpora_do_no_harm() {
-    let runs: [(&str, fn(&[u8])); 2] = [("drivers", Hostile::run), ("requests", Hostile::requests)];
-    for (name, run) in runs {
-        let corpus = format!("{}/fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
-        let mut programs = 0;
-        for entry in fs::read_dir(corpus).unwrap() {
-            let path = entry.unwrap().path();
-            println!("{}", path.display());
-            run(&fs::read(path).unwrap());
-            programs += 1;
-        }
-        assert!(programs > 0);
+    run_corpus("drivers", Hostile::run);
+    run_corpus("requests", Hostile::requests);
+}
+
+fn run_corpus(name: &str, run: fn(&[u8])) {
+    let corpus = format!("{}/fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
+    let mut programs = 0;
+    for entry in fs::read_dir(corpus).unwrap() {
+        let path = entry.unwrap().path();
+        println!("{}", path.display());
+        run(&fs::read(path).unwrap());
+        programs += 1;
     }
+    assert!(programs > 0);
 }
