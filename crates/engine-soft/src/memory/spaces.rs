@@ -66,7 +66,11 @@ impl Table {
         let bank = &mut self.bank;
         self.read.drain(keep_global, |place| bank.reset_read(place));
         self.write.drain(keep_global, |place| bank.reset_write(place));
-        bank.forget_code();
+        if keep_global {
+            bank.forget_local_code();
+        } else {
+            bank.forget_code();
+        }
     }
 
     fn clear_writes(&mut self) {
@@ -90,7 +94,7 @@ impl Table {
 
     /// Forgets every entry in the aligned range of `1 << shift` bytes around `address`.
     fn forget_range(&mut self, address: u64, shift: u32) {
-        self.bank.forget_code();
+        self.bank.forget_code_range(address, shift);
         for place in 0..ENTRIES {
             if self.bank.read[place].page >> shift == address >> shift {
                 self.bank.reset_read(place);
@@ -225,9 +229,10 @@ impl Spaces {
                 } else {
                     let oldest = (0..SPACES).min_by_key(|&n| self.spaces[n].last_use).unwrap_or(0);
                     let space = &mut self.spaces[oldest];
-                    space.clear(false);
+                    space.clear(true);
                     space.pcid = pcid;
                     space.generation = generation;
+                    self.share_epoch();
                     oldest
                 }
             }
@@ -237,8 +242,57 @@ impl Spaces {
 
     /// The current address space's bank for a view.
     pub fn bank(&mut self, view: View) -> *mut Bank {
-        let table = self.spaces[self.current].tables[view as usize].get_or_insert_with(Table::new);
-        &raw mut *table.bank
+        if self.spaces[self.current].tables[view as usize].is_none() {
+            self.make_table(view);
+        }
+        match &mut self.spaces[self.current].tables[view as usize] {
+            Some(table) => &raw mut *table.bank,
+            None => std::ptr::null_mut(),
+        }
+    }
+
+    fn make_table(&mut self, view: View) {
+        let mut table = Table::new();
+        if view != View::User {
+            let known = self.spaces.iter().find_map(|space| space.tables[view as usize].as_ref());
+            if let Some(known) = known {
+                table.bank.share_code(&known.bank);
+            }
+            let shared = self.supervisors().find(|table| !table.bank.has_local_code());
+            table.bank.epoch = shared.map_or(table.bank.epoch, |shared| shared.bank.epoch);
+        }
+        self.spaces[self.current].tables[view as usize] = Some(table);
+    }
+
+    /// Supervisors that execute global pages only have one epoch in all address spaces:
+    /// what is known of an indirect jump in one is true in the others.
+    fn share_epoch(&mut self) {
+        let shared = |table: &&mut Table| !table.bank.has_local_code();
+        let newest = self.supervisors().filter(shared).map(|table| table.bank.epoch).max();
+        for table in self.supervisors().filter(shared) {
+            table.bank.epoch = newest.unwrap_or(table.bank.epoch);
+        }
+    }
+
+    fn supervisors(&mut self) -> impl Iterator<Item = &mut Table> {
+        self.spaces.iter_mut().flat_map(|space| space.tables[1..].iter_mut().flatten())
+    }
+
+    /// Notes what code is at a linear address of the current address space. What is global
+    /// is so for the supervisor in all of them.
+    pub fn set_code(&mut self, view: View, address: u64, id: u32, global: bool) {
+        if !global || view == View::User {
+            let space = &mut self.spaces[self.current];
+            let table = space.tables[view as usize].get_or_insert_with(Table::new);
+            return table.bank.set_code(address, id, global);
+        }
+        for space in &mut self.spaces {
+            for view in [View::Supervisor, View::SupervisorOnUser] {
+                if let Some(table) = &mut space.tables[view as usize] {
+                    table.bank.set_code(address, id, true);
+                }
+            }
+        }
     }
 
     /// Remembers the size of a page of which something is kept.
@@ -277,6 +331,7 @@ impl Spaces {
         let space = &mut self.spaces[self.current];
         space.clear(keep_global);
         space.generation = generation;
+        self.share_epoch();
     }
 
     /// Forgets what is not global of one PCID.
@@ -286,6 +341,7 @@ impl Spaces {
             space.clear(true);
             space.generation = generation;
         }
+        self.share_epoch();
     }
 
     pub fn flush_all(&mut self, keep_global: bool) {
@@ -294,6 +350,7 @@ impl Spaces {
             self.spaces[place].clear(keep_global);
             self.spaces[place].generation = generation;
         }
+        self.share_epoch();
     }
 
     /// Forgets one linear page in every address space: it may have been global.
@@ -303,6 +360,7 @@ impl Spaces {
                 self.spaces[place].generation = self.next_generation();
             }
         }
+        self.share_epoch();
     }
 
     /// Forgets one linear page of another PCID.
@@ -312,6 +370,7 @@ impl Spaces {
             space.forget(address);
             space.generation = generation;
         }
+        self.share_epoch();
     }
 
     /// Forgets every entry with which this page of host memory could be written.

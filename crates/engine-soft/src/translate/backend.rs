@@ -119,6 +119,12 @@ impl Backend for Cpu {
         }
     }
 
+    fn set_code(&mut self, address: u64, id: u32) {
+        let global = self.is_fetch_global(address);
+        let view = self.view();
+        self.spaces.set_code(view, address, id, global);
+    }
+
     fn mark_code(&mut self, physical: u64, granules: u64) {
         *self.translated.pages.entry(physical).or_insert(0) |= granules;
         let mut left = granules;

@@ -63,6 +63,7 @@ const fn host(name: &'static str, extension: CpuidFeature, place: Bit, since: Le
 use Level::{Baseline, Host, V2, V3};
 
 const EXTENDED: u32 = 0x8000_0001;
+const SEVEN_2: Bit = Bit { leaf: 7, subleaf: 2, register: Edx, bit: 0 };
 const XSAVE_1: Bit = Bit { leaf: 0xd, subleaf: 1, register: Eax, bit: 0 };
 
 pub const FEATURES: &[Feature] = &[
@@ -155,6 +156,9 @@ pub const FEATURES: &[Feature] = &[
     host("avx512_bitalg", AVX512_BITALG, at(7, Ecx, 12), Host),
     host("avx512_vpopcntdq", AVX512_VPOPCNTDQ, at(7, Ecx, 14), Host),
     engine("rdpid", at(7, Ecx, 22), Host),
+    // Kernels that do not trust BHI_NO under a hypervisor set one bit, once, where they
+    // would run a loop of thirty branches in each system call.
+    engine("bhi_ctrl", Bit { bit: 4, ..SEVEN_2 }, Host),
     engine("xsavec", Bit { bit: 1, ..XSAVE_1 }, Host),
     engine("xgetbv1", Bit { bit: 2, ..XSAVE_1 }, Host),
     engine("xsaves", Bit { bit: 3, ..XSAVE_1 }, Host),

@@ -61,8 +61,11 @@ impl Model {
             0x17 | 0x34 | 0x179 => Constant(0),
             // IA32_FEATURE_CONTROL: locked, nothing enabled.
             0x3a => Constant(1),
-            // IA32_SPEC_CTRL: IBRS, STIBP, SSBD; IA32_PRED_CMD: IBPB.
-            0x48 => Register { initial: 0, bits: 7 },
+            // IA32_SPEC_CTRL: IBRS, STIBP, SSBD, BHI_DIS_S; IA32_PRED_CMD: IBPB.
+            0x48 => {
+                let branch_history = self.bits(7, 2, crate::extensions::Register::Edx) >> 4 & 1;
+                Register { initial: 0, bits: 7 | u64::from(branch_history) << 10 }
+            }
             0x49 => Command { bits: 1 },
             // IA32_BIOS_UPDT_TRIG and IA32_BIOS_SIGN_ID: the newest microcode.
             0x79 => Command { bits: !0 },
