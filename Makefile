@@ -38,6 +38,8 @@ soak: setup ## What takes too long for every test run: more cases, random guests
 		--test model --test crash --test corrupt --test full --test imago
 	GUISE_CYCLES=200 GUISE_KILLS=100 $(CARGO) test --release --package guise --test run -- survival::
 	GUISE_TRANSFER_MIB=1024 $(CARGO) test --release --package guise-net --lib long::
+	GUISE_FUZZ_SECONDS=600 $(CARGO) test --release --package guise-virtio --test hostile_drivers
+	GUISE_DEVICE_SOAK=1 $(CARGO) test --release --package guise --test end_to_end -- upkeep::
 
 bench: setup ## Time a boot
 	@$(CARGO) build --quiet --release --package guise
@@ -59,6 +61,11 @@ bench-cpu: setup ## CPU seconds of workloads natively, under QEMU's emulation an
 	@$(CARGO) build --quiet --release --package guise
 	@bench/cpu/run.py $(GUISE) $${GUISE_ASSETS:-assets}/kernels/debian-12-cloud/boot/vmlinuz-* \
 		$${GUISE_ASSETS:-assets}/initramfs/shell.cpio $(or $(ROUNDS),3)
+
+bench-io: setup ## Disks, network and shared directories of a guest beside QEMU's emulation
+	@$(CARGO) build --quiet --release --package guise
+	@bench/io/run.py $(GUISE) $${GUISE_ASSETS:-assets}/kernels/debian-12-cloud/boot/vmlinuz-* \
+		$${GUISE_ASSETS:-assets}/initramfs/virtio-debian-12-cloud.cpio $(or $(SECONDS_EACH),5)
 
 bench-disk: setup ## Time conversions of disk images beside qemu-img
 	@$(CARGO) build --quiet --release --package guise

@@ -144,6 +144,27 @@ fn lockstep_refuses_what_it_cannot_compare() {
 }
 
 #[test]
+fn virtio() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| scratch.path().join(name).display().to_string();
+    std::fs::write(path("disk"), vec![0; 1 << 20]).expect("written");
+    let disk = format!("{},format=raw", path("disk"));
+    let share = format!("{},tag=t", scratch.path().display());
+    prints_what_it_should(
+        Program::Virtio,
+        &[
+            ["--disk", &disk],
+            ["--share", &share],
+            ["--net", "user"],
+            ["--vsock", &path("socket")],
+            ["--console", "virtio"],
+            ["--rng", "--balloon"],
+        ]
+        .concat(),
+    );
+}
+
+#[test]
 fn power_off_is_0() {
     let ended = run(Program::PowerOff, &["--engine", "soft"]);
     assert_eq!(ended.expect_code(0).errors, "");

@@ -82,6 +82,13 @@ fn a_running_machine_is_changed() {
     succeeds(&mut guest, "[ ! -e /dev/vda ]");
     assert_eq!(std::fs::metadata(&disk).expect("it stays").len(), 16 << 20);
 
+    let added = client.done(&json!({ "command": "add-net", "net": "user" }));
+    assert_eq!(added["name"], "net0");
+    succeeds(&mut guest, "until [ -e /sys/class/net/eth0 ]; do sleep 1; done");
+    succeeds(&mut guest, "ifconfig eth0 up; udhcpc -i eth0 -s /etc/udhcpc.sh -n -q");
+    client.done(&json!({ "command": "remove", "name": "net0" }));
+    succeeds(&mut guest, "[ ! -e /sys/class/net/eth0 ]");
+
     client.done(&json!({ "command": "balloon", "size": "128M" }));
     client.wait_for_balloon(128 << 20);
     client.done(&json!({ "command": "balloon", "size": "0" }));

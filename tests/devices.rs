@@ -12,10 +12,6 @@ use guise_testkit::assets::Kernel;
 use guise_testkit::initramfs;
 
 /// A guest with all drivers that does one command.
-fn guest(cpus: &str, command: &str) -> Boot {
-    guest_of(Kernel::Debian12Cloud, cpus, command)
-}
-
 fn guest_of(kernel: Kernel, cpus: &str, command: &str) -> Boot {
     let line = format!("console=ttyS0 -- \"{command}\"");
     Boot::kernel(&have(kernel.image()))
@@ -45,7 +41,7 @@ fn sum(bytes: &[u8]) -> String {
 fn a_disk_is_read_and_written() {
     let _turn = alone();
     const MIB: usize = 1 << 20;
-    for cpus in ["1", "4"] {
+    for (kernel, cpus) in [(Kernel::Debian12Cloud, "1"), (Kernel::Debian13Cloud, "4")] {
         let disk = tempfile::NamedTempFile::new().expect("a file");
         let content = pattern(2 * MIB);
         disk.as_file().write_all_at(&content, 0).expect("written");
@@ -58,7 +54,7 @@ fn a_disk_is_read_and_written() {
             dd if=/dev/zero of=/dev/vda bs=64k count=1 seek=1 conv=fsync; \
             blkdiscard -o 131072 -l 65536 /dev/vda; \
             echo random $(head -c 8 /dev/hwrng | wc -c)";
-        let ended = guest(cpus, command).args(["--rng", "--disk", &option]).run();
+        let ended = guest_of(kernel, cpus, command).args(["--rng", "--disk", &option]).run();
         ended.expect_code(0).expect_clean_log();
         assert_eq!(said(&ended, "serial "), "first");
         assert_eq!(said(&ended, "queues "), cpus);
@@ -102,7 +98,7 @@ fn ask(running: &mut Running, port: u16) -> String {
 #[test]
 fn a_network_reaches_out_and_is_reached() {
     let _turn = alone();
-    for cpus in ["1", "4"] {
+    for (kernel, cpus) in [(Kernel::Debian12Cloud, "4"), (Kernel::Debian13Cloud, "1")] {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let out = listener.local_addr().expect("an address").port();
         let content = pattern(3_000_000);
@@ -126,7 +122,7 @@ fn a_network_reaches_out_and_is_reached() {
              echo listening; (read l; echo pong $l) </tmp/f | nc -l -p 7 >/tmp/f"
         );
         let command = command.replace("echo listening", "mkfifo /tmp/f; echo listening");
-        let mut running = guest(cpus, &command).args(["--net", &net]).start();
+        let mut running = guest_of(kernel, cpus, &command).args(["--net", &net]).start();
         let answer = ask(&mut running, port);
         assert_eq!(answer.trim(), "pong ping");
         let ended = running.finish();
@@ -186,12 +182,56 @@ fn sockets_lead_both_ways() {
     }
 }
 
+/// The checks of `files` that went wrong, or did not happen.
+fn expect_files(ended: &Ended) {
+    let good = ended.output.matches(" ok").count();
+    assert_eq!(said(ended, "files said "), "0", "{}", ended.output);
+    assert!(good >= 11, "{}", ended.output);
+}
+
+#[test]
+fn a_directory_is_shared() {
+    let _turn = alone();
+    for (kernel, cpus) in [(Kernel::Debian12Cloud, "1"), (Kernel::Debian13Cloud, "4")] {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let (ours, outside) = (scratch.path().join("shared"), scratch.path().join("outside"));
+        std::fs::create_dir(&ours).expect("made");
+        std::fs::create_dir(ours.join("checks")).expect("made");
+        std::fs::write(&outside, "a secret").expect("written");
+        std::fs::write(ours.join("hello"), "from the host").expect("written");
+        std::os::unix::fs::symlink("../outside", ours.join("relative")).expect("linked");
+        std::os::unix::fs::symlink(&outside, ours.join("absolute")).expect("linked");
+        let command = "mount -t virtiofs t /mnt; mount -t virtiofs r /root; \
+            echo said $(cat /mnt/hello); \
+            files /mnt/checks 1000; echo files said $?; \
+            cat /mnt/relative /mnt/absolute /mnt/../outside; \
+            echo here $(ls /mnt/.. | grep -c outside); \
+            mknod /mnt/disk b 8 0 || echo no device; \
+            echo x >/root/x || echo read only; \
+            head -c 3000000 /dev/urandom >/mnt/big; echo big $(md5sum </mnt/big)";
+        let ended = guest_of(kernel, cpus, command)
+            .args(["--share", &format!("{},tag=t", ours.display())])
+            .args(["--share", &format!("{},tag=r,readonly", ours.display())])
+            .run();
+        ended.expect_code(0).expect_clean_log();
+        assert_eq!(said(&ended, "said "), "from the host");
+        expect_files(&ended);
+        assert!(!ended.output.contains("a secret"), "{}", ended.output);
+        assert_eq!(said(&ended, "here "), "0");
+        said(&ended, "no device");
+        said(&ended, "read only");
+        let big = std::fs::read(ours.join("big")).expect("the guest wrote it");
+        assert_eq!(said(&ended, "big ").split(' ').next(), Some(&*sum(&big)));
+    }
+}
+
 #[test]
 fn a_virtio_console_takes_and_gives() {
     let _turn = alone();
     // Its driver is a module, so it is not there yet when the kernel looks for consoles.
     let command = "exec </dev/hvc0 >/dev/hvc0; echo $((40 + 2)) ready; read line; echo got $line";
-    let mut running = guest("2", command).args(["--console", "virtio"]).start();
+    let kernel = Kernel::Debian12Cloud;
+    let mut running = guest_of(kernel, "2", command).args(["--console", "virtio"]).start();
     running.wait_for("42 ready");
     running.type_line("something");
     running.wait_for("got something");

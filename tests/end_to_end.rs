@@ -11,3 +11,4 @@ mod handover;
 mod linux;
 mod soak;
 mod support;
+mod upkeep;

@@ -138,7 +138,8 @@ impl Running {
         }
     }
 
-    fn kill(&mut self) {
+    /// Ends it without a warning.
+    pub fn kill(&mut self) {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();

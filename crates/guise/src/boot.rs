@@ -5,6 +5,7 @@ mod debugger;
 mod devices;
 mod drive;
 pub mod network;
+mod share;
 mod sockets;
 
 use std::fs::File;
@@ -75,9 +76,6 @@ pub struct Arguments {
     control: Option<PathBuf>,
     #[command(flatten)]
     devices: devices::DeviceArguments,
-    /// Of a later version
-    #[arg(long, hide = true)]
-    share: Vec<String>,
     /// Add the devices that test programs end through (kvm-unit-tests, for instance)
     #[arg(long)]
     testdev: bool,
@@ -96,7 +94,6 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         let (wanted, most) = (arguments.cpus, MAX_VCPUS);
         return Err(Failure::usage(format!("--cpus {wanted}: a machine has 1 to {most} vCPUs")));
     }
-    refuse_what_is_not_there(&arguments)?;
     refuse_what_lockstep_cannot_compare(&arguments)?;
     let Chosen { engine, mut remark } = crate::engine::choose(arguments.engine)?;
     let config = MachineConfig {
@@ -124,6 +121,10 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let backends = Arc::new(devices::Backends::open(&arguments.devices, arguments.cpus)?);
     let control = arguments.control.as_deref();
     let control = control.map(|path| Control::open(path, backends.clone())).transpose()?;
+
+    if control.is_none() && backends.may_wait_for_space() {
+        return Err(Failure::usage("full=pause needs --control, through which it is resumed"));
+    }
 
     let outside = Outside::default();
     outside.watch_signals()?;
@@ -185,16 +186,6 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         eprintln!("guise: {message}");
     }
     Ok(ExitCode::from(code))
-}
-
-fn refuse_what_is_not_there(arguments: &Arguments) -> Result<(), Failure> {
-    let refuse = |option, way| {
-        Err(Failure::usage(format!("{option} is not in this version of Guise; {way}")))
-    };
-    if !arguments.share.is_empty() {
-        return refuse("--share", "put files into the initial RAM disk");
-    }
-    Ok(())
 }
 
 /// Comparing runs everything twice: what another vCPU or a device writes meanwhile would be

@@ -26,6 +26,7 @@ pub enum Program {
     Interruptions,
     Litmus,
     Shootdown,
+    Virtio,
     PowerOff,
     Reset,
     KeyboardReset,
@@ -35,7 +36,7 @@ pub enum Program {
 }
 
 impl Program {
-    pub const ALL: [Program; 20] = [
+    pub const ALL: [Program; 21] = [
         Program::Modes,
         Program::Pvh,
         Program::Interrupts,
@@ -50,6 +51,7 @@ impl Program {
         Program::Interruptions,
         Program::Litmus,
         Program::Shootdown,
+        Program::Virtio,
         Program::PowerOff,
         Program::Reset,
         Program::KeyboardReset,
@@ -74,6 +76,7 @@ impl Program {
             Program::Interruptions => "interruptions",
             Program::Litmus => "litmus",
             Program::Shootdown => "shootdown",
+            Program::Virtio => "virtio",
             Program::PowerOff => "power_off",
             Program::Reset => "reset",
             Program::KeyboardReset => "keyboard_reset",
@@ -92,7 +95,7 @@ impl Program {
     /// What it prints, for those that end through the debug-exit port. [`Program::Smp`],
     /// [`Program::Litmus`] and [`Program::Shootdown`] do so on four vCPUs,
     /// [`Program::CodeChanges`] on two; it and [`Program::Msi`] want an entropy device,
-    /// [`Program::Pvh`] with the command line `one two` and
+    /// [`Program::Virtio`] wants one of each device, [`Program::Pvh`] the command line `one two` and
     /// less than 3 GiB of memory.
     pub fn expected(self) -> Option<&'static str> {
         match self {
@@ -114,6 +117,7 @@ impl Program {
             }
             Program::Litmus => Some(include_str!("../guests/baremetal/litmus.expected")),
             Program::Shootdown => Some(include_str!("../guests/baremetal/shootdown.expected")),
+            Program::Virtio => Some(include_str!("../guests/baremetal/virtio.expected")),
             Program::PowerOff
             | Program::Reset
             | Program::KeyboardReset

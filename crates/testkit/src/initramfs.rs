@@ -172,6 +172,8 @@ pub fn with_virtio(kernel: Kernel) -> Result<PathBuf, TestkitError> {
     }
     archive.file("etc/udhcpc.sh", 0o755, LEASE.as_bytes());
     archive.file_from(&programs::vsock()?, "bin/vsock")?;
+    archive.file_from(&programs::files()?, "bin/files")?;
+    archive.file_from(&programs::io()?, "bin/io")?;
     archive.store(&format!("virtio-{}", kernel.name()))
 }
 

@@ -9,3 +9,13 @@ use crate::torture::compile;
 pub fn vsock() -> Result<PathBuf, TestkitError> {
     compile("programs/vsock.c", "programs/vsock", &["-O1", "-static"])
 }
+
+/// Tries in a directory what programs expect of a file system.
+pub fn files() -> Result<PathBuf, TestkitError> {
+    compile("programs/files.c", "programs/files", &["-O1", "-static"])
+}
+
+/// Measures a disk.
+pub fn io() -> Result<PathBuf, TestkitError> {
+    compile("programs/io.c", "programs/io", &["-O1", "-static"])
+}

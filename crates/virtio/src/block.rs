@@ -4,8 +4,10 @@
 //! are under way at once and come back in any order; interrupts are sent for batches. Data
 //! goes straight between the image and guest memory.
 
+mod flusher;
 mod request;
 mod server;
+mod space;
 
 use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
@@ -13,7 +15,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guise_disk::device::BlockDevice;
 
+use self::flusher::Flusher;
 use self::server::Server;
+use self::space::Space;
+pub use self::space::WhenFull;
 use crate::device::{Session, StartError, VirtioDevice};
 use crate::queue::Queue;
 use crate::rate::{Limiter, Rate};
@@ -55,8 +60,7 @@ pub struct BlockOptions {
     /// Bytes below which writes cost more than they should; a power of two.
     pub physical_block_size: u32,
     pub rate: Rate,
-    /// Requests wait while the host's disk is full; otherwise they fail.
-    pub wait_for_space: bool,
+    pub when_full: WhenFull,
 }
 
 impl Default for BlockOptions {
@@ -67,7 +71,7 @@ impl Default for BlockOptions {
             block_size: 512,
             physical_block_size: 4096,
             rate: Rate::default(),
-            wait_for_space: false,
+            when_full: WhenFull::default(),
         }
     }
 }
@@ -77,6 +81,7 @@ pub struct Block {
     device: BlockDevice,
     options: BlockOptions,
     limiter: Limiter,
+    space: Arc<Space>,
     running: Mutex<Running>,
 }
 
@@ -91,12 +96,25 @@ impl Block {
     pub fn new(device: BlockDevice, options: BlockOptions) -> Arc<Self> {
         let options = BlockOptions { queues: options.queues.clamp(1, 64), ..options };
         let limiter = Limiter::new(options.rate);
-        Arc::new(Self { device, options, limiter, running: Mutex::default() })
+        let space = Arc::new(Space::new(options.when_full));
+        Arc::new(Self { device, options, limiter, space, running: Mutex::default() })
     }
 
     /// What is behind it.
     pub fn device(&self) -> &BlockDevice {
         &self.device
+    }
+
+    /// With [`WhenFull::Wait`]: what is to happen when a request begins to wait for space.
+    /// It is called by a queue's thread, which must not be held up.
+    pub fn on_full(&self, alarm: impl Fn() + Send + Sync + 'static) {
+        self.space.set_alarm(Box::new(alarm));
+    }
+
+    /// There may be space again: what waits for it is tried once more.
+    pub fn retry(&self) {
+        self.space.announce();
+        self.lock().workers.ring();
     }
 
     fn lock(&self) -> MutexGuard<'_, Running> {
@@ -192,7 +210,8 @@ impl VirtioDevice for Block {
                 self.serial(),
                 session.features & FLUSH == 0,
                 self.limiter.clone(),
-                self.options.wait_for_space,
+                Flusher::new(self.device.clone(), kick.clone()),
+                self.space.clone(),
             );
             let interrupt = session.interrupt.clone();
             let name = format!("disk {index}");

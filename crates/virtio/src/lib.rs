@@ -10,6 +10,7 @@
 //! | [`block`] | disks |
 //! | [`net`] | network interfaces |
 //! | [`console`] | a terminal |
+//! | [`fs`] | directories of the host |
 //! | [`balloon`] | memory that the guest gives back |
 //! | [`rng`] | random numbers |
 //! | [`vsock`] | sockets between the guest and the host |
@@ -22,6 +23,7 @@ pub mod balloon;
 pub mod block;
 pub mod console;
 pub mod device;
+pub mod fs;
 pub mod net;
 pub mod queue;
 pub mod rate;

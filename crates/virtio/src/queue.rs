@@ -6,6 +6,7 @@
 //! that more has come.
 
 pub mod chain;
+pub(crate) mod host;
 mod packed;
 mod split;
 

@@ -171,6 +171,11 @@ impl Workers {
         self.0.drain(..).map(|worker| worker.and_then(Worker::stop)).collect()
     }
 
+    /// Makes all of them look again.
+    pub fn ring(&self) {
+        self.0.iter().flatten().for_each(|worker| worker.kick.ring());
+    }
+
     pub fn kick(&self, queue: u16) -> Option<&Kick> {
         self.0.get(usize::from(queue))?.as_ref().map(Worker::kick)
     }

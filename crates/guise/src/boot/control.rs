@@ -100,6 +100,20 @@ impl Control {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
         let shared =
             Arc::new(Shared { machine: Mutex::new(None), backends, clients: AtomicUsize::new(0) });
+        let weak = Arc::downgrade(&shared);
+        shared.backends.set_alarm(move |disk| {
+            // On a thread of its own, because the disk's must not be held up.
+            let (shared, disk) = (weak.clone(), disk.to_owned());
+            let pause = move || {
+                if let Some(shared) = shared.upgrade() {
+                    pause_for_space(&shared, &disk);
+                }
+            };
+            let thread = std::thread::Builder::new().name("no space".to_owned()).spawn(pause);
+            if let Err(error) = thread {
+                tracing::error!(%error, "a machine without space on the host is not paused");
+            }
+        });
         let theirs = shared.clone();
         std::thread::Builder::new()
             .name("control".to_owned())
@@ -124,6 +138,17 @@ impl Drop for Control {
         // Somebody may have removed it already.
         let _ = std::fs::remove_file(&self.path);
     }
+}
+
+/// The host has no space for a disk: the guest waits, rather than see errors.
+fn pause_for_space(shared: &Shared, disk: &str) {
+    let mut machine = shared.lock();
+    let Some(attached) = machine.as_mut().filter(|attached| !attached.paused) else { return };
+    match attached.machine.pause() {
+        Ok(()) => attached.paused = true,
+        Err(error) => return eprintln!("guise: {disk} has no space: {error}"),
+    }
+    eprintln!("guise: {disk} has no space, and the machine is paused; make room and resume it");
 }
 
 fn listen(listener: &UnixListener, shared: &Arc<Shared>) {
@@ -199,6 +224,7 @@ fn execute(
         Command::Resume => {
             machine.resume();
             attached.paused = false;
+            backends.retry();
         }
         Command::Quit => machine.stopper().leave(),
         Command::PowerButton => machine.press_power_button(),

@@ -1,8 +1,8 @@
-//! What `--disk`, `--net`, `--vsock`, `--rng`, `--balloon` and `--console` put on the machine. Backends are opened once;
+//! What `--disk`, `--share`, `--net`, `--vsock`, `--rng`, `--balloon` and `--console` put on the machine. Backends are opened once;
 //! every machine of a run, when the guest resets, gets devices over the same ones.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -12,8 +12,9 @@ use guise_machine::console::Input;
 use guise_machine::{Machine, MachineError};
 use guise_virtio::VirtioDevice;
 use guise_virtio::balloon::Balloon;
-use guise_virtio::block::{Block, BlockOptions};
+use guise_virtio::block::{Block, BlockOptions, WhenFull};
 use guise_virtio::console::Console;
+use guise_virtio::fs::Share;
 use guise_virtio::net::Net;
 use guise_virtio::rate::Rate;
 use guise_virtio::rng::Rng;
@@ -21,6 +22,7 @@ use guise_virtio::vsock::{Host, Vsock};
 use serde_json::{Value, json};
 
 use super::network::Interface;
+use super::share::Shared;
 use super::sockets::Sockets;
 use crate::Failure;
 
@@ -30,9 +32,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Args)]
 pub struct DeviceArguments {
     /// A disk: FILE[,format=F][,readonly][,snapshot][,cache=none|unsafe][,serial=S]
-    /// [,queues=N][,iops=N][,bps=SIZE][,burst=SECONDS][,full=wait]; may be repeated
+    /// [,queues=N][,iops=N][,bps=SIZE][,burst=SECONDS][,full=report|pause]; may be repeated
     #[arg(long, value_name = "FILE,…")]
     disk: Vec<String>,
+    /// A directory of the host, which the guest mounts with `mount -t virtiofs TAG DIR`:
+    /// DIR,tag=TAG[,readonly][,cache=auto|always|never]; may be repeated
+    #[arg(long, value_name = "DIR,tag=TAG")]
+    share: Vec<Shared>,
     /// A network: none, or user[,forward=[tcp:|udp:][ADDRESS:]PORT-GUESTPORT][,host][,restrict]
     /// [,deny=NET/LEN][,mac=MAC][,mtu=N][,hostname=S][,dns=ADDRESS], or switch=SOCKET,name=NAME
     /// [,vlan=N][,isolated][,mac=MAC], or tap=NAME[,bridge=BRIDGE][,mtu=N][,mac=MAC]; all: [,capture=FILE][,queues=N][,bps=SIZE][,pps=N]; may be
@@ -58,6 +64,7 @@ impl DeviceArguments {
     /// Whether there are devices that write the guest's memory by themselves.
     pub fn write_memory(&self) -> bool {
         !self.disk.is_empty()
+            || !self.share.is_empty()
             || self.net.iter().any(|network| network != "none")
             || self.rng
             || self.balloon
@@ -77,7 +84,11 @@ pub struct Backends {
     entries: Mutex<Vec<Entry>>,
     console: ConsoleKind,
     vcpus: u32,
+    /// Told the name of a disk for which the host has no space.
+    alarm: OnceLock<Alarm>,
 }
+
+type Alarm = Arc<dyn Fn(&str) + Send + Sync>;
 
 struct Entry {
     name: String,
@@ -88,6 +99,7 @@ struct Entry {
 
 enum Backend {
     Disk(Disk),
+    Share(Arc<Share>),
     Interface(Interface),
     Vsock(u32, Arc<Host>),
     Rng,
@@ -103,6 +115,7 @@ struct Disk {
 #[derive(Clone)]
 enum Device {
     Block(Arc<Block>),
+    Share(Arc<Share>),
     Net(Arc<Net>),
     Vsock(Arc<Vsock>),
     Rng(Arc<Rng>),
@@ -113,6 +126,7 @@ impl Device {
     fn virtio(&self) -> Arc<dyn VirtioDevice> {
         match self {
             Device::Block(device) => device.clone(),
+            Device::Share(device) => device.clone(),
             Device::Net(device) => device.clone(),
             Device::Vsock(device) => device.clone(),
             Device::Rng(device) => device.clone(),
@@ -125,6 +139,7 @@ impl Backend {
     fn kind(&self) -> &'static str {
         match self {
             Backend::Disk(_) => "disk",
+            Backend::Share(_) => "share",
             Backend::Interface(_) => "net",
             Backend::Vsock(..) => "vsock",
             Backend::Rng => "rng",
@@ -137,6 +152,7 @@ impl Backend {
             Backend::Disk(disk) => {
                 Device::Block(Block::new(disk.device.clone(), disk.options.clone()))
             }
+            Backend::Share(share) => Device::Share(share.clone()),
             Backend::Interface(interface) => {
                 Device::Net(Net::new(interface.network(), interface.options.clone()))
             }
@@ -161,6 +177,9 @@ impl Backends {
         for text in &arguments.disk {
             backends.push(Backend::Disk(Disk::open(text, vcpus)?));
         }
+        for shared in &arguments.share {
+            backends.push(Backend::Share(shared.open(vcpus)?));
+        }
         for text in &arguments.net {
             backends.extend(Interface::open(text, vcpus)?.map(Backend::Interface));
         }
@@ -178,7 +197,8 @@ impl Backends {
             let name = free_name(&entries, backend.kind());
             entries.push(Entry { name, backend, plugged: None });
         }
-        Ok(Backends { entries: Mutex::new(entries), console: arguments.console, vcpus })
+        let (entries, console) = (Mutex::new(entries), arguments.console);
+        Ok(Backends { entries, console, vcpus, alarm: OnceLock::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
@@ -189,6 +209,7 @@ impl Backends {
     pub fn attach(&self, machine: &Machine) -> Result<Arc<dyn Input>, MachineError> {
         for entry in self.lock().iter_mut() {
             let device = entry.backend.make();
+            self.watch_space(&entry.name, &device);
             let slot = machine.add_device(device.virtio())?;
             entry.plugged = Some((slot, device));
         }
@@ -203,6 +224,34 @@ impl Backends {
                 console
             }
         })
+    }
+
+    /// Says who is told when a disk waits for space on the host.
+    pub fn set_alarm(&self, alarm: impl Fn(&str) + Send + Sync + 'static) {
+        // There is one control socket, and it does this once.
+        let _ = self.alarm.set(Arc::new(alarm));
+    }
+
+    fn watch_space(&self, name: &str, device: &Device) {
+        if let (Device::Block(block), Some(alarm)) = (device, self.alarm.get()) {
+            let (alarm, name) = (alarm.clone(), name.to_owned());
+            block.on_full(move || alarm(&name));
+        }
+    }
+
+    /// Whether a disk may wait for space.
+    pub fn may_wait_for_space(&self) -> bool {
+        let waits = |entry: &Entry| matches!(&entry.backend, Backend::Disk(disk) if disk.options.when_full == WhenFull::Wait);
+        self.lock().iter().any(waits)
+    }
+
+    /// There may be space again.
+    pub fn retry(&self) {
+        for entry in self.lock().iter() {
+            if let Some((_, Device::Block(block))) = &entry.plugged {
+                block.retry();
+            }
+        }
     }
 
     /// Closes all images.
@@ -226,7 +275,7 @@ impl Backends {
                     }
                 }
                 Backend::Vsock(cid, _) => value["cid"] = json!(cid),
-                Backend::Rng | Backend::Balloon => {}
+                Backend::Share(_) | Backend::Rng | Backend::Balloon => {}
             }
             value
         };
@@ -247,10 +296,11 @@ impl Backends {
     }
 
     fn plug(&self, backend: Backend, machine: &Machine) -> Result<String, String> {
-        let device = backend.make();
-        let slot = machine.plug_device(device.virtio()).map_err(|error| error.to_string())?;
         let mut entries = self.lock();
         let name = free_name(&entries, backend.kind());
+        let device = backend.make();
+        self.watch_space(&name, &device);
+        let slot = machine.plug_device(device.virtio()).map_err(|error| error.to_string())?;
         entries.push(Entry { name: name.clone(), backend, plugged: Some((slot, device)) });
         Ok(name)
     }
@@ -377,13 +427,15 @@ fn take_options(text: &str, options: &mut BlockOptions) -> Result<String, String
             "serial" if value.len() <= 20 => options.serial = value.replace('\0', ","),
             "serial" => return Err("a serial has at most 20 bytes".to_owned()),
             "queues" => options.queues = number()?.min(64) as u16,
-            "full" => match value {
-                "fail" => options.wait_for_space = false,
-                "wait" => options.wait_for_space = true,
-                _ => return Err(format!("full={value} is neither fail nor wait")),
-            },
             "iops" => options.rate.operations = Some(number()?),
             "bps" => options.rate.bytes = Some(super::parse_bytes(value)?),
+            "full" => {
+                options.when_full = match value {
+                    "report" => WhenFull::Report,
+                    "pause" => WhenFull::Wait,
+                    _ => return Err("full= is report or pause".to_owned()),
+                };
+            }
             "burst" => options.rate.burst = Duration::from_secs(number()?),
             _ => rest.push(part),
         }

@@ -1,23 +1,19 @@
 //! The thread of a disk's queue: requests go to a ring of the disk's own, come back in
-//! any order, and wake the thread when they do. Where the policy says so, requests for which
-//! the host's disk has no room stay here and are tried again until it has.
+//! any order, and wake the thread when they do.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use guise_disk::device::{self as disk, BlockDevice};
-use guise_engine::GuestMemory;
-use guise_engine::memory::vm_memory::bitmap::Bitmap;
-use guise_engine::memory::vm_memory::{GuestAddress, GuestMemoryBackend};
 
+use super::flusher::Flusher;
 use super::request::{Bounds, Failure, Range, Request, conclude, total};
+use super::space::Space;
 use crate::queue::chain::Segment;
+use crate::queue::host::{mark, stretches};
 use crate::queue::{Chain, Queue, QueueError};
 use crate::rate::{Limiter, Wait};
 use crate::worker::{Handler, Rest};
-
-/// When requests are tried again that found no room.
-const RETRY: Duration = Duration::from_millis(500);
 
 /// What a queue's thread needs.
 pub struct Server {
@@ -28,21 +24,23 @@ pub struct Server {
     /// The driver cannot ask for flushes, so every write is followed by one.
     pub write_through: bool,
     pub limiter: Limiter,
-    /// Requests wait for room on the host's disk, rather than fail without it.
-    pub wait_for_space: bool,
     pending: Vec<Option<Pending>>,
     free: Vec<usize>,
     /// A request that waits for the rate limit.
     held: Option<(Chain, Request)>,
-    /// Requests that found no room, and when to try them again.
-    without_space: Vec<(Chain, Request)>,
-    retry_at: Instant,
+    flusher: Flusher,
+    space: Arc<Space>,
+    /// Requests that wait for space on the host, and how much of the news of it they know.
+    stalled: Vec<Chain>,
+    news: u64,
 }
 
-/// A read or write that the ring has.
+/// A read or write that the ring has, or a flush that the flusher has.
 struct Pending {
     chain: Chain,
-    request: Request,
+    /// Where a read's data went; empty for writes.
+    read: Vec<Segment>,
+    written: u64,
 }
 
 impl Server {
@@ -52,9 +50,10 @@ impl Server {
         serial: [u8; 20],
         write_through: bool,
         limiter: Limiter,
-        wait_for_space: bool,
+        flusher: Flusher,
+        space: Arc<Space>,
     ) -> Self {
-        let read_only = !device.writable();
+        let (read_only, news) = (!device.writable(), space.news());
         Self {
             device,
             ring,
@@ -62,12 +61,13 @@ impl Server {
             serial,
             write_through,
             limiter,
-            wait_for_space,
             pending: Vec::new(),
             free: Vec::new(),
             held: None,
-            without_space: Vec::new(),
-            retry_at: Instant::now(),
+            flusher,
+            space,
+            stalled: Vec::new(),
+            news,
         }
     }
 
@@ -78,54 +78,75 @@ impl Server {
         chain: Chain,
         request: Request,
     ) -> Result<(), QueueError> {
-        let result = match &request {
-            Request::Read { .. } | Request::Write { .. } => {
-                return self.transfer(queue, Pending { chain, request });
+        let result = match request {
+            Request::Read { offset, data } => {
+                let pending = Pending { chain, written: total(&data), read: data.clone() };
+                return self.transfer(queue, pending, offset, &data, false);
+            }
+            Request::Write { offset, data } => {
+                let pending = Pending { chain, written: 0, read: Vec::new() };
+                return self.transfer(queue, pending, offset, &data, true);
             }
             Request::Identify => {
                 let length = conclude(&chain, queue.memory(), &self.serial, Ok(0))?;
                 return queue.push(chain, length);
             }
-            Request::Flush => self.device.flush(),
-            Request::Discard(ranges) => {
-                self.each(ranges, |device, range| device.discard(range.offset, range.length))
+            Request::Flush => {
+                let tag = self.keep(Pending { chain, written: 0, read: Vec::new() });
+                return match self.flusher.begin(tag) {
+                    Some(result) => self.complete(queue, tag, result, false),
+                    None => Ok(()),
+                };
             }
-            Request::WriteZeroes(ranges) => self.each(ranges, |device, range| {
+            Request::Discard(ranges) => {
+                self.each(&ranges, |device, range| device.discard(range.offset, range.length))
+            }
+            Request::WriteZeroes(ranges) => self.each(&ranges, |device, range| {
                 device.write_zeroes(range.offset, range.length, range.unmap)
             }),
         };
-        self.end(queue, chain, request, result.map(|()| 0))
+        self.settle(queue, chain, result.map(|()| 0))
     }
 
-    /// Gives a request back, or keeps it until there is room for it.
-    fn end(
+    /// Gives a request back, unless it is to wait for space.
+    fn settle(
         &mut self,
         queue: &mut Queue,
         chain: Chain,
-        request: Request,
         result: guise_disk::Result<u64>,
     ) -> Result<(), QueueError> {
-        if let Err(error) = &result
-            && error.is_no_space()
-            && self.wait_for_space
-        {
-            if self.without_space.is_empty() {
-                tracing::warn!(%error, "the guest's requests wait until there is room");
-                self.retry_at = Instant::now() + RETRY;
+        let outcome = match result {
+            Err(error) if self.space.is_waited_for(&error) => {
+                self.stalled.push(chain);
+                return Ok(());
             }
-            self.without_space.push((chain, request));
-            return Ok(());
-        }
-        let length = conclude(&chain, queue.memory(), &[], result.map_err(failed))?;
+            result => result.map_err(failed),
+        };
+        let length = conclude(&chain, queue.memory(), &[], outcome)?;
         queue.push(chain, length)
     }
 
-    /// Tries again what found no room.
+    /// Begins what waits for space once more, if there is news.
     fn retry(&mut self, queue: &mut Queue) -> Result<(), QueueError> {
-        for (chain, request) in std::mem::take(&mut self.without_space) {
-            self.begin(queue, chain, request)?;
+        let news = self.space.news();
+        if std::mem::replace(&mut self.news, news) == news {
+            return Ok(());
+        }
+        for chain in std::mem::take(&mut self.stalled) {
+            if let Some((chain, request)) = self.parse(queue, chain)? {
+                self.begin(queue, chain, request)?;
+            }
         }
         Ok(())
+    }
+
+    fn keep(&mut self, pending: Pending) -> usize {
+        let tag = self.free.pop().unwrap_or_else(|| {
+            self.pending.push(None);
+            self.pending.len() - 1
+        });
+        self.pending[tag] = Some(pending);
+        tag
     }
 
     fn each(
@@ -142,23 +163,21 @@ impl Server {
         Ok(())
     }
 
-    fn transfer(&mut self, queue: &mut Queue, pending: Pending) -> Result<(), QueueError> {
-        let (offset, data, write) = match &pending.request {
-            Request::Read { offset, data } => (*offset, data, false),
-            Request::Write { offset, data } => (*offset, data, true),
-            _ => return Ok(()),
-        };
+    fn transfer(
+        &mut self,
+        queue: &mut Queue,
+        pending: Pending,
+        offset: u64,
+        data: &[Segment],
+        write: bool,
+    ) -> Result<(), QueueError> {
         let stretches = stretches(queue.memory(), data)?;
         // SAFETY: the stretches lie in guest memory, which this thread's queue holds for as
         // long as the ring lives: the ring is dropped with its handler, before the queue,
         // and waits for what is under way. The guest may write there meanwhile; what then
         // reaches the disk is the guest's own affair.
         let buffer = unsafe { disk::Buffer::borrowed(stretches) };
-        let tag = self.free.pop().unwrap_or_else(|| {
-            self.pending.push(None);
-            self.pending.len() - 1
-        });
-        self.pending[tag] = Some(pending);
+        let tag = self.keep(pending);
         let request = if write {
             disk::Request::Write { offset, buffer }
         } else {
@@ -171,33 +190,53 @@ impl Server {
     /// Gives back what the ring has done.
     fn collect(&mut self, queue: &mut Queue) -> Result<(), QueueError> {
         while let Some(completion) = self.ring.take() {
-            let tag = completion.tag as usize;
-            let Some(pending) = self.pending.get_mut(tag).and_then(Option::take) else { continue };
-            self.free.push(tag);
-            let Pending { chain, request } = pending;
-            let mut result = completion.result;
-            let mut written = 0;
-            if let Request::Read { data, .. } = &request {
-                mark(queue.memory(), data);
-                written = total(data);
-            } else if self.write_through && result.is_ok() {
-                result = self.device.flush();
-            }
-            self.end(queue, chain, request, result.map(|()| written))?;
+            self.complete(queue, completion.tag as usize, completion.result, true)?;
+        }
+        while let Some((tag, result)) = self.flusher.take() {
+            self.complete(queue, tag, result, false)?;
         }
         Ok(())
+    }
+
+    fn complete(
+        &mut self,
+        queue: &mut Queue,
+        tag: usize,
+        mut result: guise_disk::Result<()>,
+        moved_data: bool,
+    ) -> Result<(), QueueError> {
+        let Some(pending) = self.pending.get_mut(tag).and_then(Option::take) else { return Ok(()) };
+        self.free.push(tag);
+        if !pending.read.is_empty() {
+            mark(queue.memory(), &pending.read);
+        } else if moved_data && self.write_through && result.is_ok() {
+            result = self.device.flush();
+        }
+        self.settle(queue, pending.chain, result.map(|()| pending.written))
     }
 
     fn take(&mut self, queue: &mut Queue) -> Result<Option<(Chain, Request)>, QueueError> {
         loop {
             let Some(chain) = queue.pop()? else { return Ok(None) };
-            let bounds = Bounds { size: self.device.size(), read_only: self.read_only };
-            match Request::parse(&chain, queue.memory(), bounds)? {
-                Ok(request) => return Ok(Some((chain, request))),
-                Err(failure) => {
-                    let length = conclude(&chain, queue.memory(), &[], Err(failure))?;
-                    queue.push(chain, length)?;
-                }
+            if let Some(found) = self.parse(queue, chain)? {
+                return Ok(Some(found));
+            }
+        }
+    }
+
+    /// Reads a chain. One that asks for what cannot be is given back at once.
+    fn parse(
+        &self,
+        queue: &mut Queue,
+        chain: Chain,
+    ) -> Result<Option<(Chain, Request)>, QueueError> {
+        let bounds = Bounds { size: self.device.size(), read_only: self.read_only };
+        match Request::parse(&chain, queue.memory(), bounds)? {
+            Ok(request) => Ok(Some((chain, request))),
+            Err(failure) => {
+                let length = conclude(&chain, queue.memory(), &[], Err(failure))?;
+                queue.push(chain, length)?;
+                Ok(None)
             }
         }
     }
@@ -206,9 +245,7 @@ impl Server {
 impl Handler for Server {
     fn process(&mut self, queue: &mut Queue, stopping: &AtomicBool) -> Result<Rest, QueueError> {
         self.collect(queue)?;
-        if !self.without_space.is_empty() && Instant::now() >= self.retry_at {
-            self.retry(queue)?;
-        }
+        self.retry(queue)?;
         let mut rest = Rest::Drained;
         while !stopping.load(Ordering::Relaxed) {
             let next = match self.held.take() {
@@ -227,61 +264,36 @@ impl Handler for Server {
             tracing::warn!(%error, "requests wait for the ring");
         }
         self.collect(queue)?;
-        if !self.without_space.is_empty() {
-            let left = self.retry_at.saturating_duration_since(Instant::now());
-            rest = match rest {
-                Rest::Until(time) => Rest::Until(time.min(left)),
-                _ => Rest::Until(left),
-            };
-        }
         Ok(rest)
     }
 
     fn finish(&mut self, queue: &mut Queue) -> Result<(), QueueError> {
-        // The last try: what has no room now fails.
-        self.wait_for_space = false;
-        self.retry(queue)?;
         if let Some((chain, request)) = self.held.take() {
             self.begin(queue, chain, request)?;
+        }
+        while let Some((tag, result)) = self.flusher.wait() {
+            self.complete(queue, tag, result, false)?;
         }
         loop {
             match self.ring.wait() {
                 Ok(true) => self.collect(queue)?,
-                Ok(false) => return Ok(()),
+                Ok(false) => break,
                 Err(error) => {
                     tracing::error!(%error, "requests of a disk are lost");
-                    return Ok(());
+                    break;
                 }
             }
         }
+        // They cannot be put back, and there is nobody left to wait.
+        for chain in std::mem::take(&mut self.stalled) {
+            let length = conclude(&chain, queue.memory(), &[], Err(Failure::Io))?;
+            queue.push(chain, length)?;
+        }
+        Ok(())
     }
 }
 
 fn failed(error: guise_disk::Error) -> Failure {
     tracing::warn!(%error, "a disk request failed");
     Failure::Io
-}
-
-/// Segments as memory of this process.
-fn stretches(memory: &GuestMemory, data: &[Segment]) -> Result<Vec<libc::iovec>, QueueError> {
-    let mut stretches = Vec::with_capacity(data.len());
-    for segment in data {
-        for slice in memory.get_slices(GuestAddress(segment.address), segment.length as usize) {
-            let slice = slice.map_err(|_| QueueError::Memory(segment.address))?;
-            let guard = slice.ptr_guard_mut();
-            stretches.push(libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() });
-        }
-    }
-    Ok(stretches)
-}
-
-/// Tells whoever asks that the ring has written here.
-fn mark(memory: &GuestMemory, data: &[Segment]) {
-    for segment in data {
-        for slice in memory.get_slices(GuestAddress(segment.address), segment.length as usize) {
-            // They were there when the request began, and memory does not go.
-            let Ok(slice) = slice else { continue };
-            slice.bitmap().mark_dirty(0, slice.len());
-        }
-    }
 }

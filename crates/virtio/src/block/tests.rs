@@ -1,10 +1,10 @@
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use guise_disk::device::DeviceOptions;
 use guise_disk::format::FormatKind;
-use guise_disk::formats::raw::Raw;
-use guise_disk::graph::Image;
-use guise_disk::storage::{FailingStorage, MemoryStorage};
+use guise_disk::graph::{Image, OpenOptions};
+use guise_disk::storage::{MemoryStorage, Storage, StorageRun};
 
 use super::*;
 use crate::queue::driver::{BUFFERS, Buffer as Piece};
@@ -65,31 +65,6 @@ impl Rig {
         self.put(DATA, &sector.to_le_bytes());
         self.put(DATA + 8, &sectors.to_le_bytes());
         self.put(DATA + 12, &flags.to_le_bytes());
-    }
-}
-
-#[test]
-fn writes_without_room_fail_or_wait_as_told() {
-    for wait_for_space in [false, true] {
-        let memory = Arc::new(MemoryStorage::from_bytes("disk", &[1; 1 << 20]));
-        let storage = Arc::new(FailingStorage::new(memory));
-        let format = Box::new(Raw::open(storage.clone()).unwrap());
-        let image = Image::new(format, None, std::path::Path::new("disk"), true);
-        let options = BlockOptions { wait_for_space, ..BlockOptions::default() };
-        let mut guest = Guest::new(Block::new(BlockDevice::over(Arc::new(image)), options));
-        guest.start(0, false, false);
-        let mut rig = Rig { guest, image: tempfile::NamedTempFile::new().unwrap() };
-        storage.leave_room_for(0);
-        if !wait_for_space {
-            assert_eq!(rig.request(1, 3, &[(DATA, 512, false)]).0, 1);
-            continue;
-        }
-        let room = std::thread::spawn(move || {
-            std::thread::sleep(std::time::Duration::from_millis(200));
-            storage.leave_room_for(u64::MAX);
-        });
-        assert_eq!(rig.request(1, 3, &[(DATA, 512, false)]), (0, 1));
-        room.join().unwrap();
     }
 }
 
@@ -225,4 +200,114 @@ fn a_limit_slows_requests_down() {
     }
     // Five fit into the burst; a slow machine only makes it slower.
     assert!(start.elapsed() >= std::time::Duration::from_millis(450), "{:?}", start.elapsed());
+}
+
+/// Memory that pretends to be full.
+struct Full {
+    memory: MemoryStorage,
+    full: AtomicBool,
+}
+
+impl Storage for Full {
+    fn name(&self) -> &str {
+        "full"
+    }
+
+    fn len(&self) -> guise_disk::Result<u64> {
+        self.memory.len()
+    }
+
+    fn writable(&self) -> bool {
+        true
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> guise_disk::Result<()> {
+        self.memory.read_at(offset, buffer)
+    }
+
+    fn write_at(&self, offset: u64, buffer: &[u8]) -> guise_disk::Result<()> {
+        if self.full.load(Ordering::SeqCst) {
+            let source = std::io::Error::from_raw_os_error(libc::ENOSPC);
+            return Err(guise_disk::Error::io("write to", "full", source));
+        }
+        self.memory.write_at(offset, buffer)
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> guise_disk::Result<()> {
+        self.memory.write_zeroes(offset, length, unmap)
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> guise_disk::Result<()> {
+        self.memory.discard(offset, length)
+    }
+
+    fn flush(&self) -> guise_disk::Result<()> {
+        self.memory.flush()
+    }
+
+    fn set_len(&self, length: u64) -> guise_disk::Result<()> {
+        self.memory.set_len(length)
+    }
+
+    fn allocate(&self, offset: u64, length: u64) -> guise_disk::Result<()> {
+        self.memory.allocate(offset, length)
+    }
+
+    fn run_at(&self, offset: u64) -> guise_disk::Result<StorageRun> {
+        self.memory.run_at(offset)
+    }
+
+    fn allocated_bytes(&self) -> guise_disk::Result<u64> {
+        self.memory.allocated_bytes()
+    }
+}
+
+/// A disk over storage that is full, which reports that or waits.
+fn full_disk(when_full: WhenFull) -> (Arc<Full>, Arc<Block>, Guest) {
+    let memory = MemoryStorage::from_bytes("full", &[0; 1 << 16]);
+    let storage = Arc::new(Full { memory, full: AtomicBool::new(true) });
+    let options =
+        OpenOptions { format: Some(FormatKind::Raw), write: true, ..OpenOptions::default() };
+    let image = Image::over(storage.clone(), std::path::Path::new("full"), &options).unwrap();
+    let device = BlockDevice::over(Arc::new(image));
+    let block = Block::new(device, BlockOptions { when_full, ..BlockOptions::default() });
+    let mut guest = Guest::new(block.clone());
+    guest.start(FLUSH, false, false);
+    (storage, block, guest)
+}
+
+fn write_something(guest: &mut Guest) {
+    let queue = &mut guest.queues[0];
+    queue.put(HEADER, &1_u32.to_le_bytes());
+    queue.put(HEADER + 8, &0_u64.to_le_bytes());
+    queue.put(DATA, &[7; 512]);
+    queue.add(&[(HEADER, 16, false), (DATA, 512, false), (STATUS, 1, true)]);
+    guest.notify(0);
+}
+
+#[test]
+fn what_has_no_space_fails_or_waits() {
+    let (_, _, mut guest) = full_disk(WhenFull::Report);
+    write_something(&mut guest);
+    guest.queues[0].wait_used();
+    assert_eq!(guest.queues[0].get::<1>(STATUS), [1]);
+
+    let (storage, block, mut guest) = full_disk(WhenFull::Wait);
+    let (sender, alarms) = std::sync::mpsc::channel();
+    block.on_full(move || sender.send(()).unwrap());
+    write_something(&mut guest);
+    let limit = std::time::Duration::from_secs(60);
+    alarms.recv_timeout(limit).expect("nobody is told");
+    assert!(guest.queues[0].used().is_none());
+    // Still full: it waits on.
+    block.retry();
+    alarms.recv_timeout(limit).expect("nobody is told");
+    assert!(guest.queues[0].used().is_none());
+    storage.full.store(false, Ordering::SeqCst);
+    block.retry();
+    guest.queues[0].wait_used();
+    assert_eq!(guest.queues[0].get::<1>(STATUS), [0]);
+    let mut written = [0; 512];
+    storage.read_at(0, &mut written).unwrap();
+    assert_eq!(written, [7; 512]);
 }

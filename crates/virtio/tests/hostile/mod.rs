@@ -15,6 +15,7 @@ use guise_net::user::{Config, UserNetwork};
 use guise_virtio::balloon::Balloon;
 use guise_virtio::block::{Block, BlockOptions};
 use guise_virtio::console::Console;
+use guise_virtio::fs::{Cache, Share, ShareOptions};
 use guise_virtio::net::{Net, NetOptions};
 use guise_virtio::rate::Rate;
 use guise_virtio::rng::Rng;
@@ -30,6 +31,11 @@ const DEVICE: u64 = 0x2000;
 /// Headers of requests and other data.
 const DATA: u64 = 0x4_0000;
 const SIZE: u16 = 16;
+/// A bit of the device's status.
+const NEEDS_RESET: u8 = 64;
+/// The kind of a shared directory, and one of its requests.
+const SHARE: u16 = 26;
+const WAIT_FOR_LOCK: u8 = 33;
 /// The guest's address among sockets.
 const CID: u32 = 3;
 
@@ -41,20 +47,24 @@ const EVENT_INDEX: u64 = 1 << 29;
 pub struct Hostile {
     function: Arc<VirtioPci>,
     memory: GuestMemory,
+    kind: u16,
     queues: u16,
     /// A queue that works without further features, and gives every chain back.
     plain: u16,
     pub messages: Arc<AtomicU64>,
     /// Somebody on the host whom the guest can connect to.
     _listener: Option<vsock::Listener>,
+    /// A directory that goes away by itself.
+    _shared: Option<tempfile::TempDir>,
 }
 
 impl Hostile {
-    /// The disk, the terminal, the interface, the balloon, the entropy source, or the
-    /// sockets.
+    /// The disk, the terminal, the interface, the balloon, the entropy source, the
+    /// sockets, or the shared directory.
     pub fn new(which: u8) -> Self {
         let mut listener = None;
-        let device: Arc<dyn VirtioDevice> = match which % 6 {
+        let mut shared = None;
+        let device: Arc<dyn VirtioDevice> = match which % 7 {
             0 => {
                 let file = tempfile::NamedTempFile::new().expect("a temporary file");
                 file.as_file().set_len(64 << 10).expect("a size");
@@ -75,24 +85,49 @@ impl Hostile {
             }
             3 => Balloon::new(),
             4 => Rng::new(),
-            _ => {
+            5 => {
                 let host = vsock::Host::private().expect("a host");
                 listener = Some(host.listen(1).expect("a port"));
                 Vsock::new(CID, host)
             }
+            _ => {
+                let directory = tempfile::tempdir().expect("a directory");
+                std::fs::write(directory.path().join("a"), "text").expect("a file");
+                let share = Share::new(
+                    directory.path(),
+                    &ShareOptions {
+                        tag: "t".to_owned(),
+                        read_only: false,
+                        cache: Cache::Auto,
+                        most_files: 16,
+                        queues: 1,
+                    },
+                );
+                shared = Some(directory);
+                share.expect("a share")
+            }
         };
-        let queues = device.queue_sizes().len() as u16;
+        let (kind, queues) = (device.kind(), device.queue_sizes().len() as u16);
         // An interface's last queue is for commands, which have to be negotiated.
         // A driver gets back what it sends through its sockets, and not what it gives for
         // news.
-        let plain = if matches!(device.kind(), 1 | 19) { 1 } else { queues - 1 };
+        let plain = if matches!(kind, 1 | 19) { 1 } else { queues - 1 };
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory");
         let messages: Arc<AtomicU64> = Arc::default();
         let counter = messages.clone();
         let sink = Arc::new(move |_: Msi| _ = counter.fetch_add(1, Ordering::Relaxed));
         let line = Arc::new(|_: bool| ());
         let function = VirtioPci::new(device, memory.clone(), sink, line).expect("a function");
-        Self { function, memory, queues, plain, messages, _listener: listener }
+        Self {
+            function,
+            memory,
+            kind,
+            queues,
+            plain,
+            messages,
+            _listener: listener,
+            _shared: shared,
+        }
     }
 
     fn common(&self, offset: u64, data: &[u8]) {
@@ -191,6 +226,16 @@ impl Hostile {
                 self.put(packet + 28, &[1, 0, b & 7, 0, a >> 6, 0, 0, 0]);
                 self.put(packet + 36, &number.to_le_bytes());
             }
+            // A request to a shared directory: any kind, a file that is known or not, and a
+            // name in the place where many have theirs.
+            15 if b & 1 != 0 => {
+                let request = DATA + 64 * u64::from(a & 15);
+                self.put(request, &[0x80, 0, 0, 0, place & 63, 0, 0, 0]);
+                self.put(request + 16, &u64::from(a >> 6).to_le_bytes());
+                self.put(request + 40, &number.to_le_bytes());
+                self.put(request + 48, &u64::from(b >> 5).to_le_bytes());
+                self.put(request + 56, b"a\0../a\0");
+            }
             9 => self.put(base + u64::from(number & 0x3fff), &[a, b]),
             10..12 => notify(),
             12 => self.common(u64::from(a & 0x3f), &value[..1 << (b & 1)]),
@@ -220,9 +265,16 @@ impl Hostile {
         let mut status = [0];
         self.function.bar_read(0, 0x14, &mut status);
         assert_eq!(status, [15], "the device does not come up any more");
-        let base = u64::from(self.plain) * RINGS;
-        let descriptors = [(DATA, 44_u32, 1_u16, 1_u16), (DATA + 64, 1, 2, 0)];
         self.put(DATA, &[0; 64]);
+        assert!(self.exchange(1, 44, 1), "the device breaks over nothing");
+    }
+
+    /// Hands a request to the device, which lies in the data, and waits for it. It is
+    /// request number `count` since the start. Says whether it came back; a device that
+    /// needs a reset gives nothing back.
+    fn exchange(&self, count: u16, length: u32, room: u32) -> bool {
+        let base = u64::from(self.plain) * RINGS;
+        let descriptors = [(DATA, length, 1_u16, 1_u16), (DATA + 0x8000, room, 2, 0)];
         for (at, (address, length, flags, next)) in (0..).zip(descriptors) {
             let at = base + DESCRIPTORS + 16 * at;
             self.put(at, &address.to_le_bytes());
@@ -230,13 +282,43 @@ impl Hostile {
             self.put(at + 12, &flags.to_le_bytes());
             self.put(at + 14, &next.to_le_bytes());
         }
-        self.put(base + DRIVER + 2, &[1, 0]);
+        self.put(base + DRIVER + 2, &count.to_le_bytes());
         self.function.bar_write(0, 0x3000 + 4 * u64::from(self.plain), &[0, 0]);
         let deadline = Instant::now() + Duration::from_secs(60);
         let used = || self.memory.read_obj::<u16>(GuestAddress(base + DEVICE + 2)).expect("inside");
-        while used() != 1 {
+        while used() != count {
+            let mut status = [0];
+            self.function.bar_read(0, 0x14, &mut status);
+            if status[0] & NEEDS_RESET != 0 {
+                return false;
+            }
             assert!(Instant::now() < deadline, "the device does not work any more");
             std::thread::sleep(Duration::from_micros(50));
         }
+        true
+    }
+
+    /// Hands bytes to a device as requests, one after the other. The first byte chooses
+    /// the device. Each request begins with its length and with how much room there is for
+    /// an answer, in units of 64 bytes.
+    pub fn requests(program: &[u8]) {
+        let Some((which, mut rest)) = program.split_first() else { return };
+        let hostile = Self::new(*which);
+        hostile.start(VERSION_1);
+        let mut count = 0;
+        while let Some(([length, room], more)) = rest.split_first_chunk() {
+            let (request, more) = more.split_at(more.len().min(usize::from(*length)));
+            rest = more;
+            // Nobody would ever give up the lock that this waits for.
+            if hostile.kind == SHARE && request.get(4) == Some(&WAIT_FOR_LOCK) {
+                continue;
+            }
+            hostile.put(DATA, request);
+            count += 1;
+            if !hostile.exchange(count, request.len() as u32, 64 * u32::from(*room) + 1) {
+                break;
+            }
+        }
+        hostile.finish();
     }
 }

@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""Disk, network and shared-directory work of the same guest under guise's software engine
+and under QEMU's emulation: what it gets done, and for how much of the host's CPU time.
+
+    run.py GUISE KERNEL INITRD [SECONDS]
+
+The guest prints a line before and after each measurement; the process's CPU time is read at
+those lines, so that booting does not count. QEMU is left out where it is not installed.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+TICKS = os.sysconf("SC_CLK_TCK")
+DISK = 256 << 20
+SENT = 64 << 20
+FILES = 2000
+
+
+def cpu_seconds(process):
+    """All threads, also those that have ended, and what the kernel does for them."""
+    with open(f"/proc/{process}/stat") as stat:
+        fields = stat.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def serve(listener):
+    """Sends every client the same amount of zeros."""
+    block = bytes(1 << 16)
+    while True:
+        try:
+            client, _ = listener.accept()
+            with client:
+                for _ in range(SENT // len(block)):
+                    client.sendall(block)
+        except OSError:
+            return
+
+
+def guest_script(port, seconds, shares):
+    steps = [
+        f"io /dev/vda {seconds}",
+        "ifconfig eth0 up",
+        "udhcpc -i eth0 -s /etc/udhcpc.sh -n -q >/dev/null",
+        "echo begin download",
+        f"nc 10.0.2.2 {port} </dev/null | wc -c",
+        f"echo end download {SENT >> 20} 0",
+        "echo begin ping",
+        "ping -q -c 100 -i 0 10.0.2.2 | tail -1",
+        "echo end ping 100 0",
+    ]
+    if shares:
+        names = f"$(seq 1 {FILES})"
+        steps += [
+            "mount -t virtiofs t /mnt; cd /mnt",
+            "echo begin create",
+            f"for n in {names}; do : >$n; done",
+            f"echo end create {FILES} 0",
+            "echo begin stat",
+            "echo 3 >/proc/sys/vm/drop_caches; ls -l | wc -l",
+            f"echo end stat {FILES} 0",
+            "dd if=/dev/zero of=big bs=1M count=256 2>/dev/null; echo 3 >/proc/sys/vm/drop_caches",
+            "echo begin read",
+            "cat big | wc -c",
+            "echo end read 256 0",
+        ]
+    return "; ".join(steps)
+
+
+def run(command):
+    """Name of each measurement: what was done, wall seconds, CPU seconds."""
+    results, begun = {}, {}
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
+    ) as guest:
+        for line in guest.stdout:
+            words = line.split()
+            if len(words) == 2 and words[0] == "begin":
+                begun[words[1]] = (time.monotonic(), cpu_seconds(guest.pid))
+            elif len(words) == 4 and words[0] == "end" and words[1] in begun:
+                wall, cpu = begun[words[1]]
+                wall, cpu = time.monotonic() - wall, cpu_seconds(guest.pid) - cpu
+                results[words[1]] = (int(words[2]), wall, cpu)
+    return results
+
+
+def main():
+    if len(sys.argv) not in (4, 5):
+        sys.exit(__doc__)
+    guise, kernel, initrd = sys.argv[1:4]
+    seconds = sys.argv[4] if len(sys.argv) == 5 else "5"
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    threading.Thread(target=serve, args=(listener,), daemon=True).start()
+    with tempfile.TemporaryDirectory() as scratch:
+        disk, shared = os.path.join(scratch, "disk"), os.path.join(scratch, "shared")
+        os.mkdir(shared)
+        with open(disk, "wb") as file:
+            file.write(bytes(DISK))
+        line = 'console=ttyS0 quiet -- "{}"'
+        ours = run(
+            [guise, "boot", "--engine", "soft", "--kernel", kernel, "--initrd", initrd]
+            + ["--memory", "768M", "--disk", f"{disk},format=raw", "--net", "user,host"]
+            + ["--share", f"{shared},tag=t", "--timeout", "600"]
+            + ["--append", line.format(guest_script(port, seconds, True))]
+        )
+        theirs = {}
+        if shutil.which("qemu-system-x86_64"):
+            theirs = run(
+                ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "768", "-display", "none"]
+                + ["-serial", "stdio", "-monitor", "none", "-no-reboot"]
+                + ["-drive", f"file={disk},format=raw,if=none,id=d,aio=io_uring"]
+                + ["-device", "virtio-blk-pci,drive=d", "-nic", "user,model=virtio-net-pci"]
+                + ["-kernel", kernel, "-initrd", initrd]
+                + ["-append", line.format(guest_script(port, seconds, False))]
+            )
+    print(f"{'':18}{'guise':>12}{'per CPU s':>12}{'QEMU':>12}{'per CPU s':>12}{'ratio':>8}")
+    for name, (done, wall, cpu) in ours.items():
+        row = f"{name:18}{done / wall:12.0f}{done / max(cpu, 0.01):12.0f}"
+        if name in theirs:
+            other, their_wall, their_cpu = theirs[name]
+            ratio = (done / max(cpu, 0.01)) / (other / max(their_cpu, 0.01))
+            row += f"{other / their_wall:12.0f}{other / max(their_cpu, 0.01):12.0f}{ratio:8.1f}"
+        print(row)
+    print("in a second: requests, MiB (download, read), packets (ping), files (create, stat)")
+
+
+main()

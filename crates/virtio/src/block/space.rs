@@ -1,0 +1,58 @@
+//! What becomes of requests for which the host has no space: an error for the guest, or
+//! patience. Those that wait are begun again when somebody says that there is space.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What a disk does when the host has no space for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenFull {
+    /// The guest gets an error.
+    #[default]
+    Report,
+    /// Requests wait until there is space, and whoever runs the machine is told.
+    Wait,
+}
+
+type Alarm = Box<dyn Fn() + Send + Sync>;
+
+/// What the queues of a disk share.
+pub struct Space {
+    policy: WhenFull,
+    alarm: Mutex<Option<Alarm>>,
+    /// How often somebody has said that there is space again.
+    news: AtomicU64,
+}
+
+impl Space {
+    pub fn new(policy: WhenFull) -> Self {
+        Self { policy, alarm: Mutex::new(None), news: AtomicU64::new(0) }
+    }
+
+    fn alarm(&self) -> MutexGuard<'_, Option<Alarm>> {
+        self.alarm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_alarm(&self, alarm: Alarm) {
+        *self.alarm() = Some(alarm);
+    }
+
+    pub fn announce(&self) {
+        self.news.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub fn news(&self) -> u64 {
+        self.news.load(Ordering::SeqCst)
+    }
+
+    /// Whether a request that failed so is to wait. If so, somebody is told.
+    pub fn is_waited_for(&self, error: &guise_disk::Error) -> bool {
+        if self.policy == WhenFull::Report || !error.is_no_space() {
+            return false;
+        }
+        if let Some(alarm) = &*self.alarm() {
+            alarm();
+        }
+        true
+    }
+}
