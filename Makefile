@@ -25,11 +25,12 @@ test: setup ## Run every test
 	$(CARGO) test --release --workspace
 	@sh crates/testkit/not-tested.sh
 
-soak: setup ## What takes too long for every test run: more cases, more random guests
+soak: setup ## What takes too long for every test run: more cases, random guests, an hour's load (SECONDS_OF_LOAD=n)
+	GUISE_SOAK_SECONDS=$(or $(SECONDS_OF_LOAD),3600) \
+		$(CARGO) test --release --package guise --test end_to_end -- --nocapture soak::
 	GUISE_RANDOM_SECONDS=60 GUISE_PROCESSOR_CASES=50000000 \
 		$(CARGO) test --release --package guise-engine-soft --test processor --test random_guests
 	GUISE_TRANSFER_MIB=1024 $(CARGO) test --release --package guise-net --lib long::
-	GUISE_SLOW_KVM=1 $(CARGO) test --release --package guise --test end_to_end -- linux:: handover::
 
 bench: setup ## Time a boot
 	@$(CARGO) build --quiet --release --package guise

@@ -54,6 +54,17 @@ pub struct DeviceArguments {
     console: ConsoleKind,
 }
 
+impl DeviceArguments {
+    /// Whether there are devices that write the guest's memory by themselves.
+    pub fn write_memory(&self) -> bool {
+        !self.disk.is_empty()
+            || self.net.iter().any(|network| network != "none")
+            || self.rng
+            || self.balloon
+            || self.console == ConsoleKind::Virtio
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ConsoleKind {
     Serial,
