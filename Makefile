@@ -2,7 +2,7 @@
 # Ubuntu machine with Rust and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages run test soak bench bench-container bench-cpu bench-disk bench-net lint
+.PHONY: help setup packages run test soak bench bench-container bench-image bench-cpu bench-disk bench-net lint
 
 CARGO ?= cargo
 GUISE := target/release/guise
@@ -39,6 +39,10 @@ bench: setup ## Time a boot
 bench-container: ## Time containers beside crun, runc and bwrap, where they are installed
 	@$(CARGO) build --quiet --release --package guise
 	@bench/container/run.py $(GUISE) 100
+
+bench-image: ## Time pulling and unpacking beside umoci and podman, where they are installed
+	@$(CARGO) build --quiet --release --package guise
+	@bench/image/run.py $(GUISE) 3
 
 bench-cpu: setup ## CPU seconds of workloads natively, under QEMU's emulation and here
 	@$(CARGO) build --quiet --release --package guise

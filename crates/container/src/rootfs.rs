@@ -32,7 +32,9 @@ pub fn prepare(spec: &Spec, rootfs: &str) -> Result<RootDir> {
         None => libc::MS_SLAVE,
         Some(name) => propagation(name)?,
     };
-    let all = Change { propagation, recursive: true, ..Change::default() };
+    // The root could not be taken from a tree that cannot be bound.
+    let around = if propagation == libc::MS_UNBINDABLE { libc::MS_PRIVATE } else { propagation };
+    let all = Change { propagation: around, recursive: true, ..Change::default() };
     let slash = path::open_host("/").during(|| "open /")?;
     mount::set_attributes(slash.as_fd(), all).during(|| "set the propagation of /")?;
     let tree = mount::clone_tree_at(rootfs, true, true)

@@ -30,6 +30,11 @@ pub fn apply_selinux(proc: &PrivateProc, label: &str) -> Result<()> {
     })
 }
 
+/// Whether the host's kernel runs SELinux; only then do file systems take labels.
+pub fn has_selinux() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
+}
+
 fn enabled_by_parameter() -> bool {
     std::fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|t| t.starts_with(b"Y"))
 }

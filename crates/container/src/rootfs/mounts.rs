@@ -11,6 +11,7 @@ use super::path::{RootDir, clean};
 use super::{cgroupfs, copyup, idmap};
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
+use crate::process::labels;
 use crate::spec::{IdMap, Mount, NamespaceKind, Spec};
 use crate::sys::mount::{self, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Change};
 
@@ -153,6 +154,7 @@ impl Mounter<'_> {
         if let Some(label) = self.spec.linux.mount_label.as_deref().filter(|l| !l.is_empty())
             && !matches!(kind, "proc" | "sysfs")
             && !data.iter().any(|d| d.starts_with("context="))
+            && labels::has_selinux()
         {
             data.push(format!("context={label}"));
         }

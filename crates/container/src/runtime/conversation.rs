@@ -63,8 +63,11 @@ impl Conversation<'_> {
                     return Err(Error::Init { code, text });
                 }
                 Some(&message::MOUNTED) => {
-                    let state = self.state.public(Status::Creating);
+                    // For a prestart hook, which is older than the difference, the
+                    // container exists already.
+                    let state = self.state.public(Status::Created);
                     hooks::run("prestart", &self.spec.hooks.prestart, &state)?;
+                    let state = self.state.public(Status::Creating);
                     hooks::run("createRuntime", &self.spec.hooks.create_runtime, &state)?;
                     self.go()?;
                 }

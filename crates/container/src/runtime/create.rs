@@ -17,7 +17,7 @@ use crate::error::{Context, Error, Result};
 use crate::hooks;
 use crate::init::{Console, Job, Start};
 use crate::namespaces::{self, Plan, check_sysctls};
-use crate::process::limits;
+use crate::process::{labels, limits};
 use crate::rootfs::mounts::open_sources;
 use crate::seccomp::Filter;
 use crate::spec::{NamespaceKind, Process, Spec, load_spec};
@@ -152,6 +152,9 @@ fn check(spec: &Spec, process: &Process) -> Result<()> {
             "move the device with `ip link set DEVICE netns PID` in a createRuntime hook",
         ));
     }
+    if spec.linux.mount_label.as_deref().is_some_and(|l| !l.is_empty()) && !labels::has_selinux() {
+        tracing::warn!("linux.mountLabel has no effect: this kernel runs without SELinux");
+    }
     if spec.linux.intel_rdt.is_some() {
         return Err(Error::unsupported("linux.intelRdt", "leave it out of the configuration"));
     }
@@ -198,6 +201,8 @@ fn open_console(process: &Process, options: &CreateOptions, relays: bool) -> Res
 fn prepare(entry: &Entry, state: &mut State, spec: &Spec, text: &[u8]) -> Result<Cgroup> {
     let mut cgroup = Cgroup::plan(spec.linux.cgroups_path.as_deref(), &state.id)?;
     entry.save_config(text)?;
+    state.cgroups = cgroup.save();
+    entry.save(state)?;
     cgroup.create(&spec.linux.resources)?;
     state.cgroups = cgroup.save();
     entry.save(state)?;
