@@ -52,7 +52,7 @@ def guest_script(port, seconds, shares):
         f"nc 10.0.2.2 {port} </dev/null | wc -c",
         f"echo end download {SENT >> 20} 0",
         "echo begin ping",
-        "ping -q -c 100 -i 0 10.0.2.2 | tail -1",
+        "ping -A -q -c 100 10.0.2.2 | tail -1",
         "echo end ping 100 0",
     ]
     if shares:
