@@ -25,12 +25,14 @@ test: setup ## Run every test
 	$(CARGO) test --release --workspace
 	@sh crates/testkit/not-tested.sh
 
-soak: setup ## What takes too long for every test run: more cases, more random guests
+soak: setup ## What takes too long for every test run: more cases, random guests, an hour's load (SECONDS_OF_LOAD=n)
+	GUISE_SOAK_SECONDS=$(or $(SECONDS_OF_LOAD),3600) \
+		$(CARGO) test --release --package guise --test end_to_end -- --nocapture soak::
 	GUISE_RANDOM_SECONDS=60 GUISE_PROCESSOR_CASES=50000000 \
 		$(CARGO) test --release --package guise-engine-soft --test processor --test random_guests
 	GUISE_DISK_SEQUENCES=1000 $(CARGO) test --release --package guise-disk \
 		--test model --test crash --test corrupt --test full --test imago
-	GUISE_SLOW_KVM=1 $(CARGO) test --release --package guise --test end_to_end -- linux:: handover::
+	GUISE_TRANSFER_MIB=1024 $(CARGO) test --release --package guise-net --lib long::
 
 bench: setup ## Time a boot
 	@$(CARGO) build --quiet --release --package guise
@@ -50,8 +52,10 @@ bench-disk: setup ## Time conversions of disk images beside qemu-img
 	@bench/disk/run.sh $(GUISE) $(or $(ROUNDS),3)
 	@bench/disk/random.sh $(GUISE) $(or $(ROUNDS),3)
 
-bench-net: ## Time the user-mode network in process
+bench-net: ## Time the user-mode network and the switch beside slirp4netns and pasta
 	@$(CARGO) bench --quiet --package guise-net --bench user_tcp
+	@$(CARGO) bench --quiet --package guise-net --bench switch
+	@sh bench/net/others.sh
 
 lint: ## Check the format and the lints, warnings denied
 	$(CARGO) fmt --all --check
