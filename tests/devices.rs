@@ -1,8 +1,10 @@
 //! Debian's drivers on the virtio devices of the real binary.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::support::{Boot, Ended, PATIENCE, Running, alone, have};
@@ -11,7 +13,10 @@ use guise_testkit::initramfs;
 
 /// A guest with all drivers that does one command.
 fn guest(cpus: &str, command: &str) -> Boot {
-    let kernel = Kernel::Debian12Cloud;
+    guest_of(Kernel::Debian12Cloud, cpus, command)
+}
+
+fn guest_of(kernel: Kernel, cpus: &str, command: &str) -> Boot {
     let line = format!("console=ttyS0 -- \"{command}\"");
     Boot::kernel(&have(kernel.image()))
         .initrd(&have(initramfs::with_virtio(kernel)))
@@ -129,6 +134,55 @@ fn a_network_reaches_out_and_is_reached() {
         assert_eq!(said(&ended, "lease: "), "10.0.2.15 by 10.0.2.2");
         assert_eq!(said(&ended, "sum ").split(' ').next(), Some(&*expected));
         assert!(server.join().expect("the server"), "what the guest sent is not what it got");
+    }
+}
+
+/// What a process at the Unix socket and a program at a port of the guest say to each
+/// other: a line each.
+fn meet(socket: &Path, port: u32, line: &str) -> String {
+    let mut stream = UnixStream::connect(socket).expect("the socket is there");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a limit");
+    writeln!(stream, "CONNECT {port}").expect("it listens");
+    let mut reader = BufReader::new(stream.try_clone().expect("the same stream"));
+    let mut answer = String::new();
+    reader.read_line(&mut answer).expect("it answers");
+    assert!(answer.starts_with("OK "), "{answer:?}");
+    writeln!(stream, "{line}").expect("the guest reads");
+    stream.shutdown(Shutdown::Write).expect("the stream stands");
+    let mut answer = String::new();
+    reader.read_to_string(&mut answer).expect("the guest closes");
+    answer
+}
+
+#[test]
+fn sockets_lead_both_ways() {
+    let _turn = alone();
+    for (kernel, cpus) in [(Kernel::Debian12Cloud, "1"), (Kernel::Debian13Cloud, "4")] {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let socket = scratch.path().join("socket");
+        let listener = UnixListener::bind(scratch.path().join("socket_1234")).expect("bound");
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("the guest connects");
+            let mut content = Vec::new();
+            stream.read_to_end(&mut content).expect("the guest writes");
+            stream.write_all(&content).expect("the guest reads");
+            content.len()
+        });
+        let command = "echo there $(md5sum </bin/busybox); \
+            echo back $(vsock connect 1234 </bin/busybox | md5sum); \
+            vsock connect 99; echo refused $?; \
+            echo from the guest | vsock listen 52";
+        let options = format!("{},cid=42", socket.display());
+        let mut running = guest_of(kernel, cpus, command).args(["--vsock", &options]).start();
+        running.wait_for("listening");
+        assert_eq!(meet(&socket, 52, "from the host"), "from the guest\n");
+        let ended = running.finish();
+        ended.expect_code(0).expect_clean_log();
+        assert_eq!(said(&ended, "there "), said(&ended, "back "));
+        assert_eq!(said(&ended, "refused "), "1");
+        assert!(ended.output.contains("from the host"), "{}", ended.output);
+        assert!(server.join().expect("the server") > 100_000);
+        assert!(!socket.exists(), "the socket stays behind");
     }
 }
 

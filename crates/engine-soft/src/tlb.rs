@@ -40,8 +40,16 @@ pub struct Bank {
     pub write: [Entry; ENTRIES],
     /// For instruction fetches: the translator's id of the page that is mapped, or 0.
     pub code: [u32; ENTRIES],
-    /// A number that no bank has had before, new whenever an id above is taken away.
+    /// A number that no bank has had before, new whenever an id above is taken away for
+    /// more than its place.
     pub epoch: u64,
+    /// What the ids above are for; which of them are global, and which places have lost an
+    /// id to another since `epoch` was new.
+    code_page: [u64; ENTRIES],
+    code_global: [u64; ENTRIES / 64],
+    code_crowded: [u64; ENTRIES / 64],
+    /// Since `epoch` was new, there was an id here that is not global.
+    has_local_code: bool,
 }
 
 static LAST_EPOCH: AtomicU64 = AtomicU64::new(0);
@@ -70,10 +78,19 @@ fn find(table: &[Entry; ENTRIES], address: u64, size: u64) -> Option<*mut u8> {
 }
 
 impl Bank {
-    /// A bank without entries. It is 32 KiB, so it is made on the heap.
+    /// A bank without entries. It is 44 KiB, so it is made on the heap.
     pub fn new() -> Box<Bank> {
         let table: [Entry; ENTRIES] = std::array::from_fn(empty);
-        Box::new(Bank { read: table, write: table, code: [0; ENTRIES], epoch: new_epoch() })
+        Box::new(Bank {
+            read: table,
+            write: table,
+            code: [0; ENTRIES],
+            epoch: new_epoch(),
+            code_page: [0; ENTRIES],
+            code_global: [0; ENTRIES / 64],
+            code_crowded: [0; ENTRIES / 64],
+            has_local_code: false,
+        })
     }
 
     /// Where `size` bytes (1 to 4096) can be read at once.
@@ -116,15 +133,42 @@ impl Bank {
         if self.write[place].page == page {
             self.write[place] = empty(place);
         }
-        if self.code[place] != 0 {
+        let here = self.code[place] != 0 && self.code_page[place] == page;
+        if here {
             self.code[place] = 0;
-            self.epoch = new_epoch();
+        }
+        if here || is_set(&self.code_crowded, place) {
+            self.renew_epoch();
         }
     }
 
     /// Notes what code is at a linear address now.
-    pub fn set_code(&mut self, address: u64, id: u32) {
-        self.code[index(address)] = id;
+    pub fn set_code(&mut self, address: u64, id: u32, global: bool) {
+        let place = index(address);
+        let page = address & !(PAGE_SIZE - 1);
+        if self.code[place] != 0 && self.code_page[place] != page {
+            set(&mut self.code_crowded, place, true);
+        }
+        self.code[place] = id;
+        self.code_page[place] = page;
+        set(&mut self.code_global, place, global);
+        if !global && !self.has_local_code {
+            // The old one may be that of other banks, too.
+            self.renew_epoch();
+            self.has_local_code = true;
+        }
+    }
+
+    /// Whether jumps that were found here may be shared with other address spaces.
+    pub fn has_local_code(&self) -> bool {
+        self.has_local_code
+    }
+
+    fn renew_epoch(&mut self) {
+        self.epoch = new_epoch();
+        self.code_crowded = [0; ENTRIES / 64];
+        self.has_local_code =
+            (0..ENTRIES).any(|place| self.code[place] != 0 && !is_set(&self.code_global, place));
     }
 
     /// Forgets every write entry that leads to this host page.
@@ -147,8 +191,49 @@ impl Bank {
     /// Forgets where code is.
     pub fn forget_code(&mut self) {
         self.code = [0; ENTRIES];
-        self.epoch = new_epoch();
+        self.renew_epoch();
     }
+
+    /// Forgets where code is, but for global pages.
+    pub fn forget_local_code(&mut self) {
+        if !self.has_local_code {
+            return;
+        }
+        for place in 0..ENTRIES {
+            if !is_set(&self.code_global, place) {
+                self.code[place] = 0;
+            }
+        }
+        self.renew_epoch();
+    }
+
+    /// Forgets where code is in the aligned range of `1 << shift` bytes around `address`.
+    pub fn forget_code_range(&mut self, address: u64, shift: u32) {
+        for place in 0..ENTRIES {
+            if self.code_page[place] >> shift == address >> shift {
+                self.code[place] = 0;
+            }
+        }
+        self.renew_epoch();
+    }
+
+    /// Takes over what another bank knows of global code.
+    pub fn share_code(&mut self, other: &Bank) {
+        for place in (0..ENTRIES).filter(|&place| is_set(&other.code_global, place)) {
+            if other.code[place] != 0 {
+                self.set_code(other.code_page[place], other.code[place], true);
+            }
+        }
+    }
+}
+
+fn is_set(bits: &[u64; ENTRIES / 64], place: usize) -> bool {
+    bits[place / 64] >> (place % 64) & 1 == 1
+}
+
+fn set(bits: &mut [u64; ENTRIES / 64], place: usize, value: bool) {
+    let bit = 1 << (place % 64);
+    bits[place / 64] = bits[place / 64] & !bit | if value { bit } else { 0 };
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 //! | `scan` | what is translated together; which flags matter |
 //! | `select` | which instructions are translated at all |
 //! | `block` | one region, instruction by instruction |
-//! | `registers`, `flags`, `memory`, `stack`, `strings`, `branches`, `system` | how each kind of thing is translated |
+//! | `registers`, `flags`, `memory`, `stack`, `group`, `strings`, `branches`, `system` | how each kind of thing is translated |
 //! | `emit` | a small assembler |
 //! | `frame`, `runtime` | the way in and out, and calls to helpers |
 //! | `backend` | what the translator sees of a vCPU |
@@ -29,6 +29,7 @@ mod cache;
 mod emit;
 mod flags;
 pub mod frame;
+mod group;
 mod lockstep;
 mod memory;
 mod registers;
@@ -83,6 +84,9 @@ pub trait Backend {
     fn step(&mut self) -> bool;
     /// The page of an address, if it is RAM that may be executed.
     fn code_page(&mut self, address: u64) -> Option<CodePage>;
+    /// Notes in the bank what code is in the page of an address, which `code_page` has
+    /// just found.
+    fn set_code(&mut self, address: u64, id: u32);
     /// From now on writes to these parts of a page (64 bytes a bit) are noticed.
     fn mark_code(&mut self, physical: u64, granules: u64);
     /// Parts of pages that were written since the last call.
@@ -250,6 +254,7 @@ impl Translator {
         // backend or into generated code.
         let state = || unsafe { &mut *state_address };
         let mut link = None;
+        let mut plain = false;
         loop {
             if self.drain(backend) {
                 link = None;
@@ -268,7 +273,9 @@ impl Translator {
                 self.reset_shadow(state());
             }
             let quick = if link.is_none() { self.jump(state()) } else { None };
-            let found = quick.map(|code| (0, code)).or_else(|| self.find(backend, mode));
+            let found = quick.map(|code| (0, code));
+            let found = found.or_else(|| self.find(backend, mode, plain && link.is_some()));
+            plain = false;
             let Some((page_id, code)) = found else {
                 self.counts.interpreted += 1;
                 if !backend.step() {
@@ -278,7 +285,7 @@ impl Translator {
                 continue;
             };
             if let Some(link) = link.take() {
-                self.cache.connect(link, page_id, code);
+                self.cache.connect(link, page_id, state().rip, code);
             }
             let flags = pack_flags(state().rflags);
             self.enter(state_address, code, flags)?;
@@ -286,6 +293,11 @@ impl Translator {
                 leave if leave == Leave::Link as u32 => {
                     self.counts.left_for_link += 1;
                     link = Some(state().generated.argument);
+                }
+                leave if leave == Leave::Plain as u32 => {
+                    self.counts.left_for_link += 1;
+                    link = Some(state().generated.argument);
+                    plain = true;
                 }
                 leave if leave == Leave::Next as u32 => self.counts.left_for_next += 1,
                 _ => {
@@ -412,8 +424,8 @@ impl Translator {
         Err(Broken { rip, reason })
     }
 
-    /// The code for RIP, found or made.
-    fn find<B: Backend>(&mut self, backend: &mut B, mode: Mode) -> Option<(u32, u64)> {
+    /// The code for RIP, found or made; `plain` is for that without groups.
+    fn find<B: Backend>(&mut self, backend: &mut B, mode: Mode, plain: bool) -> Option<(u32, u64)> {
         let state = backend.state();
         // SAFETY: the backend's state and its bank are valid; no reference outlives the
         // statement.
@@ -428,25 +440,24 @@ impl Translator {
             .filter(|page| page.linear == linear && page.mode == mode.key())
             .map(|_| known);
         if let Some(id) = known
-            && let Some(code) = self.cache.entry(id, offset)
+            && let Some(code) = self.cache.entry(id, offset, plain)
         {
-            self.remember(rip, bank, code);
+            self.remember(rip, bank, code, plain);
             return Some((id, code));
         }
         let page = backend.code_page(rip)?;
         let key = PageKey { linear, physical: page.physical, mode: mode.key() };
         let id = self.cache.id(key);
+        backend.set_code(rip, id);
         // The backend may have changed the view.
         // SAFETY: as above.
         let bank = unsafe { (*state).bank };
-        // SAFETY: as above.
-        unsafe { (*bank).set_code(rip, id) };
-        if let Some(code) = self.cache.entry(id, offset) {
-            self.remember(rip, bank, code);
+        if let Some(code) = self.cache.entry(id, offset, plain) {
+            self.remember(rip, bank, code, plain);
             return Some((id, code));
         }
-        let code = self.translate(backend, mode, key, id, rip, page.host)?;
-        self.remember(rip, bank, code);
+        let code = self.translate(backend, (mode, plain), key, id, rip, page.host)?;
+        self.remember(rip, bank, code, plain);
         Some((id, code))
     }
 
@@ -458,7 +469,10 @@ impl Translator {
         (jump.rip == state.rip && jump.epoch == epoch).then_some(jump.code)
     }
 
-    fn remember(&mut self, rip: u64, bank: *mut Bank, code: u64) {
+    fn remember(&mut self, rip: u64, bank: *mut Bank, code: u64, plain: bool) {
+        if plain {
+            return;
+        }
         // SAFETY: the bank is the vCPU's current one.
         let epoch = unsafe { (*bank).epoch };
         self.jumps[jump_index(rip)] = Jump { rip, epoch, code };
@@ -467,7 +481,7 @@ impl Translator {
     fn translate<B: Backend>(
         &mut self,
         backend: &mut B,
-        mode: Mode,
+        (mode, plain): (Mode, bool),
         key: PageKey,
         id: u32,
         rip: u64,
@@ -496,7 +510,7 @@ impl Translator {
             let tail = next.map(front);
             let region =
                 self.scanner.scan(rip, &bytes, tail.as_ref(), self.options.exact, |offset| {
-                    self.cache.entry(id, offset).is_some()
+                    self.cache.entry(id, offset, false).is_some()
                 });
             if next.is_none() && region.steps.iter().any(|step| step.cut) {
                 next = backend.code_page(next_linear);
@@ -512,8 +526,7 @@ impl Translator {
                 let next_key = PageKey { linear: next_linear, physical: page.physical, ..key };
                 sources.push((next_key.physical, 1));
                 next_id = self.cache.id(next_key);
-                // SAFETY: the vCPU's current bank.
-                unsafe { (*(*backend.state()).bank).set_code(next_linear, next_id) };
+                backend.set_code(next_linear, next_id);
             }
             for &(physical, granules) in &sources {
                 backend.mark_code(physical, granules);
@@ -529,7 +542,7 @@ impl Translator {
             let features = self.options.features;
             let (vectors, bmi2, supervisor) = (mode.vectors, self.bmi2, !mode.user);
             let counted = self.options.lockstep;
-            let setting = Setting { vectors, bmi2, supervisor, features, counted };
+            let setting = Setting { vectors, bmi2, supervisor, features, counted, plain };
             let compiler = Compiler::new(
                 &region,
                 &bytes,
@@ -540,8 +553,8 @@ impl Translator {
                 self.cache.arena.next(),
             );
             let compiled = compiler.compile();
-            let instructions = region.steps.len();
-            let code = self.cache.add(key, id, &sources, instructions, compiled);
+            let size = (region.steps.len(), plain);
+            let code = self.cache.add(key, id, &sources, size, compiled);
             if code.is_none() {
                 self.cache.exhausted = true;
             }

@@ -11,6 +11,13 @@
 //! - [`debug`]: gdb at a machine.
 //!
 //! An engine executes the guest and calls back through `platform`.
+//!
+//! Whoever wants a machine makes it with [`Machine::new`], whose output is where the serial
+//! port goes ([`Machine::serial`] takes input); gives it devices of `guise-virtio` with
+//! [`Machine::add_device`] (a `Block` over an image of `guise-disk`, a `Net` over a network
+//! of `guise-net`, a `Vsock`, a `Console`); loads a kernel with [`Machine::boot`] and lets
+//! it run with [`Machine::resume`]. `guise boot` does no more than that. A machine that its
+//! guest resets is dropped and made anew; what devices stand on outlives it.
 
 mod acpi;
 pub mod board;

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::assets::Kernel;
-use crate::{TestkitError, assets, modules, torture};
+use crate::{TestkitError, assets, modules, programs, torture};
 
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
@@ -21,6 +21,8 @@ const CHARACTER: u32 = 0o020_000;
 const INIT: &str = include_str!("../guests/init.sh");
 /// What guests do with a DHCP lease.
 const LEASE: &str = include_str!("../guests/udhcpc.sh");
+/// Work for an hour.
+const SOAK: &str = include_str!("../guests/soak.sh");
 
 /// An archive being written.
 pub struct Initramfs {
@@ -138,6 +140,15 @@ pub fn with_torture() -> Result<PathBuf, TestkitError> {
     archive.store("torture")
 }
 
+/// The same with the long day's work as `/bin/soak.sh`.
+pub fn with_soak() -> Result<PathBuf, TestkitError> {
+    let mut archive = Initramfs::with_busybox()?;
+    archive.file_from(&torture::program()?, "bin/torture")?;
+    archive.file_from(&torture::program_32()?, "bin/torture32")?;
+    archive.file("bin/soak.sh", 0o755, SOAK.as_bytes());
+    archive.store("soak")
+}
+
 /// A busybox shell with `/lib/pvpanic.ko` and `/lib/pvpanic-mmio.ko` of a kernel that
 /// keeps its modules uncompressed. The latter is the driver for the ISA device.
 pub fn with_pvpanic(kernel: Kernel) -> Result<PathBuf, TestkitError> {
@@ -160,6 +171,7 @@ pub fn with_virtio(kernel: Kernel) -> Result<PathBuf, TestkitError> {
         archive.file(&format!("modules/{number:02}-{name}.ko"), 0o644, &content);
     }
     archive.file("etc/udhcpc.sh", 0o755, LEASE.as_bytes());
+    archive.file_from(&programs::vsock()?, "bin/vsock")?;
     archive.store(&format!("virtio-{}", kernel.name()))
 }
 

@@ -10,6 +10,7 @@ pub mod assets;
 pub mod baremetal;
 pub mod initramfs;
 pub mod modules;
+pub mod programs;
 pub mod torture;
 
 mod error;

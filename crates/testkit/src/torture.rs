@@ -21,7 +21,7 @@ pub fn program_32() -> Result<PathBuf, TestkitError> {
     compile("torture/torture32.c", "programs/torture32", &flags)
 }
 
-fn compile(source: &str, name: &str, flags: &[&str]) -> Result<PathBuf, TestkitError> {
+pub(crate) fn compile(source: &str, name: &str, flags: &[&str]) -> Result<PathBuf, TestkitError> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests").join(source);
     let output = crate::baremetal::scratch_file()?;
     let mut gcc = Command::new("gcc");

@@ -12,6 +12,7 @@
 //! | [`console`] | a terminal |
 //! | [`balloon`] | memory that the guest gives back |
 //! | [`rng`] | random numbers |
+//! | [`vsock`] | sockets between the guest and the host |
 //!
 //! What a driver writes is not trusted: rings, descriptors and requests are checked
 //! against guest memory and against bounds, and a driver that breaks the rules gets a
@@ -26,6 +27,7 @@ pub mod queue;
 pub mod rate;
 pub mod rng;
 pub mod transport;
+pub mod vsock;
 pub mod worker;
 
 pub use device::{Session, VirtioDevice};

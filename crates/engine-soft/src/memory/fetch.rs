@@ -13,9 +13,10 @@ struct Entry {
     page: u64,
     context: u64,
     host: *mut u8,
+    global: bool,
 }
 
-const EMPTY: Entry = Entry { page: 1, context: 0, host: std::ptr::null_mut() };
+const EMPTY: Entry = Entry { page: 1, context: 0, host: std::ptr::null_mut(), global: false };
 
 pub struct FetchCache {
     entries: Box<[Entry; ENTRIES]>,
@@ -65,12 +66,18 @@ impl Cpu {
             Some(place) => {
                 let host = place.host;
                 self.fetch.entries[FetchCache::place(linear)] =
-                    Entry { page, context: self.context, host };
+                    Entry { page, context: self.context, host, global: leaf.global };
                 // So that INVLPG of another address in a large page finds this one.
                 self.spaces.note_page(linear, leaf.page_shift);
                 Ok(Source::Memory(host.wrapping_add(offset)))
             }
             None => Ok(Source::Device(leaf.frame + offset as u64)),
         }
+    }
+
+    /// Whether the page that `fetch_source` has found last for this address is global.
+    pub fn is_fetch_global(&self, linear: u64) -> bool {
+        let entry = &self.fetch.entries[FetchCache::place(linear)];
+        entry.page == linear & !0xfff && entry.context == self.context && entry.global
     }
 }

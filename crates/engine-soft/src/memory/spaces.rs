@@ -66,7 +66,18 @@ impl Table {
         let bank = &mut self.bank;
         self.read.drain(keep_global, |place| bank.reset_read(place));
         self.write.drain(keep_global, |place| bank.reset_write(place));
-        bank.forget_code();
+        if keep_global {
+            bank.forget_local_code();
+        } else {
+            bank.forget_code();
+        }
+    }
+
+    /// Forgets what can be read and written, but not where code is.
+    fn clear_data(&mut self) {
+        let bank = &mut self.bank;
+        self.read.drain(false, |place| bank.reset_read(place));
+        self.write.drain(false, |place| bank.reset_write(place));
     }
 
     fn clear_writes(&mut self) {
@@ -90,7 +101,7 @@ impl Table {
 
     /// Forgets every entry in the aligned range of `1 << shift` bytes around `address`.
     fn forget_range(&mut self, address: u64, shift: u32) {
-        self.bank.forget_code();
+        self.bank.forget_code_range(address, shift);
         for place in 0..ENTRIES {
             if self.bank.read[place].page >> shift == address >> shift {
                 self.bank.reset_read(place);
@@ -126,7 +137,8 @@ struct Space {
     pcid: u16,
     last_use: u64,
     generation: u64,
-    tables: [Option<Table>; 3],
+    /// One for each view, and the one that stays empty.
+    tables: [Option<Table>; 4],
     two_mib: LargePages,
     one_gib: LargePages,
 }
@@ -171,6 +183,10 @@ pub struct Spaces {
     current: usize,
     uses: u64,
     generations: u64,
+    /// The protection keys that entries were filled under, as [`PageKey::bit`] says.
+    ///
+    /// [`PageKey::bit`]: crate::cpu::keys::PageKey::bit
+    keys: u32,
 }
 
 /// What is put into a bank after a walk.
@@ -182,11 +198,14 @@ pub struct Fill {
     pub global: bool,
     /// 12, 21, 22 or 30.
     pub page_shift: u32,
+    /// The protection key that was asked, as a set.
+    pub keys: u32,
 }
 
 impl Default for Spaces {
     fn default() -> Self {
-        let mut spaces = Spaces { spaces: Vec::new(), current: 0, uses: 0, generations: 0 };
+        let mut spaces =
+            Spaces { spaces: Vec::new(), current: 0, uses: 0, generations: 0, keys: 0 };
         spaces.switch(0);
         spaces
     }
@@ -217,7 +236,7 @@ impl Spaces {
                         pcid,
                         last_use: 0,
                         generation,
-                        tables: [None, None, None],
+                        tables: [None, None, None, None],
                         two_mib: LargePages::default(),
                         one_gib: LargePages::default(),
                     });
@@ -225,9 +244,10 @@ impl Spaces {
                 } else {
                     let oldest = (0..SPACES).min_by_key(|&n| self.spaces[n].last_use).unwrap_or(0);
                     let space = &mut self.spaces[oldest];
-                    space.clear(false);
+                    space.clear(true);
                     space.pcid = pcid;
                     space.generation = generation;
+                    self.share_epoch();
                     oldest
                 }
             }
@@ -237,7 +257,62 @@ impl Spaces {
 
     /// The current address space's bank for a view.
     pub fn bank(&mut self, view: View) -> *mut Bank {
-        let table = self.spaces[self.current].tables[view as usize].get_or_insert_with(Table::new);
+        if self.spaces[self.current].tables[view as usize].is_none() {
+            self.make_table(view);
+        }
+        match &mut self.spaces[self.current].tables[view as usize] {
+            Some(table) => &raw mut *table.bank,
+            None => std::ptr::null_mut(),
+        }
+    }
+
+    fn make_table(&mut self, view: View) {
+        let mut table = Table::new();
+        if view != View::User {
+            let known = self.spaces.iter().find_map(|space| space.tables[view as usize].as_ref());
+            if let Some(known) = known {
+                table.bank.share_code(&known.bank);
+            }
+            let shared = self.supervisors().find(|table| !table.bank.has_local_code());
+            table.bank.epoch = shared.map_or(table.bank.epoch, |shared| shared.bank.epoch);
+        }
+        self.spaces[self.current].tables[view as usize] = Some(table);
+    }
+
+    /// Supervisors that execute global pages only have one epoch in all address spaces:
+    /// what is known of an indirect jump in one is true in the others.
+    fn share_epoch(&mut self) {
+        let shared = |table: &&mut Table| !table.bank.has_local_code();
+        let newest = self.supervisors().filter(shared).map(|table| table.bank.epoch).max();
+        for table in self.supervisors().filter(shared) {
+            table.bank.epoch = newest.unwrap_or(table.bank.epoch);
+        }
+    }
+
+    fn supervisors(&mut self) -> impl Iterator<Item = &mut Table> {
+        self.spaces.iter_mut().flat_map(|space| space.tables[1..].iter_mut().flatten())
+    }
+
+    /// Notes what code is at a linear address of the current address space. What is global
+    /// is so for the supervisor in all of them.
+    pub fn set_code(&mut self, view: View, address: u64, id: u32, global: bool) {
+        if !global || view == View::User {
+            let space = &mut self.spaces[self.current];
+            let table = space.tables[view as usize].get_or_insert_with(Table::new);
+            return table.bank.set_code(address, id, global);
+        }
+        for space in &mut self.spaces {
+            for view in [View::Supervisor, View::SupervisorOnUser] {
+                if let Some(table) = &mut space.tables[view as usize] {
+                    table.bank.set_code(address, id, true);
+                }
+            }
+        }
+    }
+
+    /// A bank in which no access finds anything, so that each is looked at.
+    pub fn empty_bank(&mut self) -> *mut Bank {
+        let table = self.spaces[self.current].tables[3].get_or_insert_with(Table::new);
         &raw mut *table.bank
     }
 
@@ -260,6 +335,7 @@ impl Spaces {
 
     pub fn fill(&mut self, view: View, fill: Fill) {
         self.note_page(fill.address, fill.page_shift);
+        self.keys |= fill.keys;
         let space = &mut self.spaces[self.current];
         let table = space.tables[view as usize].get_or_insert_with(Table::new);
         let place = index(fill.address);
@@ -277,6 +353,7 @@ impl Spaces {
         let space = &mut self.spaces[self.current];
         space.clear(keep_global);
         space.generation = generation;
+        self.share_epoch();
     }
 
     /// Forgets what is not global of one PCID.
@@ -286,6 +363,7 @@ impl Spaces {
             space.clear(true);
             space.generation = generation;
         }
+        self.share_epoch();
     }
 
     pub fn flush_all(&mut self, keep_global: bool) {
@@ -294,6 +372,7 @@ impl Spaces {
             self.spaces[place].clear(keep_global);
             self.spaces[place].generation = generation;
         }
+        self.share_epoch();
     }
 
     /// Forgets one linear page in every address space: it may have been global.
@@ -303,6 +382,7 @@ impl Spaces {
                 self.spaces[place].generation = self.next_generation();
             }
         }
+        self.share_epoch();
     }
 
     /// Forgets one linear page of another PCID.
@@ -312,6 +392,7 @@ impl Spaces {
             space.forget(address);
             space.generation = generation;
         }
+        self.share_epoch();
     }
 
     /// Forgets every entry with which this page of host memory could be written.
@@ -324,6 +405,16 @@ impl Spaces {
     pub fn forget_all_writes(&mut self) {
         for table in self.tables() {
             table.clear_writes();
+        }
+    }
+
+    /// Something else is allowed to pages of these keys now.
+    pub fn keys_changed(&mut self, keys: u32) {
+        if self.keys & keys != 0 {
+            for table in self.tables() {
+                table.clear_data();
+            }
+            self.keys = 0;
         }
     }
 

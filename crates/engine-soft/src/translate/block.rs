@@ -9,9 +9,11 @@
 use iced_x86::{Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
 
 use super::branches::code_place;
-use super::emit::{Emit, Fixup, Mem, cc};
+use super::emit::{Alu, Emit, Fixup, Mem, cc};
 use super::flags::Flags;
 use super::frame;
+use super::group::Hold;
+use super::memory::AccessInfo;
 use super::runtime::Routines;
 use super::scan::{Region, Step, Way};
 use super::select::{self, VectorLevel};
@@ -28,14 +30,29 @@ pub struct Setting {
     pub features: Features,
     /// Each instruction is counted as it begins.
     pub counted: bool,
+    /// Without groups.
+    pub plain: bool,
 }
 
 /// A direct way out of the region that can be connected to other code.
+#[derive(Default)]
 pub struct LinkSite {
     /// Where the jump's displacement stands.
     pub jump: Fixup,
     /// Where the expected id of the target's page stands, for other pages.
     pub expected: Option<usize>,
+    /// For indirect jumps.
+    pub guess: Option<Guess>,
+}
+
+/// What an indirect jump is to compare its target with.
+#[derive(Clone, Copy)]
+pub struct Guess {
+    /// Where the expected address stands.
+    pub target: usize,
+    /// A jump's displacement that is to lead to `rest` once the guess is made.
+    pub first: Fixup,
+    pub rest: usize,
 }
 
 /// For host traps: which guest instruction a piece of code belongs to.
@@ -70,8 +87,20 @@ pub(super) enum Cold {
     CallLink { enters: [Option<Fixup>; 2], jump: Fixup, link: u32, target: u64, after: usize },
     /// A return whose shadow entry is another one.
     ReturnMiss { enter: Fixup },
-    /// The shared end of an indirect call: looks the target up.
-    Indirect { enter: Fixup },
+    /// The guest's vectors are not in the host's registers yet.
+    LoadVectors { enter: Fixup, back: usize },
+    /// The check of a group failed.
+    Group {
+        enter: Fixup,
+        back: usize,
+        entry: i32,
+        info: AccessInfo,
+        rip: u64,
+        link: u32,
+        site: usize,
+    },
+    /// The shared end of an indirect call: goes to the target in S0.
+    Indirect { enter: Fixup, link: u32 },
     /// What is done in place cannot be this time: the interpreter does it.
     InPlace { enter: Fixup, instruction: Instruction, back: usize },
     /// The Rust code has the interpreter execute the instruction there.
@@ -88,9 +117,13 @@ pub struct Compiler<'a> {
     pub(super) next_id: u32,
     pub(super) first_link: u32,
     pub(super) flags: Flags,
+    /// While a group's check holds.
+    pub(super) hold: Option<Hold>,
     pub(super) cold: Vec<Cold>,
     pub(super) out: Compiled,
     pub(super) info: InstructionInfoFactory,
+    /// Something in the region has vectors, or MXCSR, as an operand.
+    uses_vectors: bool,
     encoder: Encoder,
     labels: Vec<Option<usize>>,
     references: Vec<(Fixup, u16)>,
@@ -117,9 +150,14 @@ impl<'a> Compiler<'a> {
             next_id,
             first_link,
             flags: Flags::SAVED,
+            hold: None,
             cold: Vec::new(),
             out: Compiled::default(),
             info: InstructionInfoFactory::new(),
+            uses_vectors: region.steps.iter().any(|step| {
+                step.level
+                    .is_some_and(|level| level > VectorLevel::None && level <= setting.vectors)
+            }),
             encoder: Encoder::new(64),
             labels: vec![None; region.steps.len()],
             references: Vec::new(),
@@ -132,16 +170,18 @@ impl<'a> Compiler<'a> {
         let region = self.region;
         let first = &region.steps[0];
         self.out.entries.push((first.offset, 0));
+        self.want_vectors();
         if first.live_in != 0 {
             self.flags.bring_back(&mut self.emit);
         }
         for (index, step) in region.steps.iter().enumerate() {
             self.begin(index, step);
             self.step(index, step);
+            self.after_group(step);
             self.finish(index, step);
         }
-        self.emit_cold();
         self.emit_entries();
+        self.emit_cold();
         for (fixup, index) in std::mem::take(&mut self.references) {
             let place = self.labels[index as usize].expect("every step was emitted");
             self.emit.bind(fixup, place);
@@ -164,6 +204,10 @@ impl<'a> Compiler<'a> {
             self.emit.lea(frame::S1, Mem::at(frame::S1, 1));
             self.emit.store(frame::begun(), frame::S1);
         }
+        if step.leader {
+            self.hold = None;
+        }
+        self.before_group(index, step);
     }
 
     /// After the instruction: on to the next one, wherever it is.
@@ -195,9 +239,8 @@ impl<'a> Compiler<'a> {
         if !step.cut && !step.crosses && self.supervisor(step) {
             return;
         }
-        let level = select::required_level(instruction);
         if step.cut
-            || level.is_none_or(|level| level > self.setting.vectors)
+            || step.level.is_none_or(|level| level > self.setting.vectors)
             || !self.setting.features.allow(instruction.code())
         {
             return self.interpret(step);
@@ -337,6 +380,16 @@ impl<'a> Compiler<'a> {
         self.emit.call_to(self.routines.interpret);
     }
 
+    /// Where the region is entered: has vectors in the host's registers if it uses them.
+    /// Flags are in the frame.
+    pub(super) fn want_vectors(&mut self) {
+        if self.uses_vectors {
+            self.emit.alu_mem_imm32(Alu::Cmp, frame::vectors_live(), 0);
+            let enter = self.emit.jcc(cc::E);
+            self.cold.push(Cold::LoadVectors { enter, back: self.emit.here() });
+        }
+    }
+
     /// Entries for leaders: they bring flags back where those matter. Each is a piece of
     /// code of its own, so that it can be overwritten with a jump elsewhere.
     fn emit_entries(&mut self) {
@@ -346,6 +399,7 @@ impl<'a> Compiler<'a> {
                 continue;
             }
             self.out.entries.push((step.offset, self.emit.here() as u32));
+            self.want_vectors();
             if step.live_in != 0 {
                 let mut flags = Flags::SAVED;
                 flags.bring_back(&mut self.emit);

@@ -9,9 +9,10 @@
 //! endless loop has one: it goes back by a jump or branch (looked at here), by an
 //! indirect jump (looked at there), or by a return, which needs a call before it.
 
-use iced_x86::OpKind;
+use iced_x86::{OpKind, Register};
 
-use super::block::{Cold, Compiler, LinkSite};
+use super::NO_ADDRESS;
+use super::block::{Cold, Compiler, Guess, LinkSite};
 use super::emit::{Alu, Emit, Mem, cc};
 use super::flags::Flags;
 use super::frame::{self, JUMP_HASH, JUMPS, Jump, S0, S1, STACK};
@@ -20,16 +21,18 @@ use super::registers::{host_of, number_of};
 use super::scan::{Step, Way};
 use crate::tlb::{PAGE_SIZE, index};
 
+const PUSH_S1: [u8; 2] = [0x41, 0x55];
+
 pub(super) fn code_place(address: u64) -> i32 {
     TABLE_CODE + 4 * index(address) as i32
 }
 
-/// Goes to the address in S0, which is `rip` already, by way of the jump cache; to
-/// `leave` where that does not know it.
+/// Goes to the address in S0 by way of the jump cache; to `leave`, which takes it from S0,
+/// where that does not know it.
 pub(super) fn look_up(emit: &mut Emit, leave: u64) {
     emit.alu_mem_imm32(Alu::Cmp, frame::attention(), 0);
     emit.jcc_to(cc::NE, leave);
-    emit.op_reg(false, &[0x69], S1, S0); // imul r11d, r10d, imm32
+    emit.op_reg(false, &[0x69], S1, S0); // imul r13d, r14d, imm32
     emit.bytes(&JUMP_HASH.to_le_bytes());
     emit.shift_imm(false, 5, S1, 21 - size_of::<Jump>().trailing_zeros() as u8);
     emit.alu_imm(false, Alu::And, S1, ((JUMPS - 1) * size_of::<Jump>()) as i32);
@@ -39,8 +42,11 @@ pub(super) fn look_up(emit: &mut Emit, leave: u64) {
     emit.load(S0, frame::bank());
     emit.load(S0, Mem::at(S0, EPOCH));
     emit.alu_mem(Alu::Cmp, S0, Mem::at(S1, 8));
-    emit.jcc_to(cc::NE, leave);
-    emit.op_mem(false, &[0xff], 4, Mem::at(S1, 16)); // jmp [r11 + 16]
+    let other = emit.jcc(cc::NE);
+    emit.op_mem(false, &[0xff], 4, Mem::at(S1, 16)); // jmp [r13 + 16]
+    emit.bind_here(other);
+    emit.load(S0, Mem::at(S1, 0));
+    emit.jmp_to(leave);
 }
 
 impl Compiler<'_> {
@@ -132,7 +138,7 @@ impl Compiler<'_> {
             self.emit.bind_here(miss);
         }
         self.emit.bind_here(jump);
-        self.out.links.push(LinkSite { jump, expected });
+        self.out.links.push(LinkSite { jump, expected, guess: None });
         self.leave_by_link(link, to);
         self.flags = Flags::SAVED;
     }
@@ -169,7 +175,7 @@ impl Compiler<'_> {
         enters[1] = miss;
         let jump = self.emit.call();
         let link = self.first_link + self.out.links.len() as u32;
-        self.out.links.push(LinkSite { jump, expected });
+        self.out.links.push(LinkSite { jump, expected, guess: None });
         let after = self.emit.here();
         self.after_call(step);
         self.cold.push(Cold::CallLink { enters, jump, link, target, after });
@@ -177,36 +183,87 @@ impl Compiler<'_> {
 
     /// CALL to an address in a register or in memory.
     pub(super) fn call_indirect(&mut self, step: &Step) {
-        self.target_to_scratch(step);
+        self.flags.put_aside(&mut self.emit, true);
+        let instruction = &step.instruction;
+        // RSP is another one once the return address is pushed.
+        let register = (instruction.op0_kind() == OpKind::Register)
+            .then(|| number_of(instruction.op0_register()))
+            .filter(|&number| number != 4);
+        if register.is_none() {
+            self.target(step);
+            self.emit.store(frame::scratch(1), S0);
+        }
         self.push_return(step);
+        match register.map(|number| host_of(number).ok_or(frame::gpr(number))) {
+            Some(Ok(host)) => self.emit.mov(S0, host),
+            Some(Err(place)) => self.emit.load(S0, place),
+            None => self.emit.load(S0, frame::scratch(1)),
+        }
         let enter = self.emit.call();
-        self.cold.push(Cold::Indirect { enter });
+        let link = self.add_link();
+        self.cold.push(Cold::Indirect { enter, link });
         self.after_call(step);
     }
 
     /// JMP to an address in a register or in memory.
     pub(super) fn jump_indirect(&mut self, step: &Step) {
-        self.target_to_scratch(step);
-        self.look_up();
+        self.flags.put_aside(&mut self.emit, true);
+        self.target(step);
+        // From the linkage table: always to the same place.
+        if step.instruction.memory_base() == Register::RIP {
+            let link = self.add_link();
+            self.expect_target(link);
+        } else {
+            look_up(&mut self.emit, self.routines.leave_to_s0);
+        }
     }
 
-    /// Puts the target aside, and flags.
-    fn target_to_scratch(&mut self, step: &Step) {
+    fn add_link(&mut self) -> u32 {
+        self.out.links.push(LinkSite::default());
+        self.first_link + self.out.links.len() as u32 - 1
+    }
+
+    /// Goes to the address in S0: directly if it is the one that this place went to first,
+    /// and its page is the one from then.
+    fn expect_target(&mut self, link: u32) {
+        self.emit.bytes(&[0x49, 0xbd]); // mov r13, imm64
+        let target = self.emit.here();
+        self.emit.bytes(&NO_ADDRESS.to_le_bytes());
+        self.emit.alu_reg(Alu::Cmp, S0, S1);
+        let other = self.emit.jcc(cc::NE);
+        // A jump backwards, perhaps.
+        self.emit.alu_mem_imm32(Alu::Cmp, frame::attention(), 0);
+        self.emit.jcc_to(cc::NE, self.routines.leave_to_s0);
+        self.emit.load(S1, frame::bank());
+        let expected = self.emit.cmp_mem_patchable(Mem::at(S1, code_place(0)), u32::MAX);
+        let moved = self.emit.jcc(cc::NE);
+        let jump = self.emit.jmp();
+        self.emit.bind_here(jump);
+        self.emit.bind_here(moved);
+        self.emit.bind_here(other);
+        // Until it is connected, it leaves to be.
+        let first = self.emit.jmp();
+        self.emit.bind_here(first);
+        self.emit.store32_imm(frame::argument(), link as i32);
+        self.emit.store(frame::rip(), S0);
+        self.emit.jmp_to(self.routines.leave_link);
+        let rest = self.emit.here();
+        look_up(&mut self.emit, self.routines.leave_to_s0);
+        self.out.links[(link - self.first_link) as usize] =
+            LinkSite { jump, expected: Some(expected), guess: Some(Guess { target, first, rest }) };
+    }
+
+    /// Puts the target into S0. Flags have been put aside.
+    fn target(&mut self, step: &Step) {
         let instruction = &step.instruction;
-        self.flags.put_aside(&mut self.emit, true);
         if instruction.op0_kind() == OpKind::Memory {
             self.check_address(step, 8, false);
-            self.emit.load(S0, Mem::at(S0, 0));
-            self.emit.store(frame::scratch(1), S0);
-        } else {
-            let number = number_of(instruction.op0_register());
-            match host_of(number) {
-                Some(host) => self.emit.store(frame::scratch(1), host),
-                None => {
-                    self.emit.load(S0, frame::gpr(number));
-                    self.emit.store(frame::scratch(1), S0);
-                }
-            }
+            return self.emit.load(S0, Mem::at(S0, 0));
+        }
+        let number = number_of(instruction.op0_register());
+        match host_of(number) {
+            Some(host) => self.emit.mov(S0, host),
+            None => self.emit.load(S0, frame::gpr(number)),
         }
     }
 
@@ -214,16 +271,15 @@ impl Compiler<'_> {
     fn push_return(&mut self, step: &Step) {
         let after = step.instruction.next_ip();
         self.flags.put_aside(&mut self.emit, step.live_in != 0);
-        self.emit.lea(S0, Mem::at(STACK, -8));
-        self.check(step, 8, true);
+        let place = self.check_push(step);
         self.emit.mov_imm(S1, after);
-        self.emit.store(Mem::at(S0, 0), S1);
+        self.emit.store(place, S1);
         self.emit.lea(STACK, Mem::at(STACK, -8));
         self.emit.alu_mem(Alu::Cmp, super::emit::RSP, frame::shadow_limit());
         let deep = self.emit.jcc(cc::AE);
         self.emit.load(super::emit::RSP, frame::shadow_top());
         self.emit.bind_here(deep);
-        self.emit.bytes(&[0x41, 0x53]); // push r11
+        self.emit.bytes(&PUSH_S1);
     }
 
     /// Where a return comes back to: drops the shadow entry, and looks whether the page
@@ -239,6 +295,9 @@ impl Compiler<'_> {
         self.emit.cmp_mem_patchable(place, self.page_id);
         let enter = self.emit.jcc(cc::NE);
         self.cold.push(Cold::Next { enter, rip: next });
+        if matches!(step.next, Way::Inside(_)) {
+            self.want_vectors();
+        }
         self.flags = Flags::SAVED;
     }
 
@@ -246,9 +305,8 @@ impl Compiler<'_> {
     pub(super) fn ret(&mut self, step: &Step) {
         let instruction = &step.instruction;
         self.flags.put_aside(&mut self.emit, true);
-        self.emit.lea(S0, Mem::at(STACK, 0));
-        self.check(step, 8, false);
-        self.emit.load(S0, Mem::at(S0, 0));
+        let place = self.check_pop(step);
+        self.emit.load(S0, place);
         let extra =
             if instruction.op_count() == 1 { i32::from(instruction.immediate16()) } else { 0 };
         self.emit.lea(STACK, Mem::at(STACK, 8 + extra));
@@ -256,13 +314,6 @@ impl Compiler<'_> {
         let enter = self.emit.jcc(cc::NE);
         self.emit.bytes(&[0xc3]);
         self.cold.push(Cold::ReturnMiss { enter });
-    }
-
-    /// Goes to the address in scratch 1 by way of the jump cache.
-    fn look_up(&mut self) {
-        self.emit.load(S0, frame::scratch(1));
-        self.emit.store(frame::rip(), S0);
-        look_up(&mut self.emit, self.routines.leave_next);
     }
 
     /// What was put off; emitting it may put off more.
@@ -300,11 +351,11 @@ impl Compiler<'_> {
                 for (enter, by_link) in [(poll, false), (miss, true)] {
                     let Some(enter) = enter else { continue };
                     self.emit.bind_here(enter);
-                    // lea r11, [rip + after]
-                    self.emit.bytes(&[0x4c, 0x8d, 0x1d, 0, 0, 0, 0]);
+                    // lea r13, [rip + after]
+                    self.emit.bytes(&[0x4c, 0x8d, 0x2d, 0, 0, 0, 0]);
                     let place = super::emit::Fixup(self.emit.here() - 4);
                     self.emit.bind(place, after);
-                    self.emit.bytes(&[0x41, 0x53]); // push r11
+                    self.emit.bytes(&PUSH_S1);
                     if by_link {
                         self.leave_by_link(link, target);
                     } else {
@@ -316,9 +367,19 @@ impl Compiler<'_> {
                 self.emit.bind_here(jump);
                 self.leave_by_link(link, target);
             }
-            Cold::Indirect { enter } => {
+            Cold::LoadVectors { enter, back } => {
                 self.emit.bind_here(enter);
-                self.look_up();
+                self.emit.call_to(self.routines.load_vectors);
+                let jump = self.emit.jmp();
+                self.emit.bind(jump, back);
+            }
+            Cold::Group { enter, back, entry, info, rip, link, site } => {
+                self.emit.bind_here(enter);
+                self.emit_group((back, entry, info), (rip, link, site));
+            }
+            Cold::Indirect { enter, link } => {
+                self.emit.bind_here(enter);
+                self.expect_target(link);
             }
             Cold::ReturnMiss { enter } => {
                 self.emit.bind_here(enter);

@@ -14,7 +14,8 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use super::block::{Compiled, Origin};
+use super::block::{Compiled, Guess, Origin};
+use super::branches::code_place;
 use super::emit::{Emit, Mem, RSP};
 use super::frame::{self, S1};
 use super::runtime::Routines;
@@ -63,6 +64,7 @@ struct Record {
     first: u16,
     page: PageKey,
     page_id: u32,
+    plain: bool,
     alive: bool,
     /// Offset in the page, place in the code.
     entries: Vec<(u16, u32)>,
@@ -73,6 +75,9 @@ struct Record {
 struct Link {
     jump: u64,
     expected: u64,
+    guess: Option<Guess>,
+    /// Of the code that it is in.
+    start: u64,
 }
 
 /// What a host address belongs to.
@@ -114,8 +119,8 @@ pub struct Cache {
     pub exhausted: bool,
 }
 
-fn key(page_id: u32, offset: u16) -> u64 {
-    u64::from(page_id) << 12 | u64::from(offset)
+fn key(page_id: u32, offset: u16, plain: bool) -> u64 {
+    (plain as u64) << 63 | u64::from(page_id) << 12 | u64::from(offset)
 }
 
 impl Cache {
@@ -164,8 +169,9 @@ impl Cache {
         self.pages.get(&id).copied()
     }
 
-    pub fn entry(&self, page_id: u32, offset: u16) -> Option<u64> {
-        self.entries.get(&key(page_id, offset)).copied()
+    /// Where the code for an instruction begins; `plain` is for that without groups.
+    pub fn entry(&self, page_id: u32, offset: u16, plain: bool) -> Option<u64> {
+        self.entries.get(&key(page_id, offset, plain)).copied()
     }
 
     pub fn next_link(&self) -> u32 {
@@ -178,19 +184,23 @@ impl Cache {
         page: PageKey,
         page_id: u32,
         sources: &[(u64, u64)],
-        instructions: usize,
-        compiled: Compiled,
+        (instructions, plain): (usize, bool),
+        mut compiled: Compiled,
     ) -> Option<u64> {
+        if plain {
+            // Only who asks for it gets it.
+            compiled.entries.truncate(1);
+        }
         let address = self.arena.place(&compiled.code)? as u64;
         for &(offset, place) in &compiled.entries {
             // The newest one counts only where there is none: older links go there.
-            self.entries.entry(key(page_id, offset)).or_insert(address + u64::from(place));
+            self.entries.entry(key(page_id, offset, plain)).or_insert(address + u64::from(place));
         }
         let first = compiled.entries[0];
-        self.entries.insert(key(page_id, first.0), address);
+        self.entries.insert(key(page_id, first.0, plain), address);
         for &(offset, _) in &compiled.entries {
-            let code = self.entries[&key(page_id, offset)];
-            for dead in self.dead.remove(&key(page_id, offset)).unwrap_or_default() {
+            let code = self.entries[&key(page_id, offset, plain)];
+            for dead in self.dead.remove(&key(page_id, offset, plain)).unwrap_or_default() {
                 self.counts.retargeted += 1;
                 self.patch_jump(dead, code);
             }
@@ -199,6 +209,8 @@ impl Cache {
             self.links.push(Link {
                 jump: address + link.jump.0 as u64,
                 expected: link.expected.map_or(0, |place| address + place as u64),
+                guess: link.guess,
+                start: address,
             });
         }
         for &(physical, granules) in sources {
@@ -210,6 +222,7 @@ impl Cache {
             first: first.0,
             page,
             page_id,
+            plain,
             alive: true,
             entries: compiled.entries,
             returns: compiled.returns,
@@ -220,11 +233,17 @@ impl Cache {
         Some(address)
     }
 
+    /// Writes only what differs: writing near code that has just run makes the host's
+    /// processor start over.
     fn write32(&self, address: u64, value: u32) {
-        let place = self.arena.writable(address as *const u8);
+        let place = self.arena.writable(address as *const u8).cast::<u32>();
         // SAFETY: the address is within code that this cache has placed, and the vCPU's
         // thread, the only one that runs it, is here.
-        unsafe { place.cast::<u32>().write_unaligned(value) };
+        unsafe {
+            if place.read_unaligned() != value {
+                place.write_unaligned(value);
+            }
+        }
     }
 
     /// Overwrites five bytes with a jump.
@@ -235,12 +254,21 @@ impl Cache {
         self.write32(from + 1, to.wrapping_sub(from + 5) as u32);
     }
 
-    /// Points a link to its target's code.
-    pub fn connect(&mut self, link: u32, page_id: u32, code: u64) {
+    /// Points a link to its target's code, which is for `rip`.
+    pub fn connect(&mut self, link: u32, page_id: u32, rip: u64, code: u64) {
         let Some(link) = self.links.get(link as usize) else { return };
         self.write32(link.jump, code.wrapping_sub(link.jump + 4) as u32);
         if link.expected != 0 {
             self.write32(link.expected, page_id);
+        }
+        if let Some(guess) = link.guess {
+            let target = link.start + guess.target as u64;
+            self.write32(target, rip as u32);
+            self.write32(target + 4, (rip >> 32) as u32);
+            // The place in the bank stands before the id.
+            self.write32(link.expected - 4, code_place(rip) as u32);
+            let first = guess.first.0 as u64;
+            self.write32(link.start + first, (guess.rest as u64 - (first + 4)) as u32);
         }
         self.counts.links += 1;
     }
@@ -266,15 +294,15 @@ impl Cache {
         let record = &mut self.records[index];
         let entries = std::mem::take(&mut record.entries);
         let returns = std::mem::take(&mut record.returns);
-        let (linear, page_id) = (record.page.linear, record.page_id);
+        let (linear, page_id, plain) = (record.page.linear, record.page_id, record.plain);
         let base = self.arena.range().start as u64 + u64::from(record.start);
         for (offset, place) in entries {
             let address = base + u64::from(place);
-            if self.entries.get(&key(page_id, offset)) == Some(&address) {
-                self.entries.remove(&key(page_id, offset));
+            if self.entries.get(&key(page_id, offset, plain)) == Some(&address) {
+                self.entries.remove(&key(page_id, offset, plain));
             }
             self.divert(address, linear + u64::from(offset), false, routines);
-            self.dead.entry(key(page_id, offset)).or_default().push(address);
+            self.dead.entry(key(page_id, offset, plain)).or_default().push(address);
         }
         for (offset, place) in returns {
             self.divert(base + u64::from(place), linear + u64::from(offset), true, routines);

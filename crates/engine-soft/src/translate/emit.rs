@@ -62,7 +62,7 @@ impl Mem {
 }
 
 /// A place in the code where a 32-bit displacement is still to be filled in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fixup(pub usize);
 
 /// Code under construction.

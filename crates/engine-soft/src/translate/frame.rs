@@ -9,9 +9,10 @@ use super::emit::{Mem, Reg};
 use crate::state::CpuState;
 
 /// The guest's registers that have no host register: generated code keeps its
-/// scratch registers and the guest's stack pointer in their places.
-pub const S0: Reg = 10;
-pub const S1: Reg = 11;
+/// scratch registers and the guest's stack pointer in their places. Compilers take these
+/// three last.
+pub const S0: Reg = 14;
+pub const S1: Reg = 13;
 /// Holds the guest's RSP; the host's RSP is the shadow stack.
 pub const STACK: Reg = 15;
 pub const DISPLACED: [Reg; 3] = [S0, S1, STACK];
@@ -53,6 +54,8 @@ pub enum Leave {
     Interpret = 2,
     /// The host trapped at `trapped`.
     Trap = 3,
+    /// Go on at `rip` in its plain translation, and connect the link in `argument`.
+    Plain = 4,
 }
 
 #[derive(Default)]
@@ -85,6 +88,8 @@ pub struct Frame {
     pub tsc_aux: u64,
     /// Instructions begun, where the code counts them.
     pub begun: u64,
+    /// Not 0: the guest's vectors and MXCSR are in the host's registers, not in the state.
+    pub vectors_live: u32,
 }
 
 macro_rules! field {
@@ -117,6 +122,7 @@ field!(tsc_offset, generated.tsc_offset);
 field!(tsc_aux, generated.tsc_aux);
 field!(kernel_gs_base, kernel_gs_base);
 field!(begun, generated.begun);
+field!(vectors_live, generated.vectors_live);
 
 pub fn gpr(number: Reg) -> Mem {
     Mem::state(offset_of!(CpuState, gpr) + 8 * number as usize)

@@ -152,6 +152,7 @@ impl Translator {
         let address = self.prepare(backend);
         // SAFETY: as in `run`.
         let state = || unsafe { &mut *address };
+        let mut plain = false;
         loop {
             self.drain(backend);
             if self.cache.exhausted {
@@ -162,7 +163,7 @@ impl Translator {
                 return Ok(());
             }
             let Some(mode) = backend.mode() else { return Ok(()) };
-            let Some((_, code)) = self.find(backend, mode) else {
+            let Some((_, code)) = self.find(backend, mode, plain) else {
                 self.lockstep.flags = None;
                 if !backend.step() {
                     return Ok(());
@@ -178,6 +179,7 @@ impl Translator {
                 self.enter(address, code, pack_flags(state().rflags))?;
                 state().generated.leave
             };
+            plain = left == Leave::Plain as u32;
             if left == Leave::Trap as u32 || left == Leave::Interpret as u32 {
                 self.lockstep.flags = None;
                 if !backend.step() {
@@ -203,7 +205,8 @@ impl Translator {
             let leave = state().generated.leave;
             let stays = leave == Leave::Trap as u32 || leave == Leave::Interpret as u32;
             let translated = Registers::of(state());
-            let count = state().generated.begun - u64::from(stays);
+            let unfinished = stays || leave == Leave::Plain as u32;
+            let count = state().generated.begun - u64::from(unfinished);
             let rip = translated.rip;
             let next = if stays { instruction_at(backend, rip) } else { None };
             let string = next.is_some_and(|next| is_repeated(&next));
@@ -232,9 +235,11 @@ impl Translator {
                 && next.is_some_and(|next| select::is_interpreted(&next));
             let interpreted = Registers::of(state());
             let wrong = (translated.rflags ^ interpreted.rflags) & ARITHMETIC;
+            // Before what was executed is looked up again, which marks page tables.
+            let difference = backend.end();
             let all_flags = all_flags && wrong & !self.undefined_flags(backend) != 0;
             let mut differences = translated.differences(&interpreted, all_flags);
-            if let Some(difference) = backend.end() {
+            if let Some(difference) = difference {
                 differences.push_str(&difference);
             }
             if !differences.is_empty() {

@@ -17,7 +17,7 @@ use std::mem::offset_of;
 use iced_x86::{Instruction, MemorySize, Mnemonic, OpAccess, OpKind, Register};
 
 use super::block::{Cold, Compiler};
-use super::emit::{Alu, Mem, Reg, cc};
+use super::emit::{Alu, Fixup, Mem, Reg, cc};
 use super::frame::{self, DISPLACED, S0, S1, STACK};
 use super::registers::{host_of, number_of, of_size};
 use super::scan::Step;
@@ -124,16 +124,14 @@ impl Compiler<'_> {
         }
     }
 
-    /// Checks the explicit memory operand; its host address is in S0 afterwards.
+    /// Checks the explicit memory operand; its host address is in S0 afterwards, or the
+    /// group's is.
     pub(super) fn check_operand(&mut self, step: &Step) {
         let instruction = step.instruction;
-        let write = (0..instruction.op_count()).any(|operand| {
-            instruction.op_kind(operand) == OpKind::Memory
-                && !matches!(
-                    self.info.info(&instruction).op_access(operand),
-                    OpAccess::Read | OpAccess::CondRead
-                )
-        });
+        if self.held_offset(&instruction).is_some() {
+            return;
+        }
+        let write = self.writes_memory(&instruction);
         let size = operand_size(&instruction);
         self.flags.put_aside(&mut self.emit, step.live_in != 0);
         self.check_address(step, size, write);
@@ -165,8 +163,15 @@ impl Compiler<'_> {
 
     /// Checks the linear address in S0.
     pub(super) fn check(&mut self, step: &Step, size: u32, write: bool) {
+        let (enter, entry, back) = self.check_inline(size, write);
+        let info = AccessInfo { offset: step.offset, size, write }.pack();
+        self.cold.push(Cold::Access { enter, back, entry, info });
+    }
+
+    /// The check itself: where it fails to, the entry's place, and where it goes on.
+    pub(super) fn check_inline(&mut self, size: u32, write: bool) -> (Fixup, i32, usize) {
         if self.setting.bmi2 {
-            self.emit.bytes(&[0xc4, 0x43, 0x7b, 0xf0, 0xda, 8]); // rorx r11d, r10d, 8
+            self.emit.bytes(&[0xc4, 0x43, 0x7b, 0xf0, 0xee, 8]); // rorx r13d, r14d, 8
         } else {
             self.emit.mov32(S1, S0);
             self.emit.shift_imm(false, 5, S1, 8);
@@ -174,7 +179,8 @@ impl Compiler<'_> {
         self.emit.alu_imm(false, Alu::And, S1, INDEX_MASK);
         self.emit.alu_mem(Alu::Add, S1, frame::bank());
         let table = if write { TABLE_WRITE } else { TABLE_READ };
-        self.compare(step, table, size, write);
+        let enter = self.compare(table, size);
+        (enter, table, self.emit.here())
     }
 
     /// Checks an address that is known already.
@@ -183,22 +189,25 @@ impl Compiler<'_> {
         self.emit.mov_imm(S0, address);
         let table = if write { TABLE_WRITE } else { TABLE_READ };
         let place = table + (index(address) * size_of::<Entry>()) as i32;
-        self.compare(step, place, size, write);
+        let enter = self.compare(place, size);
+        let info = AccessInfo { offset: step.offset, size, write }.pack();
+        self.cold.push(Cold::Access { enter, back: self.emit.here(), entry: place, info });
     }
 
-    fn compare(&mut self, step: &Step, entry: i32, size: u32, write: bool) {
+    fn compare(&mut self, entry: i32, size: u32) -> Fixup {
         self.emit.alu_mem(Alu::Sub, S0, Mem::at(S1, entry));
         self.emit.alu_imm(true, Alu::Cmp, S0, 4096 - size as i32);
         let enter = self.emit.jcc(cc::A);
         self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, entry + ENTRY_HOST));
-        let info = AccessInfo { offset: step.offset, size, write }.pack();
-        self.cold.push(Cold::Access { enter, back: self.emit.here(), entry, info });
+        enter
     }
 
     /// The instruction with its memory operand at S0 and other registers for displaced
     /// ones.
     pub(super) fn substituted(&mut self, step: &Step, memory: bool) {
         let mut instruction = step.instruction;
+        let taken = (memory || self.hold.is_some()) as usize;
+        let displacement = self.held_offset(&instruction).unwrap_or(0);
         let mut base = S0;
         let mut borrowed: Vec<(Reg, usize)> = Vec::new();
         let high = (0..instruction.op_count()).any(|operand| {
@@ -237,13 +246,12 @@ impl Compiler<'_> {
             let host = match replaced.iter().find(|entry| entry.0 == number) {
                 Some(entry) => entry.1,
                 None => {
-                    let taken = replaced.len() + memory as usize;
-                    let host = match taken {
+                    let host = match replaced.len() + taken {
                         0 => S0,
                         1 => S1,
                         _ => {
                             let host =
-                                self.free_register(&instruction, &[5, 12, 13, 14, 8, 9], &borrowed);
+                                self.free_register(&instruction, &[5, 12, 10, 11, 8, 9], &borrowed);
                             let place = borrowed.len();
                             self.emit.store(frame::scratch(place), host);
                             borrowed.push((host, place));
@@ -268,8 +276,8 @@ impl Compiler<'_> {
             instruction.set_memory_base(of_size(8, base));
             instruction.set_memory_index(Register::None);
             instruction.set_memory_index_scale(1);
-            instruction.set_memory_displacement64(0);
-            instruction.set_memory_displ_size(0);
+            instruction.set_memory_displacement64(displacement as u64);
+            instruction.set_memory_displ_size((displacement != 0) as u32);
             instruction.set_segment_prefix(Register::None);
         }
         self.origin(step);
@@ -396,7 +404,7 @@ fn is_high_byte(register: Register) -> bool {
 }
 
 /// Bytes that the memory operand covers.
-fn operand_size(instruction: &Instruction) -> u32 {
+pub(super) fn operand_size(instruction: &Instruction) -> u32 {
     match instruction.memory_size() {
         MemorySize::Unknown => 1,
         size => size.size().clamp(1, 64) as u32,

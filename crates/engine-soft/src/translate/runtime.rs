@@ -1,8 +1,10 @@
 //! The routines that all generated code shares, generated themselves: into it, out of
 //! it, and from it to Rust helpers and back.
 //!
-//! Generated code runs with the guest's registers in the host's, the guest's MXCSR,
-//! and the host's stack pointer on the shadow stack. A helper sees all of the guest's
+//! Generated code runs with the guest's registers in the host's and the host's stack
+//! pointer on the shadow stack. Vectors and MXCSR follow when a region that uses them is
+//! entered (`vectors_live` in the frame says whether they have): kernels hardly ever do,
+//! and 32 vectors of 64 bytes each way are most of what coming and going would cost. A helper sees all of the guest's
 //! registers in the state, runs on the stack of the Rust code that entered, and may
 //! change what it likes there; it returns to the generated code, or tells it to
 //! leave.
@@ -27,6 +29,9 @@ pub struct Routines {
     pub leave_next: u64,
     pub leave_link: u64,
     pub leave_interpret: u64,
+    pub leave_plain: u64,
+    /// Leave; RIP is in S0.
+    pub leave_to_s0: u64,
     /// Called after a failed check: S0 the address, S1 an `AccessInfo`. Returns with
     /// the host address in S0.
     pub access: u64,
@@ -35,6 +40,8 @@ pub struct Routines {
     pub interpret: u64,
     /// Jumped to by a return whose shadow entry does not match: S0 the target.
     pub return_miss: u64,
+    /// Called with vectors in the state: brings them, and MXCSR, into the host's registers.
+    pub load_vectors: u64,
     /// Stands as the return address in the shadow stack's last entry.
     pub return_bottom: u64,
     /// Where a trap in generated code goes on: S1 the trapping address.
@@ -151,6 +158,31 @@ impl Builder {
         self.emit.op_mem(false, &[0x0f, 0xae], 3, to);
     }
 
+    /// If vectors are in the host's registers: puts them, and MXCSR, into the state.
+    fn put_vectors_away(&mut self) {
+        self.emit.alu_mem_imm32(Alu::Cmp, frame::vectors_live(), 0);
+        let none = self.emit.jcc(cc::E);
+        self.vector_moves(true);
+        self.store_mxcsr(frame::mxcsr());
+        self.load_mxcsr(frame::host_mxcsr());
+        self.emit.bind_here(none);
+    }
+
+    fn bring_vectors(&mut self) {
+        self.load_mxcsr(frame::mxcsr());
+        self.vector_moves(false);
+    }
+
+    fn load_vectors(&mut self) -> u64 {
+        self.align();
+        let start = self.here();
+        self.store_mxcsr(frame::host_mxcsr());
+        self.bring_vectors();
+        self.emit.store32_imm(frame::vectors_live(), 1);
+        self.emit.code.push(0xc3);
+        start
+    }
+
     fn here(&self) -> u64 {
         self.emit.origin + self.emit.here() as u64
     }
@@ -168,10 +200,8 @@ impl Builder {
         }
         self.emit.alu_imm(true, Alu::Sub, RSP, 8);
         self.emit.store(frame::host_rsp(), RSP);
-        self.store_mxcsr(frame::host_mxcsr());
-        self.load_mxcsr(frame::mxcsr());
+        self.emit.store32_imm(frame::vectors_live(), 0);
         self.emit.store(frame::scratch(2), RDI);
-        self.vector_moves(false);
         self.emit.load(RSP, frame::shadow());
         self.load_registers();
         self.emit.op_mem(false, &[0xff], 4, frame::scratch(2)); // jmp
@@ -185,12 +215,16 @@ impl Builder {
         for (reason, place) in [
             (Leave::Link, &mut routines.leave_link),
             (Leave::Interpret, &mut routines.leave_interpret),
+            (Leave::Plain, &mut routines.leave_plain),
             (Leave::Next, &mut routines.leave_next),
         ] {
             *place = self.here();
             self.emit.store32_imm(frame::leave(), reason as i32);
             joins.push(self.emit.jmp());
         }
+        routines.leave_to_s0 = self.here();
+        self.emit.store(frame::rip(), S0);
+        self.emit.jmp_to(routines.leave_next);
         // A trap: its address is in S1, and the host's flags may be the guest's.
         routines.trap = self.here();
         self.emit.store(frame::trapped(), S1);
@@ -208,10 +242,8 @@ impl Builder {
         }
         self.store_registers();
         self.emit.store(frame::shadow(), RSP);
-        self.vector_moves(true);
+        self.put_vectors_away();
         let stored = self.here();
-        self.store_mxcsr(frame::mxcsr());
-        self.load_mxcsr(frame::host_mxcsr());
         self.emit.load(RSP, frame::host_rsp());
         self.emit.alu_imm(true, Alu::Add, RSP, 8);
         for register in CALLEE_SAVED.into_iter().rev() {
@@ -227,10 +259,8 @@ impl Builder {
         let start = self.here();
         self.store_registers();
         self.emit.store(frame::shadow(), RSP);
-        self.vector_moves(true);
+        self.put_vectors_away();
         if interprets {
-            self.store_mxcsr(frame::mxcsr());
-            self.load_mxcsr(frame::host_mxcsr());
             self.emit.mov(RSI, S1);
             self.emit.mov(RDX, S0);
         } else {
@@ -242,14 +272,14 @@ impl Builder {
         self.emit.load(RSP, frame::host_rsp());
         self.emit.mov_imm(RAX, helper);
         self.emit.op_reg(false, &[0xff], 2, RAX); // call rax
-        if interprets {
-            self.load_mxcsr(frame::mxcsr());
-        }
         self.emit.load(RSP, frame::shadow());
         self.emit.op_reg(true, &[0x85], RAX, RAX);
         let leave = self.emit.jcc(cc::E);
         self.emit.mov(S0, RAX);
-        self.vector_moves(false);
+        self.emit.alu_mem_imm32(Alu::Cmp, frame::vectors_live(), 0);
+        let none = self.emit.jcc(cc::E);
+        self.bring_vectors();
+        self.emit.bind_here(none);
         self.load_registers();
         self.emit.code.push(0xc3);
         self.emit.bind_here(leave);
@@ -270,8 +300,7 @@ impl Builder {
         self.emit.bind_here(bottom);
         self.emit.load(RSP, frame::shadow_top());
         self.emit.bind_here(go);
-        self.emit.store(frame::rip(), S0);
-        look_up(&mut self.emit, routines.leave_next);
+        look_up(&mut self.emit, routines.leave_to_s0);
     }
 
     /// Offset in the page of the address in `register` to S0, and its entry's place to
@@ -386,6 +415,7 @@ impl Routines {
         let stored = builder.leave(&mut routines);
         routines.access = builder.helper(helpers.access, stored, false);
         routines.interpret = builder.helper(helpers.interpret, stored, true);
+        routines.load_vectors = builder.load_vectors();
         builder.return_miss(&mut routines);
         for log2 in 0..4 {
             routines.movs[log2 as usize] = builder.bulk(log2, true);
@@ -396,4 +426,4 @@ impl Routines {
     }
 }
 
-const _: () = assert!(STACK == 15 && S0 == 10 && S1 == 11, "encoded in this file and others");
+const _: () = assert!(STACK == 15 && S0 == 14 && S1 == 13, "encoded in this file and others");

@@ -13,6 +13,7 @@ use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, RflagsBits,
 };
 
+use super::select::{VectorLevel, required_level};
 use crate::tlb::PAGE_SIZE;
 
 /// Instructions in one region at most.
@@ -52,6 +53,8 @@ pub struct Step {
     /// Flags that matter before and after.
     pub live_in: u8,
     pub live_out: u8,
+    /// What it needs to be translated; none if it is interpreted.
+    pub level: Option<VectorLevel>,
     /// Must be interpreted: its bytes are not all there.
     pub cut: bool,
     /// Its last bytes are in the next page.
@@ -175,6 +178,7 @@ impl Scanner {
                 modifies: false,
                 live_in: 0,
                 live_out: 0,
+                level: required_level(&instruction),
                 cut,
                 crosses,
                 instruction,
@@ -224,7 +228,7 @@ impl Scanner {
 
     fn connect(&self, region: &mut Region, index: usize) {
         let instruction = region.steps[index].instruction;
-        let (reads, writes) = flag_use(&instruction);
+        let (reads, writes) = flag_use(&instruction, region.steps[index].level);
         let next = instruction.next_ip();
         let (mut on, mut to) = (Way::Nowhere, Way::Nowhere);
         if !region.steps[index].cut {
@@ -326,7 +330,7 @@ fn peek(region: &mut Region, bytes: &[u8; PAGE_SIZE as usize], address: u64) -> 
         if instruction.is_invalid() {
             break;
         }
-        let (reads, writes) = flag_use(&instruction);
+        let (reads, writes) = flag_use(&instruction, required_level(&instruction));
         live |= reads & undecided;
         undecided &= !writes;
         if !plain || undecided == 0 {
@@ -338,8 +342,8 @@ fn peek(region: &mut Region, bytes: &[u8; PAGE_SIZE as usize], address: u64) -> 
 }
 
 /// Flags that an instruction may read, and those that it surely writes.
-fn flag_use(instruction: &Instruction) -> (u8, u8) {
-    if super::select::is_interpreted(instruction) {
+fn flag_use(instruction: &Instruction, level: Option<VectorLevel>) -> (u8, u8) {
+    if level.is_none() {
         return (ALL_FLAGS, 0);
     }
     let reads = instruction.rflags_read() as u8 & ALL_FLAGS;

@@ -12,48 +12,66 @@ use super::scan::Step;
 impl Compiler<'_> {
     pub(super) fn push(&mut self, step: &Step) {
         let instruction = &step.instruction;
-        self.flags.put_aside(&mut self.emit, step.live_in != 0);
+        if self.hold.is_none() {
+            self.flags.put_aside(&mut self.emit, step.live_in != 0);
+        }
         match instruction.op0_kind() {
             OpKind::Register => {
                 let number = number_of(instruction.op0_register());
-                self.check_push(step);
+                let place = self.check_push(step);
                 let source = host_of(number).unwrap_or_else(|| {
                     self.emit.load(S1, frame::gpr(number));
                     S1
                 });
-                self.emit.store(Mem::at(S0, 0), source);
+                self.emit.store(place, source);
             }
             OpKind::Memory => {
                 self.check_address(step, 8, false);
                 self.emit.load(S0, Mem::at(S0, 0));
                 self.emit.store(frame::scratch(1), S0);
-                self.check_push(step);
+                let place = self.check_push(step);
                 self.emit.load(S1, frame::scratch(1));
-                self.emit.store(Mem::at(S0, 0), S1);
+                self.emit.store(place, S1);
             }
             _ => {
-                self.check_push(step);
-                self.emit.store_imm(Mem::at(S0, 0), instruction.immediate(0) as i32);
+                let place = self.check_push(step);
+                self.emit.store_imm(place, instruction.immediate(0) as i32);
             }
         }
         self.emit.lea(STACK, Mem::at(STACK, -8));
     }
 
-    fn check_push(&mut self, step: &Step) {
+    /// Where the eight bytes below the stack pointer are, to be written.
+    pub(super) fn check_push(&mut self, step: &Step) -> Mem {
+        if let Some(place) = self.held(-8) {
+            return place;
+        }
         self.emit.lea(S0, Mem::at(STACK, -8));
         self.check(step, 8, true);
+        Mem::at(S0, 0)
+    }
+
+    /// Where the eight bytes at the stack pointer are, to be read.
+    pub(super) fn check_pop(&mut self, step: &Step) -> Mem {
+        if let Some(place) = self.held(0) {
+            return place;
+        }
+        self.emit.lea(S0, Mem::at(STACK, 0));
+        self.check(step, 8, false);
+        Mem::at(S0, 0)
     }
 
     pub(super) fn pop(&mut self, step: &Step) {
-        self.flags.put_aside(&mut self.emit, step.live_in != 0);
+        if self.hold.is_none() {
+            self.flags.put_aside(&mut self.emit, step.live_in != 0);
+        }
         let number = number_of(step.instruction.op0_register());
-        self.emit.lea(S0, Mem::at(STACK, 0));
-        self.check(step, 8, false);
+        let place = self.check_pop(step);
         match host_of(number) {
-            Some(STACK) => return self.emit.load(STACK, Mem::at(S0, 0)),
-            Some(host) => self.emit.load(host, Mem::at(S0, 0)),
+            Some(STACK) => return self.emit.load(STACK, place),
+            Some(host) => self.emit.load(host, place),
             None => {
-                self.emit.load(S1, Mem::at(S0, 0));
+                self.emit.load(S1, place);
                 self.emit.store(frame::gpr(number), S1);
             }
         }
@@ -84,9 +102,9 @@ impl Compiler<'_> {
         self.emit.alu_imm(false, Alu::And, S1, !(ARITHMETIC as i32 | 0x30000));
         self.emit.alu_reg(Alu::Or, S0, S1);
         self.emit.store(frame::scratch(1), S0);
-        self.check_push(step);
+        let place = self.check_push(step);
         self.emit.load(S1, frame::scratch(1));
-        self.emit.store(Mem::at(S0, 0), S1);
+        self.emit.store(place, S1);
         self.emit.lea(STACK, Mem::at(STACK, -8));
     }
 

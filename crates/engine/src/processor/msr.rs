@@ -4,6 +4,7 @@
 //! MSRs that the engine acts on (EFER, the APIC's, SYSCALL's, …) are not here.
 
 use super::Model;
+use crate::extensions::Register::Ecx;
 
 /// What a register is to RDMSR and WRMSR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,7 @@ pub enum Msr {
 }
 
 pub const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
+pub const IA32_PKRS: u32 = 0x6e1;
 
 /// RDCL_NO, IBRS_ALL, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO,
 /// FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO: there is no speculation
@@ -61,8 +63,11 @@ impl Model {
             0x17 | 0x34 | 0x179 => Constant(0),
             // IA32_FEATURE_CONTROL: locked, nothing enabled.
             0x3a => Constant(1),
-            // IA32_SPEC_CTRL: IBRS, STIBP, SSBD; IA32_PRED_CMD: IBPB.
-            0x48 => Register { initial: 0, bits: 7 },
+            // IA32_SPEC_CTRL: IBRS, STIBP, SSBD, BHI_DIS_S; IA32_PRED_CMD: IBPB.
+            0x48 => {
+                let branch_history = self.bits(7, 2, crate::extensions::Register::Edx) >> 4 & 1;
+                Register { initial: 0, bits: 7 | u64::from(branch_history) << 10 }
+            }
             0x49 => Command { bits: 1 },
             // IA32_BIOS_UPDT_TRIG and IA32_BIOS_SIGN_ID: the newest microcode.
             0x79 => Command { bits: !0 },
@@ -82,6 +87,8 @@ impl Model {
             0x250 | 0x258 | 0x259 | 0x268..=0x26f => FixedRange,
             0x277 => PageAttributes,
             0x2ff => MemoryType { bits: 3 << 10 },
+            // IA32_PKRS: two bits for each key.
+            IA32_PKRS if self.tells(7, Ecx, 31) => Register { initial: 0, bits: 0xffff_ffff },
             // IA32_XSS: no supervisor components.
             0xda0 if self.bits(0xd, 1, crate::extensions::Register::Eax) & 8 != 0 => {
                 Register { initial: 0, bits: 0 }
@@ -92,8 +99,10 @@ impl Model {
 
     /// All that hold something, for saving.
     pub fn stateful_msrs(&self) -> impl Iterator<Item = u32> + '_ {
+        let keys = self.tells(7, Ecx, 31).then_some(IA32_PKRS);
         [0x48, 0x17a, 0x1a0, 0x250, 0x258, 0x259, 0x277, 0x2ff]
             .into_iter()
+            .chain(keys)
             .chain(0x200..0x210)
             .chain(0x268..0x270)
     }

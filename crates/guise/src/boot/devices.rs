@@ -1,6 +1,7 @@
-//! What `--disk`, `--net`, `--rng`, `--balloon` and `--console` put on the machine. Backends are opened once;
+//! What `--disk`, `--net`, `--vsock`, `--rng`, `--balloon` and `--console` put on the machine. Backends are opened once;
 //! every machine of a run, when the guest resets, gets devices over the same ones.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,9 +17,11 @@ use guise_virtio::console::Console;
 use guise_virtio::net::Net;
 use guise_virtio::rate::Rate;
 use guise_virtio::rng::Rng;
+use guise_virtio::vsock::{Host, Vsock};
 use serde_json::{Value, json};
 
 use super::network::Interface;
+use super::sockets::Sockets;
 use crate::Failure;
 
 /// How long a guest may take to let go of a device.
@@ -31,10 +34,15 @@ pub struct DeviceArguments {
     #[arg(long, value_name = "FILE,…")]
     disk: Vec<String>,
     /// A network: none, or user[,forward=[tcp:|udp:][ADDRESS:]PORT-GUESTPORT][,host][,restrict]
-    /// [,deny=NET/LEN][,mac=MAC][,mtu=N][,hostname=S][,dns=ADDRESS][,queues=N][,bps=SIZE][,pps=N];
-    /// may be repeated
+    /// [,deny=NET/LEN][,mac=MAC][,mtu=N][,hostname=S][,dns=ADDRESS], or switch=SOCKET,name=NAME
+    /// [,vlan=N][,isolated][,mac=MAC], or tap=NAME[,bridge=BRIDGE][,mtu=N][,mac=MAC]; all: [,capture=FILE][,queues=N][,bps=SIZE][,pps=N]; may be
+    /// repeated
     #[arg(long, value_name = "NETWORK", default_value = "none")]
     net: Vec<String>,
+    /// Sockets between guest and host: connect to SOCKET and write CONNECT PORT to reach the
+    /// guest; what it connects to at port N of the host (CID 2) is SOCKET_N
+    #[arg(long, value_name = "SOCKET[,cid=N]")]
+    vsock: Option<Sockets>,
     /// Give the guest random numbers of the host
     #[arg(long)]
     rng: bool,
@@ -44,6 +52,17 @@ pub struct DeviceArguments {
     /// What this terminal is connected to: the serial port (ttyS0) or a virtio console (hvc0)
     #[arg(long, value_enum, default_value_t = ConsoleKind::Serial)]
     console: ConsoleKind,
+}
+
+impl DeviceArguments {
+    /// Whether there are devices that write the guest's memory by themselves.
+    pub fn write_memory(&self) -> bool {
+        !self.disk.is_empty()
+            || self.net.iter().any(|network| network != "none")
+            || self.rng
+            || self.balloon
+            || self.console == ConsoleKind::Virtio
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -70,6 +89,7 @@ struct Entry {
 enum Backend {
     Disk(Disk),
     Interface(Interface),
+    Vsock(u32, Arc<Host>),
     Rng,
     Balloon,
 }
@@ -84,6 +104,7 @@ struct Disk {
 enum Device {
     Block(Arc<Block>),
     Net(Arc<Net>),
+    Vsock(Arc<Vsock>),
     Rng(Arc<Rng>),
     Balloon(Arc<Balloon>),
 }
@@ -93,6 +114,7 @@ impl Device {
         match self {
             Device::Block(device) => device.clone(),
             Device::Net(device) => device.clone(),
+            Device::Vsock(device) => device.clone(),
             Device::Rng(device) => device.clone(),
             Device::Balloon(device) => device.clone(),
         }
@@ -104,6 +126,7 @@ impl Backend {
         match self {
             Backend::Disk(_) => "disk",
             Backend::Interface(_) => "net",
+            Backend::Vsock(..) => "vsock",
             Backend::Rng => "rng",
             Backend::Balloon => "balloon",
         }
@@ -115,8 +138,9 @@ impl Backend {
                 Device::Block(Block::new(disk.device.clone(), disk.options.clone()))
             }
             Backend::Interface(interface) => {
-                Device::Net(Net::new(interface.network.clone(), interface.options.clone()))
+                Device::Net(Net::new(interface.network(), interface.options.clone()))
             }
+            Backend::Vsock(cid, host) => Device::Vsock(Vsock::new(*cid, host.clone())),
             Backend::Rng => Device::Rng(Rng::new()),
             Backend::Balloon => Device::Balloon(Balloon::new()),
         }
@@ -139,6 +163,9 @@ impl Backends {
         }
         for text in &arguments.net {
             backends.extend(Interface::open(text, vcpus)?.map(Backend::Interface));
+        }
+        if let Some(sockets) = &arguments.vsock {
+            backends.push(Backend::Vsock(sockets.cid, sockets.open()?));
         }
         if arguments.rng {
             backends.push(Backend::Rng);
@@ -192,10 +219,13 @@ impl Backends {
             match &entry.backend {
                 Backend::Disk(disk) => value["size"] = json!(disk.device.size()),
                 Backend::Interface(interface) => {
-                    let counters = interface.counters();
-                    value["sent"] = json!([counters.frames_in, counters.bytes_in]);
-                    value["received"] = json!([counters.frames_out, counters.bytes_out]);
+                    if let (Value::Object(to), Value::Object(from)) =
+                        (&mut value, interface.statistics())
+                    {
+                        to.extend(from);
+                    }
                 }
+                Backend::Vsock(cid, _) => value["cid"] = json!(cid),
                 Backend::Rng | Backend::Balloon => {}
             }
             value
@@ -264,6 +294,15 @@ impl Backends {
         Ok(())
     }
 
+    /// Forwards one more port of the host to the guest. Returns its address.
+    pub fn add_forward(&self, name: &str, forward: &str) -> Result<SocketAddr, String> {
+        interface(&self.lock(), name)?.add_forward(forward)
+    }
+
+    pub fn remove_forward(&self, name: &str, forward: &str) -> Result<(), String> {
+        interface(&self.lock(), name)?.remove_forward(forward)
+    }
+
     fn balloon(&self) -> Option<Arc<Balloon>> {
         self.lock().iter().find_map(|entry| match &entry.plugged {
             Some((_, Device::Balloon(balloon))) => Some(balloon.clone()),
@@ -289,6 +328,13 @@ impl Backends {
 fn find<'a>(entries: &'a [Entry], name: &str) -> Result<&'a Entry, String> {
     let found = entries.iter().find(|entry| entry.name == name);
     found.ok_or_else(|| format!("there is no device '{name}'"))
+}
+
+fn interface<'a>(entries: &'a [Entry], name: &str) -> Result<&'a Interface, String> {
+    match &find(entries, name)?.backend {
+        Backend::Interface(interface) => Ok(interface),
+        _ => Err(format!("'{name}' is not an interface")),
+    }
 }
 
 /// `disk0`, `disk1`: the first that is not taken.

@@ -18,6 +18,7 @@ use guise_virtio::console::Console;
 use guise_virtio::net::{Net, NetOptions};
 use guise_virtio::rate::Rate;
 use guise_virtio::rng::Rng;
+use guise_virtio::vsock::{self, Vsock};
 use guise_virtio::{VirtioDevice, VirtioPci};
 
 const MEMORY: usize = 1 << 20;
@@ -29,6 +30,8 @@ const DEVICE: u64 = 0x2000;
 /// Headers of requests and other data.
 const DATA: u64 = 0x4_0000;
 const SIZE: u16 = 16;
+/// The guest's address among sockets.
+const CID: u32 = 3;
 
 const VERSION_1: u64 = 1 << 32;
 const PACKED: u64 = 1 << 34;
@@ -42,12 +45,16 @@ pub struct Hostile {
     /// A queue that works without further features, and gives every chain back.
     plain: u16,
     pub messages: Arc<AtomicU64>,
+    /// Somebody on the host whom the guest can connect to.
+    _listener: Option<vsock::Listener>,
 }
 
 impl Hostile {
-    /// The disk, the terminal, the interface, the balloon, or the entropy source.
+    /// The disk, the terminal, the interface, the balloon, the entropy source, or the
+    /// sockets.
     pub fn new(which: u8) -> Self {
-        let device: Arc<dyn VirtioDevice> = match which % 5 {
+        let mut listener = None;
+        let device: Arc<dyn VirtioDevice> = match which % 6 {
             0 => {
                 let file = tempfile::NamedTempFile::new().expect("a temporary file");
                 file.as_file().set_len(64 << 10).expect("a size");
@@ -67,18 +74,25 @@ impl Hostile {
                 Net::new(Arc::new(Mutex::new(network)), options)
             }
             3 => Balloon::new(),
-            _ => Rng::new(),
+            4 => Rng::new(),
+            _ => {
+                let host = vsock::Host::private().expect("a host");
+                listener = Some(host.listen(1).expect("a port"));
+                Vsock::new(CID, host)
+            }
         };
         let queues = device.queue_sizes().len() as u16;
         // An interface's last queue is for commands, which have to be negotiated.
-        let plain = if device.kind() == 1 { 1 } else { queues - 1 };
+        // A driver gets back what it sends through its sockets, and not what it gives for
+        // news.
+        let plain = if matches!(device.kind(), 1 | 19) { 1 } else { queues - 1 };
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory");
         let messages: Arc<AtomicU64> = Arc::default();
         let counter = messages.clone();
         let sink = Arc::new(move |_: Msi| _ = counter.fetch_add(1, Ordering::Relaxed));
         let line = Arc::new(|_: bool| ());
         let function = VirtioPci::new(device, memory.clone(), sink, line).expect("a function");
-        Self { function, memory, queues, plain, messages }
+        Self { function, memory, queues, plain, messages, _listener: listener }
     }
 
     fn common(&self, offset: u64, data: &[u8]) {
@@ -161,10 +175,21 @@ impl Hostile {
                 notify();
             }
             // The header of a disk request.
-            7..9 => {
+            7 => {
                 let header = DATA + 64 * u64::from(a & 15);
                 self.put(header, &u32::from(b & 15).to_le_bytes());
                 self.put(header + 8, &u64::from(number >> (place & 31)).to_le_bytes());
+            }
+            // The header of a packet from a socket: to the port that has a listener, or not.
+            8 => {
+                let packet = DATA + 64 * u64::from(a & 15);
+                self.put(packet, &u64::from(CID).to_le_bytes());
+                self.put(packet + 8, &2_u64.to_le_bytes());
+                self.put(packet + 16, &u32::from(place & 3).to_le_bytes());
+                self.put(packet + 20, &u32::from(place >> 6).to_le_bytes());
+                self.put(packet + 24, &(number & 0x1f).to_le_bytes());
+                self.put(packet + 28, &[1, 0, b & 7, 0, a >> 6, 0, 0, 0]);
+                self.put(packet + 36, &number.to_le_bytes());
             }
             9 => self.put(base + u64::from(number & 0x3fff), &[a, b]),
             10..12 => notify(),
@@ -196,8 +221,8 @@ impl Hostile {
         self.function.bar_read(0, 0x14, &mut status);
         assert_eq!(status, [15], "the device does not come up any more");
         let base = u64::from(self.plain) * RINGS;
-        let descriptors = [(DATA, 16_u32, 1_u16, 1_u16), (DATA + 64, 1, 2, 0)];
-        self.put(DATA, &[0; 16]);
+        let descriptors = [(DATA, 44_u32, 1_u16, 1_u16), (DATA + 64, 1, 2, 0)];
+        self.put(DATA, &[0; 64]);
         for (at, (address, length, flags, next)) in (0..).zip(descriptors) {
             let at = base + DESCRIPTORS + 16 * at;
             self.put(at, &address.to_le_bytes());

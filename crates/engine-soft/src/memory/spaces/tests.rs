@@ -1,7 +1,7 @@
 use super::*;
 
 fn fill(address: u64, global: bool, page_shift: u32) -> Fill {
-    Fill { address, host: 0x1000 as *mut u8, write: true, global, page_shift }
+    Fill { address, host: 0x1000 as *mut u8, write: true, global, page_shift, keys: 0 }
 }
 
 fn found(spaces: &mut Spaces, address: u64) -> bool {
@@ -71,4 +71,52 @@ fn writes_to_a_host_page_are_forgotten_and_reads_stay() {
         assert!((*bank).find_read(0x5000, 8).is_some());
         assert!((*bank).find_write(0x5000, 8).is_none());
     }
+}
+
+fn code(spaces: &mut Spaces, address: u64) -> (u32, u64) {
+    let bank = spaces.bank(View::Supervisor);
+    // SAFETY: the bank belongs to `spaces`.
+    unsafe { ((*bank).code[index(address)], (*bank).epoch) }
+}
+
+#[test]
+fn global_code_is_known_in_every_address_space_until_it_is_forgotten() {
+    let mut spaces = Spaces::default();
+    let (_, _) = code(&mut spaces, 0);
+    spaces.set_code(View::Supervisor, 0x7000, 5, true);
+    let (_, epoch) = code(&mut spaces, 0x7000);
+    spaces.switch(3);
+    assert_eq!(code(&mut spaces, 0x7000), (5, epoch));
+    spaces.set_code(View::Supervisor, 0x8000, 6, true);
+    spaces.flush_current(true);
+    assert_eq!(code(&mut spaces, 0x7000), (5, epoch));
+    spaces.switch(0);
+    assert_eq!(code(&mut spaces, 0x8000), (6, epoch));
+    spaces.forget(0x7123);
+    spaces.switch(3);
+    let (id, later) = code(&mut spaces, 0x7000);
+    assert_eq!(id, 0);
+    assert_ne!(later, epoch);
+    assert_eq!(code(&mut spaces, 0x8000), (6, later));
+    spaces.flush_all(false);
+    assert_eq!(code(&mut spaces, 0x8000).0, 0);
+}
+
+#[test]
+fn code_that_is_not_global_is_known_in_its_address_space_only() {
+    let mut spaces = Spaces::default();
+    let (_, before) = code(&mut spaces, 0);
+    spaces.set_code(View::Supervisor, 0x7000, 5, false);
+    let (id, epoch) = code(&mut spaces, 0x7000);
+    assert_eq!(id, 5);
+    assert_ne!(epoch, before);
+    spaces.switch(3);
+    let (id, other) = code(&mut spaces, 0x7000);
+    assert_eq!(id, 0);
+    assert_ne!(other, epoch);
+    spaces.switch(0);
+    // Another page takes its place, and a flush still ends what was known of it.
+    spaces.set_code(View::Supervisor, 0x7000 + (ENTRIES as u64) * 4096, 9, true);
+    spaces.flush_current(true);
+    assert_ne!(code(&mut spaces, 0x7000).1, epoch);
 }

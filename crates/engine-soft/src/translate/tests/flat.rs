@@ -118,6 +118,10 @@ impl Backend for Machine {
         Some(CodePage { physical: page, host: page as *const [u8; 4096] })
     }
 
+    fn set_code(&mut self, address: u64, id: u32) {
+        self.bank.set_code(address, id, false);
+    }
+
     fn mark_code(&mut self, physical: u64, granules: u64) {
         *self.code.entry(physical).or_insert(0) |= granules;
         self.bank.forget_writes_to(physical as *mut u8);

@@ -1,0 +1,130 @@
+//! What a worker is told to do: everything about one life of an instance, resolved.
+//! Names of images have become paths, defaults have become values; a worker looks
+//! nothing up.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::body::Program;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Job {
+    /// The instance's identity, which is also a valid file and cgroup name.
+    pub id: String,
+    pub name: String,
+    pub host_name: String,
+    /// The instance's directory that outlives its lives: what it wrote, its log.
+    pub state: PathBuf,
+    /// Its directory for this life: sockets, mount points. Nothing of it is needed
+    /// after a reboot.
+    pub run: PathBuf,
+    pub form: Form,
+    pub program: Program,
+    /// The signal that asks the workload to end.
+    pub stop_signal: i32,
+    pub resources: Resources,
+    /// The root file system cannot be written to.
+    pub read_only: bool,
+    pub mounts: Vec<Mount>,
+    pub network: Network,
+    pub ports: Vec<Port>,
+    pub log: Log,
+}
+
+/// What the instance is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Form {
+    Container {
+        /// The image's layers as directories, bottom first.
+        layers: Vec<PathBuf>,
+    },
+    Microvm {
+        /// The image as one read-only EROFS file.
+        root: PathBuf,
+        kernel: PathBuf,
+        /// The folder with the kernel's modules (`lib/modules/VERSION`).
+        modules: PathBuf,
+        engine: Engine,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    #[default]
+    Auto,
+    Kvm,
+    Soft,
+}
+
+/// Limits; none is no limit, or the form's default.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Resources {
+    /// Processors; a container may have a part of one.
+    pub cpus: Option<f64>,
+    pub memory_bytes: Option<u64>,
+    pub processes: Option<u64>,
+    /// What the instance may write to its root file system.
+    pub disk_bytes: Option<u64>,
+}
+
+/// A file or folder of the host that is seen inside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    pub source: PathBuf,
+    /// An absolute path inside.
+    pub target: String,
+    pub read_only: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// Nothing but a loopback interface.
+    None,
+    /// The host's own interfaces; containers only.
+    Host,
+    /// The user-mode network: outwards through the worker's own sockets.
+    #[default]
+    User,
+}
+
+/// A port of the host that leads inside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Port {
+    pub address: IpAddr,
+    pub host: u16,
+    pub inside: u16,
+    pub protocol: Protocol,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    #[default]
+    Tcp,
+    Udp,
+}
+
+/// How much of what the workload prints is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// A file is put aside when it has this size.
+    pub file_bytes: u64,
+    /// How many files there are, with the one that is written.
+    pub files: u32,
+}
+
+impl Default for Log {
+    fn default() -> Log {
+        Log { file_bytes: 10 << 20, files: 3 }
+    }
+}
