@@ -25,10 +25,12 @@ test: setup ## Run every test
 	$(CARGO) test --release --workspace
 	@sh crates/testkit/not-tested.sh
 
-soak: setup ## What takes too long for every test run: more cases, more random guests
+soak: setup ## What takes too long for every test run: more cases, random guests, an hour's load (SECONDS_OF_LOAD=n)
+	GUISE_SOAK_SECONDS=$(or $(SECONDS_OF_LOAD),3600) \
+		$(CARGO) test --release --package guise --test end_to_end -- --nocapture soak::
 	GUISE_RANDOM_SECONDS=60 GUISE_PROCESSOR_CASES=50000000 \
 		$(CARGO) test --release --package guise-engine-soft --test processor --test random_guests
-	GUISE_SLOW_KVM=1 $(CARGO) test --release --package guise --test end_to_end -- linux:: handover::
+	GUISE_TRANSFER_MIB=1024 $(CARGO) test --release --package guise-net --lib long::
 
 bench: setup ## Time a boot
 	@$(CARGO) build --quiet --release --package guise
@@ -47,8 +49,10 @@ bench-disk: setup ## Time conversions of disk images beside qemu-img
 	@$(CARGO) build --quiet --release --package guise
 	@bench/disk/run.sh $(GUISE) 3
 
-bench-net: ## Time the user-mode network in process
+bench-net: ## Time the user-mode network and the switch beside slirp4netns and pasta
 	@$(CARGO) bench --quiet --package guise-net --bench user_tcp
+	@$(CARGO) bench --quiet --package guise-net --bench switch
+	@sh bench/net/others.sh
 
 lint: ## Check the format and the lints, warnings denied
 	$(CARGO) fmt --all --check

@@ -50,7 +50,7 @@ fn machines_that_nobody_can_have() {
     refused(&kernel, &["--disk", "/nowhere.img,format=raw"], 1, "/nowhere.img");
     refused(&kernel, &["--disk", "/nowhere.img,colour=red"], 2, "colour");
     refused(&kernel, &["--share", ".,tag=t"], 2, "--share is not in this version");
-    refused(&kernel, &["--net", "bridge"], 2, "'none' and 'user'");
+    refused(&kernel, &["--net", "bridge"], 2, "'switch=SOCKET' and 'tap=NAME'");
     refused(&kernel, &["--net", "user,forward=22"], 2, "PORT-GUESTPORT");
 }
 

@@ -83,6 +83,67 @@ fn smp() {
 }
 
 #[test]
+fn msi() {
+    prints_what_it_should(Program::Msi, &["--rng"]);
+}
+
+/// What breaks translators: the tiers of the software engine print what a processor does.
+fn breaks_no_tier(program: Program, engines: &[&str], arguments: &[&str]) {
+    let expected = program.expected().expect("this program ends through the port");
+    for engine in engines {
+        let ended = run(program, &[arguments, &["--engine", engine]].concat());
+        assert_eq!(lines(&ended.output), lines(expected), "{engine}: {}", ended.errors);
+        ended.expect_code(GOOD);
+    }
+}
+
+const TIERS: [&str; 2] = ["interp", "soft"];
+/// Those, and both of them compared in each step: for one vCPU.
+const TIERS_AND_LOCKSTEP: [&str; 3] = ["interp", "soft", "lockstep"];
+
+#[test]
+fn code_that_changes() {
+    breaks_no_tier(Program::CodeChanges, &TIERS, &["--cpus", "2", "--rng"]);
+}
+
+#[test]
+fn translations_that_change() {
+    breaks_no_tier(Program::Translations, &TIERS_AND_LOCKSTEP, &[]);
+}
+
+#[test]
+fn faults_in_the_middle_of_instructions() {
+    breaks_no_tier(Program::Faults, &TIERS_AND_LOCKSTEP, &[]);
+}
+
+#[test]
+fn what_happens_between_instructions() {
+    breaks_no_tier(Program::Interruptions, &TIERS_AND_LOCKSTEP, &[]);
+}
+
+#[test]
+fn the_order_of_memory() {
+    breaks_no_tier(Program::Litmus, &TIERS, &["--cpus", "4"]);
+}
+
+#[test]
+fn tlb_shootdowns_and_dirty_bits() {
+    breaks_no_tier(Program::Shootdown, &TIERS, &["--cpus", "4"]);
+}
+
+#[test]
+fn lockstep_refuses_what_it_cannot_compare() {
+    let kernel = have(Program::Modes.image());
+    for wrong in [&["--cpus", "2"][..], &["--rng"], &["--console", "virtio"], &["--net", "user"]] {
+        let ended = Boot::kernel(&kernel).args(["--engine", "lockstep"]).args(wrong).run();
+        ended.expect_code(2);
+        let says = "--engine lockstep cannot compare a machine with";
+        assert!(ended.errors.contains(says), "{wrong:?}: {}", ended.errors);
+        assert_eq!(ended.errors.lines().count(), 1, "{}", ended.errors);
+    }
+}
+
+#[test]
 fn power_off_is_0() {
     let ended = run(Program::PowerOff, &["--engine", "soft"]);
     assert_eq!(ended.expect_code(0).errors, "");

@@ -9,4 +9,5 @@ mod doctor;
 mod engines;
 mod handover;
 mod linux;
+mod soak;
 mod support;

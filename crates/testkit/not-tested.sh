@@ -11,6 +11,4 @@ say() {
 grep -qw avx2 /proc/cpuinfo || say "AVX2 in guests, and the CPU model x86-64-v3: this processor has none"
 grep -qwE 'vmx|svm' /proc/cpuinfo || say "real VT-x or AMD-V: this processor reports neither"
 say "merged layers beyond 120 random stacks: stack 146 differs between EROFS and overlayfs"
-say "hand-over of the APIC timer guest to KVM and back: a one-shot timer can fire twice on the way"
-[ -n "${GUISE_SLOW_KVM:-}" ] || grep -qwE "vmx|svm" /proc/cpuinfo || say "a Debian kernel from kvm to soft at a failure: this KVM emulates; make soak tries it"
 if $nothing; then echo "  nothing was left out"; fi

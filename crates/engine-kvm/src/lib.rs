@@ -10,11 +10,13 @@
 //! | [`vcpu`] | the run loop: exits in, platform calls and [`guise_engine::Exit`]s out |
 //! | [`kick`] | how other threads get a vCPU out of `KVM_RUN` |
 //! | [`state`] | KVM's structures to and from the neutral state |
+//! | [`lapic`] | the local APIC's page and its timer, likewise |
 //! | [`probe`] | a small guest that tells whether KVM is usable on this host |
 //! | [`cpuid`] | what the guest is told, from the CPU models |
 
 mod cpuid;
 mod kick;
+mod lapic;
 pub mod probe;
 mod state;
 mod vcpu;

@@ -9,18 +9,18 @@ use kvm_bindings::{
     KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
     KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW,
     KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_STI, Msrs, kvm_debugregs, kvm_dtable,
-    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
-    kvm_vcpu_events, kvm_xcr, kvm_xcrs, kvm_xsave,
+    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcr,
+    kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 
 use crate::failed;
+use crate::lapic::{self, EndedTimer};
 
 /// What KVM_GET_XSAVE fills: enough for AVX-512 and protection keys.
 const XSAVE_SIZE: usize = 4096;
-const LAPIC_SIZE: usize = 1024;
 
-pub fn save(fd: &VcpuFd, index: u32) -> Result<VcpuState, EngineError> {
+pub fn save(fd: &VcpuFd, index: u32, ended: EndedTimer) -> Result<VcpuState, EngineError> {
     // First, because KVM takes an INIT or a start-up IPI under way here.
     let run = fd.get_mp_state().map_err(failed("cannot read a vCPU's run state"))?;
     let regs = fd.get_regs().map_err(failed("cannot read a vCPU's registers"))?;
@@ -30,6 +30,7 @@ pub fn save(fd: &VcpuFd, index: u32) -> Result<VcpuState, EngineError> {
     let events = fd.get_vcpu_events().map_err(failed("cannot read pending events"))?;
     let fpu = fd.get_xsave().map_err(failed("cannot read the FPU's state"))?;
     let lapic = fd.get_lapic().map_err(failed("cannot read the local APIC"))?;
+    let (lapic, lapic_timer_ns) = lapic::neutral(&lapic, ended);
     Ok(VcpuState {
         version: VcpuState::VERSION,
         index,
@@ -39,12 +40,13 @@ pub fn save(fd: &VcpuFd, index: u32) -> Result<VcpuState, EngineError> {
         events: event_state(&events),
         xsave: neutral_xsave(&fpu, &xcrs),
         msrs: read_msrs(fd)?,
-        lapic: lapic.regs.iter().map(|&byte| byte as u8).collect(),
-        lapic_timer_ns: None,
+        lapic,
+        lapic_timer_ns,
     })
 }
 
-pub fn load(fd: &VcpuFd, index: u32, state: &VcpuState) -> Result<(), EngineError> {
+/// The result is what KVM's local APIC cannot hold.
+pub fn load(fd: &VcpuFd, index: u32, state: &VcpuState) -> Result<EndedTimer, EngineError> {
     if state.version != VcpuState::VERSION {
         return Err(EngineError::State(format!(
             "a vCPU's state has version {}, this Guise reads {}",
@@ -77,18 +79,24 @@ pub fn load(fd: &VcpuFd, index: u32, state: &VcpuState) -> Result<(), EngineErro
         ..Default::default()
     };
     fd.set_debug_regs(&debug).map_err(failed("cannot load debug registers"))?;
-    fd.set_lapic(&kvm_lapic(&state.lapic)?).map_err(failed("cannot load the local APIC"))?;
+    let (lapic, ended) = lapic::for_kvm(&state.lapic, state.lapic_timer_ns)?;
+    fd.set_lapic(&lapic).map_err(failed("cannot load the local APIC"))?;
     write_msrs(fd, &state.msrs)?;
     fd.set_mp_state(kvm_run_state(state.run)?).map_err(failed("cannot load the run state"))?;
-    fd.set_vcpu_events(&kvm_events(&state.events)).map_err(failed("cannot load pending events"))
+    fd.set_vcpu_events(&kvm_events(&state.events)).map_err(failed("cannot load pending events"))?;
+    Ok(ended)
 }
 
-/// KVM marks components that the host has and the guest has not enabled (protection
-/// keys). They are in their initial state, and no other engine needs to know of them.
+/// KVM marks components that the host has and the guest has not enabled. They are in their
+/// initial state, and no other engine needs to know of them; but PKRU can be in use without
+/// being enabled for XSAVE.
 fn neutral_xsave(fpu: &kvm_xsave, xcrs: &kvm_xcrs) -> Vec<u8> {
     const PRESENT: std::ops::Range<usize> = xsave::HEADER..xsave::HEADER + 8;
+    const PKRU: usize = xsave::COMPONENTS[4].offset;
     let mut area: Vec<u8> = fpu.region.iter().flat_map(|word| word.to_le_bytes()).collect();
-    let enabled = xcr0(xcrs) | xsave::X87 | xsave::SSE;
+    let in_use = area[PKRU..PKRU + 4] != [0; 4];
+    let keys = if in_use { xsave::PKRU } else { 0 };
+    let enabled = xcr0(xcrs) | xsave::X87 | xsave::SSE | keys;
     for (present, enabled) in area[PRESENT].iter_mut().zip(enabled.to_le_bytes()) {
         *present &= enabled;
     }
@@ -345,20 +353,6 @@ fn kvm_xsave_area(bytes: &[u8]) -> Result<kvm_xsave, EngineError> {
         *word = u32::from_le_bytes(whole);
     }
     Ok(area)
-}
-
-fn kvm_lapic(bytes: &[u8]) -> Result<kvm_lapic_state, EngineError> {
-    if bytes.len() != LAPIC_SIZE {
-        let length = bytes.len();
-        return Err(EngineError::State(format!(
-            "a local APIC has {LAPIC_SIZE} bytes of registers, not {length}"
-        )));
-    }
-    let mut state = kvm_lapic_state { regs: [0; LAPIC_SIZE] };
-    for (to, &from) in state.regs.iter_mut().zip(bytes) {
-        *to = from as _;
-    }
-    Ok(state)
 }
 
 /// Those of [`MSRS`] that this KVM and this CPU model have: KVM stops at the first

@@ -15,6 +15,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::cpuid::Offer;
 use crate::kick::{EXTERNAL_INTERRUPT, STOP};
+use crate::lapic::EndedTimer;
 use crate::vm::Shared;
 use crate::{failed, state};
 
@@ -31,6 +32,7 @@ pub struct KvmVcpu {
     /// An instruction that the kernel has handed out and not finished yet: it has to
     /// be entered once more before the state may be read.
     unfinished: bool,
+    ended_timer: EndedTimer,
 }
 
 impl KvmVcpu {
@@ -45,7 +47,14 @@ impl KvmVcpu {
         shared.tsc_khz.store(tsc_khz, Ordering::Relaxed);
         let leaves = offer.leaves(config, index, tsc_khz)?;
         fd.set_cpuid2(&leaves).map_err(failed("cannot set CPUID"))?;
-        Ok(KvmVcpu { fd, index, shared, debug: DebugControl::default(), unfinished: false })
+        Ok(KvmVcpu {
+            fd,
+            index,
+            shared,
+            debug: DebugControl::default(),
+            unfinished: false,
+            ended_timer: EndedTimer::default(),
+        })
     }
 
     /// A second descriptor of this vCPU.
@@ -246,12 +255,13 @@ impl Vcpu for KvmVcpu {
 
     fn state(&mut self) -> Result<VcpuState, EngineError> {
         self.finish_instruction()?;
-        state::save(&self.fd, self.index)
+        state::save(&self.fd, self.index, self.ended_timer)
     }
 
     fn set_state(&mut self, wanted: &VcpuState) -> Result<(), EngineError> {
         self.unfinished = false;
-        state::load(&self.fd, self.index, wanted)
+        self.ended_timer = state::load(&self.fd, self.index, wanted)?;
+        Ok(())
     }
 
     fn set_debug(&mut self, control: &DebugControl) -> Result<(), EngineError> {

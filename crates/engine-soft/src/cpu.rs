@@ -12,11 +12,13 @@
 //! | [`task`](self::task) | hardware task switches |
 //! | [`syscall`](self::syscall) | SYSCALL, SYSRET, SYSENTER, SYSEXIT |
 //! | [`control`](self::control) | control and debug registers |
+//! | [`keys`](self::keys) | protection keys |
 //! | [`msr`](self::msr) | model-specific registers |
 
 pub mod apic;
 pub mod control;
 pub mod deliver;
+pub mod keys;
 pub mod mode;
 pub mod msr;
 pub mod segment;

@@ -111,6 +111,11 @@ impl Paravirt {
         self.write_msr(number, value, clock, memory)
     }
 
+    /// The vCPU's TSC has been set: so far ahead of the VM's.
+    pub fn set_tsc_offset(&mut self, offset: u64, clock: &Clock, memory: &mut dyn PhysicalMemory) {
+        self.clock.set_tsc_offset(offset, clock, memory);
+    }
+
     /// Called now and then on the vCPU's thread, a few hundred times a second at the
     /// most: tells the guest how long it had to wait for a processor.
     pub fn tick(&mut self, memory: &mut dyn PhysicalMemory) {

@@ -86,13 +86,16 @@ impl Model {
         }
         let features =
             Features::of_cpuid(|leaf, subleaf, register| find(&bits, leaf, subleaf, register));
-        use iced_x86::CpuidFeature::{AVX, AVX512F, XSAVE};
+        use iced_x86::CpuidFeature::{AVX, AVX512F, PKU, XSAVE};
         let mut xcr0 = xsave::X87 | xsave::SSE;
         if features.has(XSAVE) && features.has(AVX) {
             xcr0 |= xsave::AVX_STATE;
         }
         if features.has(XSAVE) && features.has(AVX512F) {
             xcr0 |= xsave::AVX512_STATE;
+        }
+        if features.has(XSAVE) && features.has(PKU) {
+            xcr0 |= xsave::PKRU;
         }
         let tsc_khz = u32::try_from(tsc_khz).unwrap_or(u32::MAX);
         Ok(Model { kind, vcpus, tsc_khz, features, bits, xcr0 })
@@ -139,6 +142,8 @@ impl Model {
             (1, Ecx, 26, 18),
             (7, Ebx, 7, 20),
             (7, Ebx, 20, 21),
+            (7, Ecx, 3, 22),
+            (7, Ecx, 31, 24),
         ];
         optional
             .into_iter()

@@ -196,6 +196,7 @@ pub const MSRS: &[u32] = &[
     0x26e,
     0x26f,
     0x277,       // IA32_PAT
+    0x6e1,       // IA32_PKRS
     0xda0,       // IA32_XSS
     0xc000_0081, // STAR
     0xc000_0082, // LSTAR

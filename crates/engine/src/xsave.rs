@@ -9,6 +9,7 @@ pub const AVX: u64 = 1 << 2;
 pub const OPMASK: u64 = 1 << 5;
 pub const ZMM_HIGH: u64 = 1 << 6;
 pub const HIGH_ZMM: u64 = 1 << 7;
+pub const PKRU: u64 = 1 << 9;
 
 /// What AVX needs enabled.
 pub const AVX_STATE: u64 = SSE | AVX;
@@ -36,15 +37,16 @@ impl Component {
 }
 
 /// In ascending order. None of them is aligned in the compacted layout beyond its size.
-pub const COMPONENTS: [Component; 4] = [
+pub const COMPONENTS: [Component; 5] = [
     Component { number: 2, offset: 576, size: 256 },
     Component { number: 5, offset: 1088, size: 64 },
     Component { number: 6, offset: 1152, size: 512 },
     Component { number: 7, offset: 1664, size: 1024 },
+    Component { number: 9, offset: 2688, size: 8 },
 ];
 
 /// The longest standard area.
-pub const MAX_SIZE: usize = 1664 + 1024;
+pub const MAX_SIZE: usize = 2688 + 8;
 
 /// Length of the standard area for these components.
 pub fn standard_size(components: u64) -> usize {

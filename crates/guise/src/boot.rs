@@ -4,7 +4,7 @@ mod control;
 mod debugger;
 mod devices;
 mod drive;
-mod network;
+pub mod network;
 mod sockets;
 
 use std::fs::File;
@@ -23,7 +23,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use self::control::Control;
 use crate::Failure;
-use crate::engine::EngineChoice;
+use crate::engine::{Chosen, EngineChoice};
 
 /// A machine straight from files, without the daemon. Its serial port is this
 /// terminal; Ctrl-A X leaves.
@@ -97,7 +97,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         return Err(Failure::usage(format!("--cpus {wanted}: a machine has 1 to {most} vCPUs")));
     }
     refuse_what_is_not_there(&arguments)?;
-    let engine = crate::engine::choose(arguments.engine)?;
+    refuse_what_lockstep_cannot_compare(&arguments)?;
+    let Chosen { engine, mut remark } = crate::engine::choose(arguments.engine)?;
     let config = MachineConfig {
         memory: arguments.memory,
         vcpus: arguments.cpus,
@@ -134,6 +135,10 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
             .map_err(machine_failure)?;
         let input = backends.attach(&machine).map_err(machine_failure)?;
         machine.boot(&source).map_err(machine_failure)?;
+        // Not before: an error above is to be one line.
+        if let Some(remark) = remark.take() {
+            eprintln!("guise: {remark}");
+        }
         outside.set(machine.stopper());
         if console.is_none() {
             // Only now: an error above must find the terminal as it was.
@@ -168,6 +173,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         }
     };
     drop(console);
+    totals.devices = backends.list();
     backends.close()?;
     let (code, name, message) = conclude(ending, outside.signal());
     if let Some(file) = statistics {
@@ -189,6 +195,24 @@ fn refuse_what_is_not_there(arguments: &Arguments) -> Result<(), Failure> {
         return refuse("--share", "put files into the initial RAM disk");
     }
     Ok(())
+}
+
+/// Comparing runs everything twice: what another vCPU or a device writes meanwhile would be
+/// a difference.
+fn refuse_what_lockstep_cannot_compare(arguments: &Arguments) -> Result<(), Failure> {
+    if arguments.engine != EngineChoice::Lockstep {
+        return Ok(());
+    }
+    let reason = if arguments.cpus > 1 {
+        "more than one vCPU"
+    } else if arguments.devices.write_memory() || arguments.control.is_some() {
+        "devices that write memory (--disk, --net, --rng, --balloon, --console, --control)"
+    } else {
+        return Ok(());
+    };
+    Err(Failure::usage(format!(
+        "--engine lockstep cannot compare a machine with {reason}; use --engine soft"
+    )))
 }
 
 /// Exit code, name in the statistics, and what to tell the user.
@@ -269,6 +293,8 @@ struct Totals {
     exits: std::collections::BTreeMap<String, u64>,
     engine: std::collections::BTreeMap<String, u64>,
     machines: u64,
+    /// As they were at the end.
+    devices: serde_json::Value,
 }
 
 #[derive(Serialize)]
@@ -279,6 +305,7 @@ struct Statistics<'a> {
     machines: u64,
     exits: &'a std::collections::BTreeMap<String, u64>,
     engine: &'a std::collections::BTreeMap<String, u64>,
+    devices: &'a serde_json::Value,
 }
 
 impl Totals {
@@ -301,6 +328,7 @@ impl Totals {
             machines: self.machines,
             exits: &self.exits,
             engine: &self.engine,
+            devices: &self.devices,
         };
         serde_json::to_writer_pretty(&file, &statistics)?;
         std::io::Write::write_all(&mut &file, b"\n")

@@ -8,6 +8,7 @@ mod doctor;
 mod engine;
 mod image;
 mod oci;
+mod switch;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    Switch(switch::Arguments),
 }
 
 /// Something went wrong in the way that the exit code says.
@@ -81,6 +83,7 @@ fn main() -> ExitCode {
         Command::Doctor(arguments) => report(doctor::run(&arguments)),
         Command::Image(arguments) => image::run(arguments),
         Command::Oci { args } => oci::main(args),
+        Command::Switch(arguments) => report(switch::run(&arguments)),
     }
 }
 

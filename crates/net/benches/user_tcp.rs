@@ -29,6 +29,10 @@ impl Interface for Driver {
         self.spare.last_mut().map(Vec::as_mut_slice)
     }
 
+    fn filled(&self, size: usize) -> &[u8] {
+        self.spare.last().map_or(&[], |room| &room[..size])
+    }
+
     fn deliver(&mut self, size: usize, offload: Offload) {
         if let Some(frame) = self.spare.pop() {
             self.frames.push((frame, size, offload));

@@ -57,6 +57,8 @@ pub trait Interface {
     /// Room for a frame of up to `size` bytes; none while the driver has given no
     /// buffers. Room that is not used is offered again.
     fn room(&mut self, size: usize) -> Option<&mut [u8]>;
+    /// The first `size` bytes of the room that was given last.
+    fn filled(&self, size: usize) -> &[u8];
     /// The first `size` bytes of the room are a frame.
     fn deliver(&mut self, size: usize, offload: Offload);
 }
@@ -72,6 +74,20 @@ pub trait Network: Send {
     fn input(&mut self, frame: &[u8], offload: Offload);
     /// Looks at the host's side and the clock, and sends what there is to send.
     fn poll(&mut self, interface: &mut dyn Interface);
+    /// What has gone through, and what was dropped.
+    fn counters(&self) -> Counters;
+    /// What the guest occupies of the host here, and how much it may.
+    fn occupied(&self) -> Vec<Occupied> {
+        Vec::new()
+    }
+}
+
+/// A table or buffer with its limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Occupied {
+    pub what: &'static str,
+    pub now: usize,
+    pub most: usize,
 }
 
 /// Why frames were dropped; each has a counter that users can read.
@@ -87,6 +103,8 @@ pub enum Reason {
     Policy,
     /// A table or buffer is full.
     Limit,
+    /// More than the path outward takes, and not to be cut.
+    TooBig,
     /// The host has no route, or refused.
     Unreachable,
     /// The guest gives no buffers.
@@ -94,12 +112,13 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 7] = [
+    pub const ALL: [Reason; 8] = [
         Reason::Malformed,
         Reason::Unsupported,
         Reason::Spoofed,
         Reason::Policy,
         Reason::Limit,
+        Reason::TooBig,
         Reason::Unreachable,
         Reason::NoRoom,
     ];
@@ -111,13 +130,14 @@ impl Reason {
             Reason::Spoofed => "spoofed",
             Reason::Policy => "policy",
             Reason::Limit => "limit",
+            Reason::TooBig => "too-big",
             Reason::Unreachable => "unreachable",
             Reason::NoRoom => "no-room",
         }
     }
 }
 
-/// Counters of one port.
+/// Counters of one port: `in` is what the guest sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     pub frames_in: u64,
@@ -134,5 +154,9 @@ impl Counters {
 
     pub fn drops(&self, reason: Reason) -> u64 {
         self.drops[reason as usize]
+    }
+
+    pub fn all_drops(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        Reason::ALL.into_iter().map(|reason| (reason.name(), self.drops(reason)))
     }
 }

@@ -1,11 +1,13 @@
 //! IP packets: parsing what a guest sent, building what it gets.
 //!
 //! The parser believes nothing that it has not compared with the frame's length. It
-//! takes IPv4 without fragments ([`Packet::fragment`] says where one was) and IPv6
-//! without extension headers, which is all that guests send to a NAT in practice.
+//! leaves fragments ([`Packet::fragment`], [`fragment`] for the other direction) and IPv6's
+//! [`extension`] headers to those who want to look behind them.
 
 mod build;
 pub mod checksum;
+pub mod extension;
+pub mod fragment;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -21,11 +21,14 @@
 
 mod address;
 mod dhcp;
+mod dhcpv6;
 mod echo;
 mod forward;
 mod neighbour;
+mod path_mtu;
 mod poller;
 mod queue;
+mod reassembly;
 mod resolver;
 mod socket;
 pub mod tcp;
@@ -40,9 +43,10 @@ use std::time::{Duration, Instant};
 pub use address::{Destination, Policy};
 pub use forward::{Forward, Transport};
 
-use crate::frame::{Counters, Interface, Network, Offload, Reason};
+use crate::frame::{Counters, Interface, Network, Occupied, Offload, Reason};
 use crate::packet::{
     Ethernet, Mac, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, TYPE_ARP,
+    extension,
 };
 use poller::{Poller, Token};
 
@@ -159,6 +163,7 @@ pub struct UserNetwork {
     udp: udp::Flows,
     echo: echo::Flows,
     forwards: forward::Forwards,
+    fragments: reassembly::Reassembly,
 }
 
 impl UserNetwork {
@@ -183,6 +188,7 @@ impl UserNetwork {
             udp: udp::Flows::default(),
             echo: echo::Flows::default(),
             forwards: forward::Forwards::default(),
+            fragments: reassembly::Reassembly::default(),
         })
     }
 
@@ -213,7 +219,7 @@ impl UserNetwork {
         self.context.config.names = names;
     }
 
-    /// Takes a frame of the guest. Answers go out with [`UserNetwork::flush`], so that a
+    /// Takes a frame of the guest. Answers go out with [`UserNetwork::poll`], so that a
     /// batch of frames is acknowledged once.
     pub fn input(&mut self, frame: &[u8], offload: Offload) {
         self.context.counters.frames_in += 1;
@@ -236,38 +242,89 @@ impl UserNetwork {
             return neighbour::arp(&mut self.context, ethernet.payload);
         }
         let packet = Packet::parse(ethernet.kind, ethernet.payload)?;
-        if packet.fragment {
-            return Err(Reason::Unsupported);
+        let (packet, fragment) = match packet.source {
+            IpAddr::V4(_) => (packet, extension::fragment4(&packet)),
+            IpAddr::V6(_) => {
+                let upper = extension::upper(&packet)?;
+                let (protocol, payload) = (upper.protocol, upper.payload);
+                (Packet { protocol, payload, ..packet }, upper.fragment)
+            }
+        };
+        let Some(fragment) = fragment else { return self.take_packet(&packet, offload, ours) };
+        self.context.check_source(packet.source)?;
+        let key = reassembly::Key {
+            source: packet.source,
+            destination: packet.destination,
+            identification: fragment.identification,
+            protocol: packet.source.is_ipv4().then_some(packet.protocol),
+        };
+        let now = self.context.now;
+        let (protocol, payload) = (packet.protocol, packet.payload);
+        match self.fragments.take(key, protocol, fragment, payload, now)? {
+            // Neighbour discovery is never in fragments (RFC 6980).
+            Some((PROTOCOL_ICMPV6, payload)) if payload.first().is_none_or(|kind| *kind > 129) => {
+                Err(Reason::Spoofed)
+            }
+            Some((protocol, payload)) => {
+                let packet = Packet { protocol, payload: &payload, fragment: false, ..packet };
+                self.take_packet(&packet, &Offload::default(), ours)
+            }
+            None => Ok(()),
         }
+    }
+
+    /// Takes a packet that is whole. What went to all on the link need not be for the
+    /// router.
+    fn take_packet(
+        &mut self,
+        packet: &Packet<'_>,
+        offload: &Offload,
+        ours: bool,
+    ) -> Result<(), Reason> {
         if packet.protocol == PROTOCOL_UDP
-            && dhcp::input(&mut self.context, &packet, offload)? == dhcp::Handled::Yes
+            && (dhcp::input(&mut self.context, packet, offload)? == dhcp::Handled::Yes
+                || dhcpv6::input(&mut self.context, packet, offload)? == dhcp::Handled::Yes)
         {
             return Ok(());
         }
         if packet.protocol == PROTOCOL_ICMPV6
-            && neighbour::icmpv6(&mut self.context, &packet)? == neighbour::Handled::Yes
+            && neighbour::icmpv6(&mut self.context, packet)? == neighbour::Handled::Yes
         {
             return Ok(());
         }
         self.context.check_source(packet.source)?;
+        if !ours {
+            return Ok(());
+        }
         match packet.protocol {
-            PROTOCOL_TCP => self.tcp.input(&mut self.context, &packet, &packet.tcp(offload)?),
-            PROTOCOL_UDP => self.udp.input(&mut self.context, &packet, &packet.udp(offload)?),
-            PROTOCOL_ICMP | PROTOCOL_ICMPV6 => self.echo.input(&mut self.context, &packet),
+            PROTOCOL_TCP => self.tcp.input(&mut self.context, packet, &packet.tcp(offload)?),
+            PROTOCOL_UDP => self.udp.input(&mut self.context, packet, &packet.udp(offload)?),
+            PROTOCOL_ICMP | PROTOCOL_ICMPV6 => {
+                echo::check(packet)?;
+                match path_mtu::heard(packet) {
+                    Some((key, mtu)) => self.tcp.too_big(&mut self.context, key, mtu),
+                    None => self.echo.input(&mut self.context, packet)?,
+                }
+                Ok(())
+            }
             _ => Err(Reason::Unsupported),
         }
     }
 
     /// Sends what the frames taken so far have caused.
-    pub fn flush(&mut self, interface: &mut dyn Interface) {
-        self.context.now = Instant::now();
+    fn flush(&mut self, interface: &mut dyn Interface) {
         self.context.queue.flush(&mut self.context.counters, interface);
         self.tcp.flush(&mut self.context, interface);
     }
 
     /// Looks at the host's sockets and the clock.
     pub fn poll(&mut self, interface: &mut dyn Interface) {
-        self.context.now = Instant::now();
+        self.poll_at(interface, Instant::now());
+    }
+
+    /// The same at a time of the caller's.
+    pub fn poll_at(&mut self, interface: &mut dyn Interface, now: Instant) {
+        self.context.now = now;
         self.udp.resume(&mut self.context, interface);
         while let Some(token) = self.context.poller.next() {
             match token {
@@ -309,6 +366,23 @@ impl Network for UserNetwork {
 
     fn poll(&mut self, interface: &mut dyn Interface) {
         UserNetwork::poll(self, interface);
+    }
+
+    fn counters(&self) -> Counters {
+        UserNetwork::counters(self)
+    }
+
+    fn occupied(&self) -> Vec<Occupied> {
+        let limits = &self.context.config.limits;
+        let entry = |what, now, most| Occupied { what, now, most };
+        vec![
+            entry("tcp-flows", self.tcp.len(), limits.tcp_flows),
+            entry("tcp-bytes", self.tcp.waiting(), limits.tcp_buffers),
+            entry("udp-flows", self.udp.len(), limits.udp_flows),
+            entry("echo-flows", self.echo.len(), limits.echo_flows),
+            entry("fragments", self.fragments.len(), reassembly::MOST),
+            entry("frames", self.context.queue.len(), queue::LIMIT),
+        ]
     }
 }
 

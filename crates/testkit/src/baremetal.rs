@@ -19,6 +19,13 @@ pub enum Program {
     Ports,
     Paging,
     Smp,
+    Msi,
+    CodeChanges,
+    Translations,
+    Faults,
+    Interruptions,
+    Litmus,
+    Shootdown,
     PowerOff,
     Reset,
     KeyboardReset,
@@ -28,7 +35,7 @@ pub enum Program {
 }
 
 impl Program {
-    pub const ALL: [Program; 13] = [
+    pub const ALL: [Program; 20] = [
         Program::Modes,
         Program::Pvh,
         Program::Interrupts,
@@ -36,6 +43,13 @@ impl Program {
         Program::Ports,
         Program::Paging,
         Program::Smp,
+        Program::Msi,
+        Program::CodeChanges,
+        Program::Translations,
+        Program::Faults,
+        Program::Interruptions,
+        Program::Litmus,
+        Program::Shootdown,
         Program::PowerOff,
         Program::Reset,
         Program::KeyboardReset,
@@ -53,6 +67,13 @@ impl Program {
             Program::Ports => "ports",
             Program::Paging => "paging",
             Program::Smp => "smp",
+            Program::Msi => "msi",
+            Program::CodeChanges => "code_changes",
+            Program::Translations => "translations",
+            Program::Faults => "faults",
+            Program::Interruptions => "interruptions",
+            Program::Litmus => "litmus",
+            Program::Shootdown => "shootdown",
             Program::PowerOff => "power_off",
             Program::Reset => "reset",
             Program::KeyboardReset => "keyboard_reset",
@@ -62,8 +83,16 @@ impl Program {
         }
     }
 
-    /// What it prints, for those that end through the debug-exit port. [`Program::Smp`]
-    /// does so on four vCPUs, [`Program::Pvh`] with the command line `one two` and
+    /// Whether it has work for other processors.
+    fn wants_processors(self) -> bool {
+        use Program::*;
+        matches!(self, Smp | CodeChanges | Litmus | Shootdown)
+    }
+
+    /// What it prints, for those that end through the debug-exit port. [`Program::Smp`],
+    /// [`Program::Litmus`] and [`Program::Shootdown`] do so on four vCPUs,
+    /// [`Program::CodeChanges`] on two; it and [`Program::Msi`] want an entropy device,
+    /// [`Program::Pvh`] with the command line `one two` and
     /// less than 3 GiB of memory.
     pub fn expected(self) -> Option<&'static str> {
         match self {
@@ -74,6 +103,17 @@ impl Program {
             Program::Ports => Some(include_str!("../guests/baremetal/ports.expected")),
             Program::Paging => Some(include_str!("../guests/baremetal/paging.expected")),
             Program::Smp => Some(include_str!("../guests/baremetal/smp.expected")),
+            Program::Msi => Some(include_str!("../guests/baremetal/msi.expected")),
+            Program::CodeChanges => Some(include_str!("../guests/baremetal/code_changes.expected")),
+            Program::Translations => {
+                Some(include_str!("../guests/baremetal/translations.expected"))
+            }
+            Program::Faults => Some(include_str!("../guests/baremetal/faults.expected")),
+            Program::Interruptions => {
+                Some(include_str!("../guests/baremetal/interruptions.expected"))
+            }
+            Program::Litmus => Some(include_str!("../guests/baremetal/litmus.expected")),
+            Program::Shootdown => Some(include_str!("../guests/baremetal/shootdown.expected")),
             Program::PowerOff
             | Program::Reset
             | Program::KeyboardReset
@@ -101,8 +141,7 @@ impl Program {
         for source in ["start.S", "lib.c", &format!("{}.c", self.name())] {
             gcc.arg(sources.join(source));
         }
-        if self != Program::Smp {
-            // Only one program has work for other processors.
+        if !self.wants_processors() {
             gcc.arg("-Wl,--defsym=ap_main=start");
         }
         run(&mut gcc)?;

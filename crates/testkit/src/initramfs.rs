@@ -21,6 +21,8 @@ const CHARACTER: u32 = 0o020_000;
 const INIT: &str = include_str!("../guests/init.sh");
 /// What guests do with a DHCP lease.
 const LEASE: &str = include_str!("../guests/udhcpc.sh");
+/// Work for an hour.
+const SOAK: &str = include_str!("../guests/soak.sh");
 
 /// An archive being written.
 pub struct Initramfs {
@@ -136,6 +138,15 @@ pub fn with_torture() -> Result<PathBuf, TestkitError> {
     archive.file_from(&torture::program()?, "bin/torture")?;
     archive.file_from(&torture::program_32()?, "bin/torture32")?;
     archive.store("torture")
+}
+
+/// The same with the long day's work as `/bin/soak.sh`.
+pub fn with_soak() -> Result<PathBuf, TestkitError> {
+    let mut archive = Initramfs::with_busybox()?;
+    archive.file_from(&torture::program()?, "bin/torture")?;
+    archive.file_from(&torture::program_32()?, "bin/torture32")?;
+    archive.file("bin/soak.sh", 0o755, SOAK.as_bytes());
+    archive.store("soak")
 }
 
 /// A busybox shell with `/lib/pvpanic.ko` and `/lib/pvpanic-mmio.ko` of a kernel that

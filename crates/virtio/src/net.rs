@@ -7,7 +7,6 @@
 //! frames come in through the pair that its last frame went out by.
 
 mod control;
-mod header;
 mod receive;
 mod server;
 

@@ -112,7 +112,8 @@ impl Cpu {
         if changed & value & CR4_PCIDE != 0 && (!self.mode.long || self.state.cr3 & 0xfff != 0) {
             return self.general_protection(0);
         }
-        let translation = CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP;
+        let translation =
+            CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_PKE | CR4_PKS;
         if self.state.cr0 & CR0_PG != 0
             && !self.mode.long
             && value & CR4_PAE != 0

@@ -38,6 +38,8 @@ pub mod bits {
     pub const CR4_OSXSAVE: u64 = 1 << 18;
     pub const CR4_SMEP: u64 = 1 << 20;
     pub const CR4_SMAP: u64 = 1 << 21;
+    pub const CR4_PKE: u64 = 1 << 22;
+    pub const CR4_PKS: u64 = 1 << 24;
 
     pub const EFER_SCE: u64 = 1;
     pub const EFER_LME: u64 = 1 << 8;
@@ -164,6 +166,11 @@ impl Cpu {
         }
     }
 
+    /// Whether data accesses that are not aligned are #AC.
+    pub fn checks_alignment(&self) -> bool {
+        self.mode.cpl == 3 && self.state.cr0 & CR0_AM != 0 && self.state.rflags & AC != 0
+    }
+
     /// The view of accesses that the processor makes by itself, as to its tables.
     pub fn system_view(&self) -> View {
         if self.state.cr4 & CR4_SMAP != 0 { View::Supervisor } else { View::SupervisorOnUser }
@@ -173,7 +180,8 @@ impl Cpu {
     /// address space.
     pub fn update_view(&mut self) {
         let view = self.view();
-        self.state.bank = self.spaces.bank(view);
+        let checked = self.checks_alignment();
+        self.state.bank = if checked { self.spaces.empty_bank() } else { self.spaces.bank(view) };
         if view != View::User {
             let smap = self.state.cr4 & CR4_SMAP != 0;
             let without = if smap { View::Supervisor } else { View::SupervisorOnUser };

@@ -12,6 +12,7 @@ use crate::memory::access::is_canonical;
 use crate::paravirt::{Paravirt, PhysicalMemory};
 use crate::state::{FS, GS};
 use guise_engine::processor::PHYSICAL_BITS;
+use guise_engine::processor::msr::IA32_PKRS;
 
 pub mod number {
     pub const TSC: u32 = 0x10;
@@ -98,9 +99,18 @@ impl Cpu {
 
     fn set_tsc(&mut self, value: u64) {
         let delta = value.wrapping_sub(self.tsc());
-        self.msr.tsc_offset = self.msr.tsc_offset.wrapping_add(delta);
         self.msr.tsc_adjust = self.msr.tsc_adjust.wrapping_add(delta);
+        self.set_tsc_offset(self.msr.tsc_offset.wrapping_add(delta));
         self.renew_tsc_deadline();
+    }
+
+    /// Sets by how much this vCPU's TSC is ahead of the VM's.
+    pub fn set_tsc_offset(&mut self, offset: u64) {
+        self.msr.tsc_offset = offset;
+        let mut paravirt = std::mem::take(&mut self.msr.paravirt);
+        let shared = self.shared.clone();
+        paravirt.set_tsc_offset(offset, &shared.clock, self);
+        self.msr.paravirt = paravirt;
     }
 
     fn renew_tsc_deadline(&mut self) {
@@ -180,7 +190,7 @@ impl Cpu {
             TSC_ADJUST => {
                 let delta = value.wrapping_sub(self.msr.tsc_adjust);
                 self.msr.tsc_adjust = value;
-                self.msr.tsc_offset = self.msr.tsc_offset.wrapping_add(delta);
+                self.set_tsc_offset(self.msr.tsc_offset.wrapping_add(delta));
                 self.renew_tsc_deadline();
             }
             SYSENTER_CS => self.msr.sysenter_cs = value & 0xffff,
@@ -219,7 +229,10 @@ impl Cpu {
         match self.shared.model.msr(number).and_then(|kind| kind.write(value)) {
             Some(kept) => {
                 if kept {
-                    self.msr.plain.insert(number, value);
+                    let old = self.msr.plain.insert(number, value).unwrap_or(0);
+                    if number == IA32_PKRS {
+                        self.key_register_changed(false, old as u32);
+                    }
                 }
                 Ok(())
             }

@@ -7,9 +7,11 @@ use crate::state::CpuState;
 
 use super::{fxsave, xsave};
 
-/// The area for the components that XCR0 enables, and the first two in any case.
+/// The area for the components that XCR0 enables, and the first two in any case. PKRU
+/// counts without XCR0's permission, which only XSAVE needs.
 pub fn store(state: &CpuState) -> Vec<u8> {
-    let components = state.xcr0 | standard::X87 | standard::SSE;
+    let keys = if state.pkru == 0 { 0 } else { standard::PKRU };
+    let components = state.xcr0 | standard::X87 | standard::SSE | keys;
     let mut area = xsave::store_all(state).to_vec();
     area.truncate(standard::standard_size(components));
     let present = components & all();

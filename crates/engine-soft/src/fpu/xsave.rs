@@ -44,6 +44,7 @@ fn store_component(state: &CpuState, component: &Component, vectors: usize, byte
                 bytes[number * 32..number * 32 + 32].copy_from_slice(upper);
             }
         }
+        9 => bytes[..4].copy_from_slice(&state.pkru.to_le_bytes()),
         _ => {
             for (chunk, vector) in bytes.chunks_exact_mut(64).zip(&state.vector[16..]) {
                 chunk.copy_from_slice(&vector.0);
@@ -71,6 +72,7 @@ fn load_component(state: &mut CpuState, component: &Component, vectors: usize, b
                 upper.copy_from_slice(&bytes[number * 32..number * 32 + 32]);
             }
         }
+        9 => state.pkru = u32::from_le_bytes(std::array::from_fn(|i| bytes[i])),
         _ if vectors == 16 => {
             for (chunk, vector) in bytes.chunks_exact(64).zip(&mut state.vector[16..]) {
                 vector.0.copy_from_slice(chunk);

@@ -135,6 +135,7 @@ pub fn stub_with_memory(cpu: &mut Cpu, op: &Op) -> Run<Step> {
 #[inline(never)]
 fn through_buffer(cpu: &mut Cpu, op: &Op, stub: &Stub, linear: u64, offset: u64) -> Run {
     let size = stub.size as usize;
+    cpu.check_alignment(linear, size as u64)?;
     let access = if stub.writes { walk::Access::Write } else { walk::Access::Read };
     let view = cpu.view();
     if let (Spot::Memory(host), None) = cpu.spots(linear, size as u64, access, view)? {
@@ -164,6 +165,7 @@ pub fn locked_stub(cpu: &mut Cpu, op: &Op) -> Run<Step> {
     let stub = prepare(cpu, op)?;
     let offset = operand_offset(cpu, op, &stub);
     let linear = operand_linear(cpu, op, &stub, offset)?;
+    cpu.check_alignment(linear, stub.size as u64)?;
     let view = cpu.view();
     match cpu.spots(linear, stub.size as u64, walk::Access::Write, view)? {
         (Spot::Memory(host), None) => cpu.run_stub(op, &stub, host, offset)?,
@@ -244,7 +246,9 @@ pub fn state(cpu: &mut Cpu, op: &Op) -> Run<Step> {
     let components = cpu.shared.model.xcr0();
     let next = cpu.next_rip(op);
     let ends = extra.instruction.mnemonic() == iced_x86::Mnemonic::Xsetbv;
+    let keys = cpu.state.pkru;
     fpu::execute::execute(&mut Operand { cpu, op }, &extra.instruction, address, mode, components)?;
+    cpu.key_register_changed(true, keys);
     if ends {
         cpu.state.rip = next;
         return Ok(Step::Jump);

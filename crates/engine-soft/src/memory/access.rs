@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use super::spaces::{Fill, View};
 use super::walk::Access;
 use crate::cpu::{Cpu, Raised};
+use crate::exception::{ALIGNMENT_CHECK, Exception};
 use crate::interpret::int::Int;
 use crate::interpret::op::{Run, Trap};
 use crate::vm::map::Place;
@@ -111,6 +112,7 @@ impl Cpu {
     #[inline(never)]
     fn modify_slow<T: Int>(&mut self, address: u64, change: impl FnOnce(&mut Cpu, T) -> T) -> Run {
         let view = self.view();
+        self.check_alignment(address, T::SIZE)?;
         self.probe(address, T::SIZE, Access::Write, view)?;
         let old = self.read(address)?;
         let new = change(self, old);
@@ -124,6 +126,7 @@ impl Cpu {
         mut change: impl FnMut(&mut Cpu, T) -> T,
     ) -> Run {
         let view = self.view();
+        self.check_alignment(address, T::SIZE)?;
         let spot = match self.spots(address, T::SIZE, Access::Write, view)? {
             (spot, None) => spot,
             (_, Some(_)) => {
@@ -167,13 +170,31 @@ impl Cpu {
         self.write_bytes(address, &value.get().to_le_bytes()[..T::SIZE as usize])
     }
 
+    /// #AC where alignment is checked and an operand of this size is not aligned.
+    ///
+    /// While it is checked, the current bank has no entries, so that nobody gets by.
+    pub fn check_alignment(&mut self, address: u64, size: u64) -> Run {
+        let unit = match size {
+            2 | 4 | 8 | 16 => size,
+            // An x87 register.
+            10 => 8,
+            _ => return Ok(()),
+        };
+        if self.checks_alignment() && !address.is_multiple_of(unit) {
+            return self.raise(Exception::with_code(ALIGNMENT_CHECK, 0));
+        }
+        Ok(())
+    }
+
     /// Reads some bytes (at most a page) in the current view.
     pub fn read_bytes(&mut self, address: u64, bytes: &mut [u8]) -> Run {
+        self.check_alignment(address, bytes.len() as u64)?;
         let view = self.view();
         self.read_bytes_in(self.of_code(address), bytes, view)
     }
 
     pub fn write_bytes(&mut self, address: u64, bytes: &[u8]) -> Run {
+        self.check_alignment(address, bytes.len() as u64)?;
         let view = self.view();
         self.write_bytes_in(self.of_code(address), bytes, view)
     }
@@ -289,6 +310,7 @@ impl Cpu {
             write: may_write,
             global: leaf.global,
             page_shift: leaf.page_shift,
+            keys: leaf.keys,
         };
         if !self.debug.watches(address) {
             self.spaces.fill(view, fill);

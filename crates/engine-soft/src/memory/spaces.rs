@@ -74,6 +74,14 @@ impl Table {
         }
     }
 
+    /// Forgets what can be read and written, but not where code is.
+    fn clear_data(&mut self) {
+        let bank = &mut self.bank;
+        bank.changed();
+        self.read.drain(false, |place| bank.reset_read(place));
+        self.write.drain(false, |place| bank.reset_write(place));
+    }
+
     fn clear_writes(&mut self) {
         let bank = &mut self.bank;
         bank.changed();
@@ -134,7 +142,8 @@ struct Space {
     pcid: u16,
     last_use: u64,
     generation: u64,
-    tables: [Option<Table>; 3],
+    /// One for each view, and the one that stays empty.
+    tables: [Option<Table>; 4],
     two_mib: LargePages,
     one_gib: LargePages,
 }
@@ -179,6 +188,10 @@ pub struct Spaces {
     current: usize,
     uses: u64,
     generations: u64,
+    /// The protection keys that entries were filled under, as [`PageKey::bit`] says.
+    ///
+    /// [`PageKey::bit`]: crate::cpu::keys::PageKey::bit
+    keys: u32,
 }
 
 /// What is put into a bank after a walk.
@@ -190,11 +203,14 @@ pub struct Fill {
     pub global: bool,
     /// 12, 21, 22 or 30.
     pub page_shift: u32,
+    /// The protection key that was asked, as a set.
+    pub keys: u32,
 }
 
 impl Default for Spaces {
     fn default() -> Self {
-        let mut spaces = Spaces { spaces: Vec::new(), current: 0, uses: 0, generations: 0 };
+        let mut spaces =
+            Spaces { spaces: Vec::new(), current: 0, uses: 0, generations: 0, keys: 0 };
         spaces.switch(0);
         spaces
     }
@@ -225,7 +241,7 @@ impl Spaces {
                         pcid,
                         last_use: 0,
                         generation,
-                        tables: [None, None, None],
+                        tables: [None, None, None, None],
                         two_mib: LargePages::default(),
                         one_gib: LargePages::default(),
                     });
@@ -302,6 +318,12 @@ impl Spaces {
         }
     }
 
+    /// A bank in which no access finds anything, so that each is looked at.
+    pub fn empty_bank(&mut self) -> *mut Bank {
+        let table = self.spaces[self.current].tables[3].get_or_insert_with(Table::new);
+        &raw mut *table.bank
+    }
+
     /// Remembers the size of a page of which something is kept.
     pub fn note_page(&mut self, address: u64, page_shift: u32) {
         let space = &mut self.spaces[self.current];
@@ -321,6 +343,7 @@ impl Spaces {
 
     pub fn fill(&mut self, view: View, fill: Fill) {
         self.note_page(fill.address, fill.page_shift);
+        self.keys |= fill.keys;
         let table = self.table(view);
         let place = index(fill.address);
         table.bank.fill_read(fill.address, fill.host);
@@ -389,6 +412,16 @@ impl Spaces {
     pub fn forget_all_writes(&mut self) {
         for table in self.tables() {
             table.clear_writes();
+        }
+    }
+
+    /// Something else is allowed to pages of these keys now.
+    pub fn keys_changed(&mut self, keys: u32) {
+        if self.keys & keys != 0 {
+            for table in self.tables() {
+                table.clear_data();
+            }
+            self.keys = 0;
         }
     }
 

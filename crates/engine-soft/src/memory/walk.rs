@@ -29,6 +29,7 @@ mod code {
     pub const USER: u32 = 4;
     pub const RESERVED: u32 = 8;
     pub const FETCH: u32 = 16;
+    pub const KEY: u32 = 32;
 }
 
 const P: u64 = 1;
@@ -55,6 +56,8 @@ pub struct Leaf {
     pub global: bool,
     /// 12, 21, 22 or 30; 12 without paging.
     pub page_shift: u32,
+    /// The protection key that was asked, as a set, or none.
+    pub keys: u32,
 }
 
 /// Entries that a walk marked, so that code in their pages can be forgotten: page
@@ -84,6 +87,12 @@ enum Stop {
     Fault(u32),
     /// An entry changed under the walk.
     Again,
+}
+
+/// What a protection key says.
+struct Asked {
+    writable: bool,
+    keys: u32,
 }
 
 /// What all levels allow together.
@@ -140,7 +149,7 @@ impl Cpu {
     ) -> Result<Leaf, Stop> {
         if self.state.cr0 & CR0_PG == 0 {
             let frame = linear & 0xffff_f000;
-            return Ok(Leaf { frame, writable: true, global: false, page_shift: 12 });
+            return Ok(Leaf { frame, writable: true, global: false, page_shift: 12, keys: 0 });
         }
         let walk = Walk { cpu: self, linear, access, view, marked };
         if self.mode.long {
@@ -232,6 +241,23 @@ impl Walk<'_> {
         if entry & reserved != 0 { Err(self.reserved()) } else { Ok(()) }
     }
 
+    /// Whether the access may go ahead, as far as the page's protection key is concerned.
+    fn ask_key(&self, rights: &Rights, entry: u64) -> Result<Asked, Stop> {
+        let Some(key) = self.cpu.page_key(entry, rights.user) else {
+            return Ok(Asked { writable: true, keys: 0 });
+        };
+        let closed = self.cpu.closed_by(key, self.view == View::User);
+        let denied = match self.access {
+            Access::Fetch => false,
+            Access::Read => closed.to_all,
+            Access::Write => closed.to_all || closed.to_writes,
+        };
+        if denied && (rights.user || self.view != View::User) {
+            return Err(Stop::Fault(self.error(code::PRESENT | code::KEY)));
+        }
+        Ok(Asked { writable: !closed.to_writes, keys: key.bit() })
+    }
+
     /// Whether the access may go ahead; the result says if a write might.
     fn permit(&self, rights: &Rights) -> Result<bool, Stop> {
         let state = &self.cpu.state;
@@ -317,7 +343,8 @@ impl Walk<'_> {
             rights.and(entry);
             path[level] = (address, entry);
             if large || shift == 12 {
-                let may_write = self.permit(&rights)?;
+                let asked = self.ask_key(&rights, entry)?;
+                let may_write = self.permit(&rights)? && asked.writable;
                 for &(address, entry) in &path[..level] {
                     self.mark64(address, entry, A)?;
                 }
@@ -330,6 +357,7 @@ impl Walk<'_> {
                     writable: may_write && dirty,
                     global: entry & G != 0 && self.cpu.state.cr4 & CR4_PGE != 0,
                     page_shift: shift,
+                    keys: asked.keys,
                 });
             }
             table = entry & FRAME;
@@ -390,6 +418,7 @@ impl Walk<'_> {
                 writable: may_write && dirty,
                 global: global(pde),
                 page_shift: 22,
+                keys: 0,
             });
         }
         let address = pde & 0xffff_f000 | (self.linear >> 12 & 0x3ff) << 2;
@@ -406,6 +435,7 @@ impl Walk<'_> {
             writable: may_write && (pte & D != 0 || self.access == Access::Write),
             global: global(pte),
             page_shift: 12,
+            keys: 0,
         })
     }
 }

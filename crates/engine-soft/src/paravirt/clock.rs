@@ -1,7 +1,8 @@
 //! kvm-clock: the guest computes the time from its TSC and a page that says how.
 //!
 //! All vCPUs' pages hold the same line through time (one TSC, one moment), so that
-//! clocks of different vCPUs never disagree, which the stable bit promises. The
+//! clocks of different vCPUs never disagree, which the stable bit promises. In each page
+//! the moment is told in that vCPU's own TSC, which may be ahead of the VM's. The
 //! version in the page is odd while it is being written.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,7 +16,7 @@ const ENABLED: u64 = 1;
 const STABLE: u8 = 1;
 const NANOS: u64 = 1_000_000_000;
 
-/// A line: at guest TSC `tsc` it was `ns`.
+/// A line: when the VM's TSC was `tsc`, it was `ns`.
 #[derive(Clone, Copy, Debug)]
 struct Line {
     tsc: u64,
@@ -51,7 +52,7 @@ fn scale(khz: u64) -> (u32, i8) {
 }
 
 impl Clock {
-    /// A clock that is 0 when the guest's TSC is `tsc`.
+    /// A clock that is 0 when the VM's TSC is `tsc`.
     pub fn new(tsc_khz: u64, tsc: u64) -> Clock {
         let (multiplier, shift) = scale(tsc_khz);
         Clock {
@@ -72,7 +73,7 @@ impl Clock {
         ((shifted * u128::from(self.multiplier)) >> 32) as u64
     }
 
-    /// Nanoseconds since the machine started, when the guest's TSC is `tsc`.
+    /// Nanoseconds since the machine started, when the VM's TSC is `tsc`.
     pub fn now(&self, tsc: u64) -> u64 {
         let line = *self.line();
         line.ns.wrapping_add(self.nanoseconds(tsc.saturating_sub(line.tsc)))
@@ -88,8 +89,8 @@ impl Clock {
         }
     }
 
-    /// Goes on from a snapshot, at the guest TSC that the vCPUs have from it. The vCPUs'
-    /// MSRs are restored after this.
+    /// Goes on from a snapshot, at this TSC of the VM. The vCPUs' MSRs are restored after
+    /// this.
     pub fn restore(&self, state: &VmState, tsc: u64) {
         let start = realtime().saturating_sub(state.clock_ns);
         *self.line() = Line { tsc, ns: state.clock_ns, start };
@@ -118,6 +119,8 @@ fn realtime() -> u64 {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct VcpuClock {
     msr: u64,
+    /// How far this vCPU's TSC is ahead of the VM's.
+    tsc_offset: u64,
 }
 
 impl VcpuClock {
@@ -127,13 +130,23 @@ impl VcpuClock {
 
     pub fn set_msr(&mut self, value: u64, clock: &Clock, memory: &mut dyn PhysicalMemory) {
         self.msr = value;
-        if value & ENABLED != 0 {
-            publish(value & !ENABLED, clock, memory);
+        self.publish(clock, memory);
+    }
+
+    /// The vCPU's TSC has been set.
+    pub fn set_tsc_offset(&mut self, offset: u64, clock: &Clock, memory: &mut dyn PhysicalMemory) {
+        self.tsc_offset = offset;
+        self.publish(clock, memory);
+    }
+
+    fn publish(&self, clock: &Clock, memory: &mut dyn PhysicalMemory) {
+        if self.msr & ENABLED != 0 {
+            publish(self.msr & !ENABLED, self.tsc_offset, clock, memory);
         }
     }
 }
 
-fn publish(address: u64, clock: &Clock, memory: &mut dyn PhysicalMemory) {
+fn publish(address: u64, tsc_offset: u64, clock: &Clock, memory: &mut dyn PhysicalMemory) {
     let mut version = [0; 4];
     if !memory.read(address, &mut version) {
         return;
@@ -142,7 +155,7 @@ fn publish(address: u64, clock: &Clock, memory: &mut dyn PhysicalMemory) {
     let next = u32::from_le_bytes(version).wrapping_add(1) | 1;
     let mut page = [0; 32];
     page[0..4].copy_from_slice(&next.to_le_bytes());
-    page[8..16].copy_from_slice(&line.tsc.to_le_bytes());
+    page[8..16].copy_from_slice(&line.tsc.wrapping_add(tsc_offset).to_le_bytes());
     page[16..24].copy_from_slice(&line.ns.to_le_bytes());
     page[24..28].copy_from_slice(&clock.multiplier.to_le_bytes());
     page[28] = clock.shift as u8;

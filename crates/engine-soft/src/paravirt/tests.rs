@@ -75,6 +75,20 @@ fn a_page_tells_the_same_time_as_the_clock() {
 }
 
 #[test]
+fn a_page_tells_the_time_by_its_own_vcpus_tsc() {
+    const AHEAD: u64 = 60_000_000_000_000;
+    let clock = Clock::new(2_500_000, 5000);
+    let mut memory = Memory(vec![0; 4096]);
+    let mut vcpu = Paravirt::default();
+    vcpu.set_tsc_offset(AHEAD, &clock, &mut memory);
+    assert_eq!(memory.0, vec![0; 4096], "there is no page yet");
+    vcpu.write_msr(MSR_SYSTEM_TIME_NEW, 0x101, &clock, &mut memory);
+    assert_eq!(guest_time(&memory, 0x100, AHEAD + 1_000_000), clock.now(1_000_000));
+    vcpu.set_tsc_offset(7, &clock, &mut memory);
+    assert_eq!(guest_time(&memory, 0x100, 1_000_007), clock.now(1_000_000));
+}
+
+#[test]
 fn the_wall_clock_and_kvm_clock_give_the_time_of_day() {
     let clock = Clock::new(1_000_000, 0);
     let mut memory = Memory(vec![0; 64]);

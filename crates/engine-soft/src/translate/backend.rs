@@ -53,7 +53,7 @@ impl Backend for Cpu {
     }
 
     fn mode(&mut self) -> Option<Mode> {
-        if !self.mode.is_64() || self.run != RunState::Running || self.wants_single_steps() {
+        if !self.is_translatable() || self.run != RunState::Running {
             return None;
         }
         let forbidden = self.mode.cpl != 0 && self.state.cr4 & CR4_TSD != 0;
@@ -199,7 +199,7 @@ const CODE_SIZE: usize = 48 << 20;
 impl Cpu {
     /// Whether the translator can run what comes next.
     pub fn is_translatable(&mut self) -> bool {
-        self.mode.is_64() && !self.wants_single_steps()
+        self.mode.is_64() && !self.wants_single_steps() && !self.checks_alignment()
     }
 
     pub fn new_translator(&self, lockstep: bool) -> io::Result<Translator> {

@@ -236,9 +236,11 @@ impl Translator {
                 && next.is_some_and(|next| select::is_interpreted(&next));
             let interpreted = Registers::of(state());
             let wrong = (translated.rflags ^ interpreted.rflags) & ARITHMETIC;
+            // Before what was executed is looked up again, which marks page tables.
+            let difference = backend.end();
             let all_flags = all_flags && wrong & !self.undefined_flags(backend) != 0;
             let mut differences = translated.differences(&interpreted, all_flags);
-            if let Some(difference) = backend.end() {
+            if let Some(difference) = difference {
                 differences.push_str(&difference);
             }
             if !differences.is_empty() {

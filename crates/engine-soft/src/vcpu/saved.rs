@@ -179,7 +179,7 @@ impl Cpu {
                 // EFER came with the system registers, the APIC's come with it.
                 number::EFER | number::APIC_BASE | number::TSC_DEADLINE => {}
                 number::TSC => {
-                    self.msr.tsc_offset = value.wrapping_sub(self.shared.time.tsc());
+                    self.set_tsc_offset(value.wrapping_sub(self.shared.time.tsc()));
                 }
                 number::TSC_ADJUST => self.msr.tsc_adjust = value,
                 _ => {

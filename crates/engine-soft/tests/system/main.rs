@@ -5,6 +5,7 @@
 
 mod control;
 mod descriptors;
+mod keys;
 mod machine;
 mod memory;
 #[path = "../port_board/mod.rs"]

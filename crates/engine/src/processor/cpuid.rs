@@ -51,8 +51,11 @@ impl Model {
             4 => self.cache(subleaf),
             6 => answer(self.bits(6, 0, Eax), 0, 0, 0),
             7 if subleaf == 0 => {
+                const OSPKE: u32 = 1 << 4;
+                let enabled = if context.cr4 >> 22 & 1 != 0 { OSPKE } else { 0 };
+                let ecx = self.bits(7, 0, Ecx) | enabled;
                 let highest = if self.bits(7, 2, Edx) != 0 { 2 } else { 0 };
-                answer(highest, self.bits(7, 0, Ebx), self.bits(7, 0, Ecx), self.bits(7, 0, Edx))
+                answer(highest, self.bits(7, 0, Ebx), ecx, self.bits(7, 0, Edx))
             }
             7 if subleaf == 2 => answer(0, 0, 0, self.bits(7, 2, Edx)),
             0xb | 0x1f => self.topology(subleaf, context.apic_id),

@@ -1,7 +1,7 @@
 //! Every feature bit that a guest may be told of.
 //!
 //! What is not in this list, the software engine lacks: virtual-8086 extensions, MONITOR,
-//! transactions, protection keys, shadow stacks, five-level paging, virtualization.
+//! transactions, shadow stacks, five-level paging, virtualization.
 
 use crate::CpuModel;
 use iced_x86::CpuidFeature::{self, *};
@@ -148,6 +148,8 @@ pub const FEATURES: &[Feature] = &[
     host("avx512vl", AVX512VL, at(7, Ebx, 31), Host),
     host("avx512_vbmi", AVX512_VBMI, at(7, Ecx, 1), Host),
     engine("umip", at(7, Ecx, 2), Host),
+    // Keys are a matter of page walks, whatever the host has.
+    engine("pku", at(7, Ecx, 3), Host),
     host("avx512_vbmi2", AVX512_VBMI2, at(7, Ecx, 6), Host),
     host("gfni", GFNI, at(7, Ecx, 8), Host),
     host("vaes", VAES, at(7, Ecx, 9), Host),
@@ -156,6 +158,7 @@ pub const FEATURES: &[Feature] = &[
     host("avx512_bitalg", AVX512_BITALG, at(7, Ecx, 12), Host),
     host("avx512_vpopcntdq", AVX512_VPOPCNTDQ, at(7, Ecx, 14), Host),
     engine("rdpid", at(7, Ecx, 22), Host),
+    engine("pks", at(7, Ecx, 31), Host),
     // Kernels that do not trust BHI_NO under a hypervisor set one bit, once, where they
     // would run a loop of thirty branches in each system call.
     engine("bhi_ctrl", Bit { bit: 4, ..SEVEN_2 }, Host),

@@ -4,6 +4,7 @@
 //! MSRs that the engine acts on (EFER, the APIC's, SYSCALL's, …) are not here.
 
 use super::Model;
+use crate::extensions::Register::Ecx;
 
 /// What a register is to RDMSR and WRMSR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,7 @@ pub enum Msr {
 }
 
 pub const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
+pub const IA32_PKRS: u32 = 0x6e1;
 
 /// RDCL_NO, IBRS_ALL, SKIP_L1DFL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR_SSDP_NO,
 /// FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO: there is no speculation
@@ -85,6 +87,8 @@ impl Model {
             0x250 | 0x258 | 0x259 | 0x268..=0x26f => FixedRange,
             0x277 => PageAttributes,
             0x2ff => MemoryType { bits: 3 << 10 },
+            // IA32_PKRS: two bits for each key.
+            IA32_PKRS if self.tells(7, Ecx, 31) => Register { initial: 0, bits: 0xffff_ffff },
             // IA32_XSS: no supervisor components.
             0xda0 if self.bits(0xd, 1, crate::extensions::Register::Eax) & 8 != 0 => {
                 Register { initial: 0, bits: 0 }
@@ -95,8 +99,10 @@ impl Model {
 
     /// All that hold something, for saving.
     pub fn stateful_msrs(&self) -> impl Iterator<Item = u32> + '_ {
+        let keys = self.tells(7, Ecx, 31).then_some(IA32_PKRS);
         [0x48, 0x17a, 0x1a0, 0x250, 0x258, 0x259, 0x277, 0x2ff]
             .into_iter()
+            .chain(keys)
             .chain(0x200..0x210)
             .chain(0x268..0x270)
     }

@@ -52,6 +52,14 @@ enum Command {
         name: String,
         up: bool,
     },
+    AddForward {
+        name: String,
+        forward: String,
+    },
+    RemoveForward {
+        name: String,
+        forward: String,
+    },
 }
 
 /// The socket, and the machine that it leads to at the moment.
@@ -202,6 +210,10 @@ fn execute(
         Command::AddNet { net } => {
             return Ok(json!({ "name": backends.add_interface(&net, machine)? }));
         }
+        Command::AddForward { name, forward } => {
+            return Ok(json!({ "address": backends.add_forward(&name, &forward)?.to_string() }));
+        }
+        Command::RemoveForward { name, forward } => backends.remove_forward(&name, &forward)?,
         Command::Remove { name } => backends.remove(&name, machine)?,
         Command::Resize { name, size } => backends.resize(&name, super::parse_bytes(&size)?)?,
         Command::Balloon { size } => backends.set_balloon(super::parse_bytes(&size)?)?,

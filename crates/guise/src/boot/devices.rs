@@ -1,6 +1,7 @@
 //! What `--disk`, `--net`, `--vsock`, `--rng`, `--balloon` and `--console` put on the machine. Backends are opened once;
 //! every machine of a run, when the guest resets, gets devices over the same ones.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,8 +34,9 @@ pub struct DeviceArguments {
     #[arg(long, value_name = "FILE,…")]
     disk: Vec<String>,
     /// A network: none, or user[,forward=[tcp:|udp:][ADDRESS:]PORT-GUESTPORT][,host][,restrict]
-    /// [,deny=NET/LEN][,mac=MAC][,mtu=N][,hostname=S][,dns=ADDRESS][,queues=N][,bps=SIZE][,pps=N];
-    /// may be repeated
+    /// [,deny=NET/LEN][,mac=MAC][,mtu=N][,hostname=S][,dns=ADDRESS], or switch=SOCKET,name=NAME
+    /// [,vlan=N][,isolated][,mac=MAC], or tap=NAME[,bridge=BRIDGE][,mtu=N][,mac=MAC]; all: [,capture=FILE][,queues=N][,bps=SIZE][,pps=N]; may be
+    /// repeated
     #[arg(long, value_name = "NETWORK", default_value = "none")]
     net: Vec<String>,
     /// Sockets between guest and host: connect to SOCKET and write CONNECT PORT to reach the
@@ -50,6 +52,17 @@ pub struct DeviceArguments {
     /// What this terminal is connected to: the serial port (ttyS0) or a virtio console (hvc0)
     #[arg(long, value_enum, default_value_t = ConsoleKind::Serial)]
     console: ConsoleKind,
+}
+
+impl DeviceArguments {
+    /// Whether there are devices that write the guest's memory by themselves.
+    pub fn write_memory(&self) -> bool {
+        !self.disk.is_empty()
+            || self.net.iter().any(|network| network != "none")
+            || self.rng
+            || self.balloon
+            || self.console == ConsoleKind::Virtio
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -125,7 +138,7 @@ impl Backend {
                 Device::Block(Block::new(disk.device.clone(), disk.options.clone()))
             }
             Backend::Interface(interface) => {
-                Device::Net(Net::new(interface.network.clone(), interface.options.clone()))
+                Device::Net(Net::new(interface.network(), interface.options.clone()))
             }
             Backend::Vsock(cid, host) => Device::Vsock(Vsock::new(*cid, host.clone())),
             Backend::Rng => Device::Rng(Rng::new()),
@@ -206,9 +219,11 @@ impl Backends {
             match &entry.backend {
                 Backend::Disk(disk) => value["size"] = json!(disk.device.size()),
                 Backend::Interface(interface) => {
-                    let counters = interface.counters();
-                    value["sent"] = json!([counters.frames_in, counters.bytes_in]);
-                    value["received"] = json!([counters.frames_out, counters.bytes_out]);
+                    if let (Value::Object(to), Value::Object(from)) =
+                        (&mut value, interface.statistics())
+                    {
+                        to.extend(from);
+                    }
                 }
                 Backend::Vsock(cid, _) => value["cid"] = json!(cid),
                 Backend::Rng | Backend::Balloon => {}
@@ -279,6 +294,15 @@ impl Backends {
         Ok(())
     }
 
+    /// Forwards one more port of the host to the guest. Returns its address.
+    pub fn add_forward(&self, name: &str, forward: &str) -> Result<SocketAddr, String> {
+        interface(&self.lock(), name)?.add_forward(forward)
+    }
+
+    pub fn remove_forward(&self, name: &str, forward: &str) -> Result<(), String> {
+        interface(&self.lock(), name)?.remove_forward(forward)
+    }
+
     fn balloon(&self) -> Option<Arc<Balloon>> {
         self.lock().iter().find_map(|entry| match &entry.plugged {
             Some((_, Device::Balloon(balloon))) => Some(balloon.clone()),
@@ -304,6 +328,13 @@ impl Backends {
 fn find<'a>(entries: &'a [Entry], name: &str) -> Result<&'a Entry, String> {
     let found = entries.iter().find(|entry| entry.name == name);
     found.ok_or_else(|| format!("there is no device '{name}'"))
+}
+
+fn interface<'a>(entries: &'a [Entry], name: &str) -> Result<&'a Interface, String> {
+    match &find(entries, name)?.backend {
+        Backend::Interface(interface) => Ok(interface),
+        _ => Err(format!("'{name}' is not an interface")),
+    }
 }
 
 /// `disk0`, `disk1`: the first that is not taken.

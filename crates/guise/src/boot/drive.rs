@@ -104,7 +104,7 @@ pub fn drive(
             return Ok(ending);
         }
         machine.pause().map_err(Failure::failed)?;
-        let engine = crate::engine::choose(hand_over.to)?;
+        let engine = crate::engine::choose(hand_over.to)?.engine;
         machine.hand_over(&*engine).map_err(Failure::failed)?;
     }
     Ok(run_until(machine, deadline))

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use crate::frame::PartialChecksum;
+
 /// The one's-complement sum of 16-bit words, folded, not inverted.
 pub fn sum(bytes: &[u8]) -> u16 {
     // The sum can be taken in any width and byte order and folded at the end.
@@ -58,4 +60,19 @@ fn six(address: IpAddr) -> [u8; 16] {
 /// right.
 pub fn transport(source: IpAddr, destination: IpAddr, protocol: u8, segment: &[u8]) -> u16 {
     !add(pseudo_header(source, destination, protocol, segment.len()), sum(segment))
+}
+
+/// Puts in the checksum that a frame's sender left to hardware.
+pub fn complete(frame: &mut [u8], partial: &PartialChecksum) {
+    let start = usize::from(partial.start);
+    let Some(covered) = frame.get_mut(start..) else { return };
+    let sum = match of(covered) {
+        // In UDP 0 would mean that there is none; elsewhere both stand for the same.
+        0 => 0xffff,
+        sum => sum,
+    };
+    let at = usize::from(partial.offset);
+    if let Some(place) = covered.get_mut(at..at + 2) {
+        place.copy_from_slice(&sum.to_be_bytes());
+    }
 }

@@ -40,7 +40,7 @@ impl Flows {
         self.flows.iter().flatten().map(|flow| flow.used + IDLE).min()
     }
 
-    /// Takes an ICMP message of the guest.
+    /// Takes an ICMP message of the guest, which has been checked.
     pub(super) fn input(
         &mut self,
         context: &mut Context,
@@ -48,17 +48,6 @@ impl Flows {
     ) -> Result<(), Reason> {
         let v4 = packet.source.is_ipv4();
         let message = packet.payload;
-        if message.len() < HEADER || v4 != (packet.protocol == PROTOCOL_ICMP) {
-            return Err(Reason::Malformed);
-        }
-        let sum = if v4 {
-            checksum::of(message)
-        } else {
-            checksum::transport(packet.source, packet.destination, PROTOCOL_ICMPV6, message)
-        };
-        if sum != 0 {
-            return Err(Reason::Malformed);
-        }
         if message[0] != types(v4).0 || message[1] != 0 {
             return Err(Reason::Unsupported);
         }
@@ -138,6 +127,21 @@ impl Flows {
             }
         }
     }
+}
+
+/// Whether an ICMP message is whole.
+pub fn check(packet: &Packet<'_>) -> Result<(), Reason> {
+    let v4 = packet.source.is_ipv4();
+    let message = packet.payload;
+    if message.len() < HEADER || v4 != (packet.protocol == PROTOCOL_ICMP) {
+        return Err(Reason::Malformed);
+    }
+    let sum = if v4 {
+        checksum::of(message)
+    } else {
+        checksum::transport(packet.source, packet.destination, PROTOCOL_ICMPV6, message)
+    };
+    if sum == 0 { Ok(()) } else { Err(Reason::Malformed) }
 }
 
 fn send(flow: &Flow, message: &[u8]) -> Result<(), Reason> {

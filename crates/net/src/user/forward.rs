@@ -121,7 +121,7 @@ impl Forwards {
     ) {
         let headers = ETHERNET + IPV4 + UDP;
         let size = (usize::from(context.config.mtu) + ETHERNET).min(headers + LARGEST_DATAGRAM);
-        let mut payload = vec![0; size - headers];
+        let mut payload = vec![0; LARGEST_DATAGRAM];
         loop {
             let Some(Some(listener)) = self.listeners.get(number as usize) else { return };
             let (got, peer) = match socket::receive_from(listener.socket.as_fd(), &mut payload) {
@@ -136,6 +136,10 @@ impl Forwards {
             };
             if let Err(reason) = udp.forwarded(context, guest, remote, &listener.socket, peer) {
                 context.counters.drop_for(reason);
+                continue;
+            }
+            if got > size - headers {
+                udp.send_fragments(context, remote, guest, &payload[..got]);
                 continue;
             }
             let receives = interface.receives();

@@ -65,7 +65,7 @@ pub fn arp(context: &mut Context, bytes: &[u8]) -> Result<(), Reason> {
 }
 
 /// The router's address on the link, made of its MAC as guests make theirs.
-fn link_local(mac: Mac) -> Ipv6Addr {
+pub fn link_local(mac: Mac) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac;
     let pair = |high, low| u16::from_be_bytes([high, low]);
     Ipv6Addr::new(0xfe80, 0, 0, 0, pair(a ^ 2, b), pair(c, 0xff), pair(0xfe, d), pair(e, f))
@@ -82,6 +82,9 @@ pub fn icmpv6(context: &mut Context, packet: &Packet<'_>) -> Result<Handled, Rea
     if packet.hop_limit != ON_LINK {
         return Err(Reason::Spoofed);
     }
+    if !source.is_unspecified() {
+        context.check_source(source.into())?;
+    }
     let checks = ChecksumCapabilities::default();
     let parsed = Icmpv6Repr::parse(&source, &destination, &message, &checks);
     match parsed.map_err(|_| Reason::Malformed)? {
@@ -93,7 +96,18 @@ pub fn icmpv6(context: &mut Context, packet: &Packet<'_>) -> Result<Handled, Rea
                 advertise_neighbour(context, target_addr, to);
             }
         }
+        Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert { target_addr, .. }) => {
+            let config = &context.config;
+            let own = link_local(config.router_mac);
+            if [own, config.router6, config.dns6].contains(&target_addr) {
+                return Err(Reason::Spoofed);
+            }
+        }
         Icmpv6Repr::Ndisc(NdiscRepr::RouterSolicit { .. }) => advertise_router(context),
+        // The router alone says these.
+        Icmpv6Repr::Ndisc(NdiscRepr::RouterAdvert { .. } | NdiscRepr::Redirect { .. }) => {
+            return Err(Reason::Spoofed);
+        }
         _ => {}
     }
     Ok(Handled::Yes)
@@ -112,7 +126,8 @@ fn advertise_router(context: &mut Context) {
     let prefix = u128::from(config.guest6) & !(u128::MAX >> config.prefix6.min(127));
     let message = NdiscRepr::RouterAdvert {
         hop_limit: 64,
-        flags: NdiscRouterFlags::empty(),
+        // Addresses and more are to be had by DHCPv6 too.
+        flags: NdiscRouterFlags::MANAGED | NdiscRouterFlags::OTHER,
         router_lifetime: Duration::from_secs(9000),
         reachable_time: Duration::from_secs(0),
         retrans_time: Duration::from_secs(0),

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::frame::{Counters, Interface, Offload, Reason};
 
 /// Who asks for more than this without reading the answers gets no more.
-const LIMIT: usize = 256;
+pub const LIMIT: usize = 256;
 
 #[derive(Default)]
 pub struct Queue {
@@ -13,6 +13,10 @@ pub struct Queue {
 }
 
 impl Queue {
+    pub fn len(&self) -> usize {
+        self.frames.len()
+    }
+
     pub fn push(&mut self, counters: &mut Counters, frame: Vec<u8>) {
         if self.frames.len() >= LIMIT {
             return counters.drop_for(Reason::NoRoom);

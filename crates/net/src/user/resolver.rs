@@ -32,6 +32,19 @@ fn parse(text: &str) -> Vec<SocketAddr> {
         .collect()
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Question,
+    Answer,
+}
+
+/// The identifier of a message, if it is one of this kind.
+pub fn identifier(message: &[u8], kind: Kind) -> Option<u16> {
+    let header = message.get(..HEADER)?;
+    let answers = header[2] & 0x80 != 0;
+    (answers == (kind == Kind::Answer)).then(|| u16::from_be_bytes([header[0], header[1]]))
+}
+
 /// The answer to a query for a name of this network; none for all others.
 pub fn answer(config: &Config, query: &[u8]) -> Option<Vec<u8>> {
     let word = |at: usize| Some(u16::from_be_bytes([*query.get(at)?, *query.get(at + 1)?]));

@@ -90,6 +90,29 @@ pub fn set(
     check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value, size) }).map(drop)
 }
 
+/// Whether datagrams may be cut on their way: if not, those that are too large fail.
+pub fn set_whole_only(socket: BorrowedFd<'_>, v4: bool, only: bool) -> io::Result<()> {
+    if v4 {
+        let value = if only { libc::IP_PMTUDISC_DO } else { libc::IP_PMTUDISC_WANT };
+        set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, value)
+    } else {
+        let value = if only { libc::IPV6_PMTUDISC_DO } else { libc::IPV6_PMTUDISC_WANT };
+        set(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, value)
+    }
+}
+
+/// The largest packet that the path of a connected socket takes, as far as is known.
+pub fn path_mtu(socket: BorrowedFd<'_>, v4: bool) -> Option<u16> {
+    let (level, option) =
+        if v4 { (libc::IPPROTO_IP, libc::IP_MTU) } else { (libc::IPPROTO_IPV6, libc::IPV6_MTU) };
+    let mut value: libc::c_int = 0;
+    let mut size = size_of::<libc::c_int>() as libc::socklen_t;
+    let pointer = std::ptr::from_mut(&mut value).cast();
+    // SAFETY: the value is an int of the size given.
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, pointer, &mut size) };
+    (result == 0 && value > 0).then(|| value.min(i32::from(u16::MAX)) as u16)
+}
+
 /// The error that a socket has met, which is cleared.
 pub fn take_error(socket: BorrowedFd<'_>) -> Option<io::Error> {
     let mut value: libc::c_int = 0;

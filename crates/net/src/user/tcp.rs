@@ -38,6 +38,11 @@ impl Flows {
         self.by_key.is_empty()
     }
 
+    /// Bytes from the guest that wait in all flows.
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
     pub fn timer(&self) -> Option<Instant> {
         self.timers.first().map(|(at, _)| *at)
     }
@@ -92,6 +97,13 @@ impl Flows {
         let first = self.first_sequence(context.now);
         let flow = Flow::asked_by_guest(key, socket, syn, first);
         self.insert(context, flow).map(drop)
+    }
+
+    /// The guest says that packets of a connection are too big for the path behind it.
+    pub(super) fn too_big(&mut self, context: &mut Context, key: Key, mtu: u16) {
+        if let Some(&number) = self.by_key.get(&key) {
+            self.with(context, number, |flow, _, _| flow.too_big(mtu));
+        }
     }
 
     /// Asks the guest for a connection, for one that was accepted at a forwarded port.
@@ -298,6 +310,10 @@ impl Interface for Counted<'_> {
 
     fn room(&mut self, size: usize) -> Option<&mut [u8]> {
         self.interface.room(size)
+    }
+
+    fn filled(&self, size: usize) -> &[u8] {
+        self.interface.filled(size)
     }
 
     fn deliver(&mut self, size: usize, offload: crate::frame::Offload) {

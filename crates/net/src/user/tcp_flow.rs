@@ -25,6 +25,8 @@ use crate::packet::{ACK, FIN, Headers, IPV4, IPV6, PSH, RST, SYN, TCP, Tcp, TcpF
 const SHIFT: u8 = 7;
 /// Without an option a segment has at most this (RFC 9293).
 const DEFAULT_MSS: u16 = 536;
+/// Smaller segments would be more header than data.
+const LEAST_MSS: u16 = 64;
 const FIRST_TIMEOUT: Duration = Duration::from_millis(250);
 const LAST_TIMEOUT: Duration = Duration::from_secs(30);
 /// After so many unanswered tries the guest is gone.
@@ -188,7 +190,7 @@ impl Flow {
     }
 
     fn take_options(&mut self, syn: &Tcp<'_>) {
-        self.mss = syn.mss.unwrap_or(DEFAULT_MSS).max(64);
+        self.mss = syn.mss.unwrap_or(DEFAULT_MSS).max(LEAST_MSS);
         match syn.window_shift {
             Some(shift) => (self.guest_shift, self.our_shift) = (shift, SHIFT),
             None => (self.guest_shift, self.our_shift) = (0, 0),
@@ -439,6 +441,16 @@ impl Flow {
             if self.window_told < room / 2 {
                 self.acknowledge = true;
             }
+        }
+    }
+
+    /// Packets to the guest must be no larger; those under way are lost.
+    pub fn too_big(&mut self, mtu: u16) {
+        let headers = if self.key.guest.is_ipv4() { IPV4 } else { IPV6 } + TCP;
+        let mss = mtu.saturating_sub(headers as u16).max(LEAST_MSS);
+        if mss < self.mss && self.phase == Phase::Open {
+            self.mss = mss;
+            self.send_again();
         }
     }
 

@@ -4,6 +4,8 @@
 
 mod guest;
 mod hostile;
+mod large;
+mod long;
 mod services;
 
 use std::io::{Read, Write};

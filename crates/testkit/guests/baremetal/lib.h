@@ -59,6 +59,10 @@ void fail(const char *what) __attribute__((noreturn));
 
 /* Handlers are functions with the `interrupt` attribute. */
 void set_handler(u8 vector, void *handler);
+/* Its interrupts use this stack of the task state segment. */
+void set_interrupt_stack(u8 vector, u8 stack);
+/* User mode may raise it. */
+void allow_users(u8 vector);
 void load_idt(void *pointer);
 
 #define LOCAL_APIC 0xfee00000ul

@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use guise_net::frame::{Interface, Offload, Receives};
+use guise_net::header;
 
-use super::{NetState, header, lock};
+use super::{NetState, lock};
 use crate::queue::{Chain, Queue, QueueError};
 use crate::rate::{Limiter, Wait};
 
@@ -173,6 +174,10 @@ impl Interface for Receiver {
             self.staging.resize(size, 0);
         }
         Some(&mut self.staging[..size])
+    }
+
+    fn filled(&self, size: usize) -> &[u8] {
+        &self.staging[..size.min(self.staging.len())]
     }
 
     fn deliver(&mut self, size: usize, offload: Offload) {

@@ -7,10 +7,11 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use guise_net::frame::Network;
+use guise_net::header;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::receive::Receiver;
-use super::{NetState, control, header, lock};
+use super::{NetState, control, lock};
 use crate::device::StartError;
 use crate::queue::{Queue, QueueError};
 use crate::rate::{Limiter, Wait};

@@ -3,6 +3,7 @@
 use iced_x86::{Code, Mnemonic, Register};
 
 use super::{Builder, Choice, ends, goes_on};
+use crate::cpu::keys;
 use crate::fpu;
 use crate::interpret::op::Handler;
 use crate::interpret::{ports, processor, system, vector};
@@ -89,6 +90,8 @@ impl Builder<'_> {
             Wrgsbase => self.base(system::write_base, 1),
             Vmcall | Vmmcall => ends(processor::hypercall),
             Serialize => ends(processor::serialize),
+            Rdpkru => goes_on(keys::rdpkru),
+            Wrpkru => goes_on(keys::wrpkru),
             Wait => goes_on(vector::wait),
             mnemonic if fpu::execute::handles(mnemonic) => {
                 self.keep_instruction();

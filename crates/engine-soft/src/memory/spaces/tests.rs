@@ -1,7 +1,7 @@
 use super::*;
 
 fn fill(address: u64, global: bool, page_shift: u32) -> Fill {
-    Fill { address, host: 0x1000 as *mut u8, write: true, global, page_shift }
+    Fill { address, host: 0x1000 as *mut u8, write: true, global, page_shift, keys: 0 }
 }
 
 fn found(spaces: &mut Spaces, address: u64) -> bool {

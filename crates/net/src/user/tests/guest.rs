@@ -50,6 +50,10 @@ impl Interface for Driver<'_> {
         Some(&mut self.room)
     }
 
+    fn filled(&self, size: usize) -> &[u8] {
+        &self.room[..size]
+    }
+
     fn deliver(&mut self, size: usize, offload: Offload) {
         self.count += 1;
         if self.lose_every.is_none_or(|every| !self.count.is_multiple_of(every)) {
@@ -73,6 +77,11 @@ impl Guest {
 
     /// Lets the network do what it has to do.
     pub fn turn(&mut self) {
+        self.turn_at(Instant::now());
+    }
+
+    /// The same at another time.
+    pub fn turn_at(&mut self, now: Instant) {
         let mut driver = Driver {
             receives: self.receives,
             lose_every: self.lose_every,
@@ -81,7 +90,7 @@ impl Guest {
             room: Vec::new(),
             count: self.delivered,
         };
-        self.network.poll(&mut driver);
+        self.network.poll_at(&mut driver, now);
         self.delivered = driver.count;
     }
 

@@ -10,7 +10,8 @@ use smoltcp::wire::{
 use super::guest::Guest;
 use crate::frame::{Offload, Reason};
 use crate::packet::{
-    Ethernet, Headers, PROTOCOL_ICMP, PROTOCOL_ICMPV6, Packet, TYPE_ARP, checksum, with_headers,
+    Ethernet, Headers, PROTOCOL_ICMP, PROTOCOL_ICMPV6, Packet, TYPE_ARP, checksum, udp_frame,
+    with_headers,
 };
 use crate::user::{Config, Policy, UserNetwork};
 
@@ -193,4 +194,89 @@ fn names_of_the_network_resolve_without_the_host() {
     let (source, answer) = guest.receive_datagram(4000);
     assert_eq!(source, dns);
     assert_eq!(answer[answer.len() - 4..], [10, 0, 2, 16]);
+}
+
+/// Sends a message to all DHCPv6 servers, and takes the answer.
+fn dhcpv6(guest: &mut Guest, message: &[u8]) -> Option<Vec<u8>> {
+    let from = SocketAddr::new("fe80::5054:ff:fe12:3456".parse().unwrap(), 546);
+    let to = SocketAddr::new("ff02::1:2".parse().unwrap(), 547);
+    let mut frame = vec![0; 62 + message.len()];
+    frame[62..].copy_from_slice(message);
+    let macs = ([0x33, 0x33, 0, 1, 0, 2], guest.macs().1);
+    udp_frame(&mut frame, macs, from, to, message.len(), Default::default());
+    guest.network.input(&frame, Offload::default());
+    guest.turn();
+    let (answer, offload) = guest.frames.pop_front()?;
+    let ethernet = Ethernet::parse(&answer).unwrap();
+    let packet = Packet::parse(ethernet.kind, ethernet.payload).unwrap();
+    assert_eq!(packet.destination, from.ip());
+    let udp = packet.udp(&offload).expect("a good datagram");
+    assert_eq!((udp.source, udp.destination), (547, 546));
+    Some(udp.payload.to_vec())
+}
+
+#[test]
+fn dhcpv6_gives_the_one_address() {
+    let mut guest = guest();
+    let client = [&[0, 1, 0, 10, 0, 3, 0, 1][..], &guest.macs().1].concat();
+    let server = [&[0, 2, 0, 10, 0, 3, 0, 1][..], &guest.macs().0].concat();
+    let association = [&[0, 3, 0, 12, 0, 0, 0, 9][..], &[0; 8]].concat();
+    let config = Config::default();
+    let given = config.guest6.octets();
+    let has = |answer: &[u8], part: &[u8]| answer.windows(part.len()).any(|at| at == part);
+
+    let solicit = [&[1, 1, 2, 3][..], &client, &association].concat();
+    let answer = dhcpv6(&mut guest, &solicit).expect("an advertisement");
+    assert_eq!(answer[..4], [2, 1, 2, 3]);
+    assert!(has(&answer, &given) && has(&answer, &server) && has(&answer, &client));
+    assert!(has(&answer, &config.dns6.octets()));
+    let request = [&[3, 4, 5, 6][..], &client, &server, &association].concat();
+    let answer = dhcpv6(&mut guest, &request).expect("a reply");
+    assert_eq!(answer[..4], [7, 4, 5, 6]);
+    assert!(has(&answer, &given));
+    let rapid = [&[1, 0, 0, 1][..], &client, &association, &[0, 14, 0, 0]].concat();
+    assert_eq!(dhcpv6(&mut guest, &rapid).expect("a reply")[0], 7);
+    let information = [11, 0, 0, 2];
+    let answer = dhcpv6(&mut guest, &information).expect("a reply");
+    assert!(!has(&answer, &given) && has(&answer, &config.dns6.octets()));
+
+    // For another server, and without what has to be said.
+    let mut other = request.clone();
+    other[4 + client.len() + 9] ^= 1;
+    assert_eq!(dhcpv6(&mut guest, &other), None);
+    for length in 0..request.len() {
+        dhcpv6(&mut guest, &request[..length]);
+    }
+    assert!(guest.network.counters().drops(Reason::Malformed) > 0);
+}
+
+#[test]
+fn a_guest_cannot_be_the_router() {
+    let mut guest = guest();
+    let config = Config::default();
+    let mut send = |kind: u8, source: &str, target: std::net::Ipv6Addr| {
+        let source: std::net::Ipv6Addr = source.parse().unwrap();
+        let destination: std::net::Ipv6Addr = "ff02::1".parse().unwrap();
+        let mut message = [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &target.octets()].concat();
+        let sum = checksum::transport(source.into(), destination.into(), 58, &message);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        let headers = Headers {
+            to_mac: [0x33, 0x33, 0, 0, 0, 1],
+            from_mac: guest.macs().1,
+            source: source.into(),
+            destination: destination.into(),
+        };
+        let mut frame = with_headers(&headers, PROTOCOL_ICMPV6, &message);
+        frame[21] = 255;
+        guest.network.input(&frame, Offload::default());
+        guest.turn();
+        guest.network.counters().drops(Reason::Spoofed)
+    };
+    let own = "fe80::5054:ff:fe12:3456";
+    assert_eq!(send(136, own, config.guest6), 0);
+    assert_eq!(send(136, own, config.router6), 1);
+    // With an MTU option, as advertisements have.
+    assert_eq!(send(134, own, "fd00::501:0:0:5dc".parse().unwrap()), 2);
+    // In another's name.
+    assert_eq!(send(135, "2001:db8::1", config.router6), 3);
 }

@@ -1,6 +1,7 @@
-//! The header in front of every frame: what the sender left to hardware.
+//! [`Offload`] as bytes: the header that stands in front of a frame in virtio's queues, on
+//! a tap and between a switch and its ports.
 
-use guise_net::frame::{Offload, PartialChecksum, SegmentKind, Segments};
+use crate::frame::{Offload, PartialChecksum, SegmentKind, Segments};
 
 pub const LENGTH: usize = 12;
 
