@@ -300,7 +300,7 @@ impl Spaces {
     }
 
     fn supervisors(&mut self) -> impl Iterator<Item = &mut Table> {
-        self.spaces.iter_mut().flat_map(|space| space.tables[1..].iter_mut().flatten())
+        self.spaces.iter_mut().flat_map(|space| space.tables[1..3].iter_mut().flatten())
     }
 
     /// Notes what code is at a linear address of the current address space. What is global
@@ -320,8 +320,25 @@ impl Spaces {
 
     /// A bank in which no access finds anything, so that each is looked at.
     pub fn empty_bank(&mut self) -> *mut Bank {
-        let table = self.spaces[self.current].tables[3].get_or_insert_with(Table::new);
-        &raw mut *table.bank
+        if self.spaces[self.current].tables[3].is_none() {
+            self.make_empty_table();
+        }
+        let table = self.spaces[self.current].tables[3].as_mut();
+        &raw mut *table.expect("made just now").bank
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn make_empty_table(&mut self) {
+        self.spaces[self.current].tables[3] = Some(Table::new());
+    }
+
+    /// Notes what code is at a linear address while the bank without data is the current one.
+    pub fn set_code_in_empty(&mut self, address: u64, id: u32) {
+        self.empty_bank();
+        if let Some(table) = &mut self.spaces[self.current].tables[3] {
+            table.bank.set_code(address, id, false);
+        }
     }
 
     /// Remembers the size of a page of which something is kept.

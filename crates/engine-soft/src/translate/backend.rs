@@ -132,6 +132,9 @@ impl Backend for Cpu {
     }
 
     fn set_code(&mut self, address: u64, id: u32) {
+        if self.checks_alignment() {
+            return self.spaces.set_code_in_empty(address, id);
+        }
         let global = self.is_fetch_global(address);
         let view = self.view();
         self.spaces.set_code(view, address, id, global);

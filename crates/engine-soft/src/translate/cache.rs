@@ -14,6 +14,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
+use super::NO_ADDRESS;
 use super::block::{Compiled, Guess, Origin};
 use super::branches::code_place;
 use super::emit::{Emit, Mem, RSP};
@@ -116,6 +117,8 @@ pub struct Cache {
     links: Vec<Link>,
     /// Entries of dead regions, by what they entered.
     dead: Map<u64, Vec<u64>>,
+    /// Indirect jumps that guess code, by its address.
+    guesses: Map<u64, Vec<u32>>,
     /// The arena is full, or nearly.
     pub exhausted: bool,
 }
@@ -137,6 +140,7 @@ impl Cache {
             by_page: Map::default(),
             links: Vec::new(),
             dead: Map::default(),
+            guesses: Map::default(),
             exhausted: false,
         }
     }
@@ -151,6 +155,7 @@ impl Cache {
         self.by_page.clear();
         self.links.clear();
         self.dead.clear();
+        self.guesses.clear();
         self.exhausted = false;
         self.counts.flushes += 1;
     }
@@ -260,8 +265,8 @@ impl Cache {
     }
 
     /// Points a link to its target's code, which is for `rip`.
-    pub fn connect(&mut self, link: u32, page_id: u32, rip: u64, code: u64) {
-        let Some(link) = self.links.get(link as usize) else { return };
+    pub fn connect(&mut self, number: u32, page_id: u32, rip: u64, code: u64) {
+        let Some(link) = self.links.get(number as usize) else { return };
         self.write32(link.jump, code.wrapping_sub(link.jump + 4) as u32);
         if link.expected != 0 {
             self.write32(link.expected, page_id);
@@ -272,6 +277,7 @@ impl Cache {
             self.write32(target + 4, (rip >> 32) as u32);
             // The place in the bank stands before the id.
             self.write32(link.expected - 4, code_place(rip) as u32);
+            self.guesses.entry(code).or_default().push(number);
             let first = guess.first.0 as u64;
             self.write32(link.start + first, (guess.rest as u64 - (first + 4)) as u32);
         }
@@ -310,6 +316,7 @@ impl Cache {
         let base = self.arena.range().start as u64 + u64::from(record.start);
         for (offset, place) in entries {
             let address = base + u64::from(place);
+            self.forget_guesses(address);
             let jump = &mut jumps[jump_index(linear + u64::from(offset))];
             if jump.code == address {
                 *jump = Jump::EMPTY;
@@ -322,6 +329,19 @@ impl Cache {
         }
         for (offset, place) in returns {
             self.divert(base + u64::from(place), linear + u64::from(offset), true, routines);
+        }
+    }
+
+    /// Indirect jumps to this code look their targets up from now on: were they led on to
+    /// what replaces it, the way would grow with each time that it is replaced.
+    fn forget_guesses(&mut self, code: u64) {
+        for number in self.guesses.remove(&code).unwrap_or_default() {
+            let link = &self.links[number as usize];
+            if let Some(guess) = link.guess {
+                let target = link.start + guess.target as u64;
+                self.write32(target, NO_ADDRESS as u32);
+                self.write32(target + 4, (NO_ADDRESS >> 32) as u32);
+            }
         }
     }
 
