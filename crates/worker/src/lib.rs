@@ -8,4 +8,3 @@
 
 pub mod body;
 pub mod job;
-pub mod microvm;
