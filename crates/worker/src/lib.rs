@@ -14,7 +14,6 @@
 //! control   the control socket, and what can be asked over it
 //! place     the files of an instance, and who may run it
 //! container the container form
-//! microvm   the form of a machine
 //! ```
 
 pub mod birth;
@@ -24,7 +23,6 @@ pub mod control;
 pub mod job;
 mod life;
 pub mod log;
-pub mod microvm;
 mod output;
 pub mod place;
 
