@@ -1,6 +1,5 @@
 //! One life of an instance: from its job to its recorded end.
 
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -30,7 +29,7 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 pub fn run(state: &Path, run: &Path) -> u8 {
     let place = Place { state: state.to_owned(), run: run.to_owned() };
     let channel = match rustix::io::dup(rustix::stdio::stdin()) {
-        Ok(channel) => UnixStream::from(OwnedFd::from(channel)),
+        Ok(channel) => UnixStream::from(channel),
         Err(error) => {
             eprintln!("the daemon's channel is missing: {error}");
             return 1;

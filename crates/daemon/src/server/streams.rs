@@ -48,7 +48,10 @@ pub async fn events(State(daemon): State<App>, Query(following): Query<Following
                 return;
             }
         }
-        while following.follow {
+        if !following.follow {
+            return;
+        }
+        loop {
             let event = tokio::select! {
                 event = live.recv() => event,
                 // Nobody listens any more.

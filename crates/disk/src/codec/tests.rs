@@ -70,7 +70,7 @@ fn noise_is_stored_where_it_has_to_be_packed() {
 #[test]
 fn flat_bytes_that_repeat_are_packed() {
     let data = noise(8192).repeat(8);
-    let counted: Vec<u8> = (0..65_536_u32).map(|at| (at * 167 >> 3) as u8).collect();
+    let counted: Vec<u8> = (0..65_536_u32).map(|at| ((at * 167) >> 3) as u8).collect();
     for codec in ALL {
         let mut encoder = codec.encoder();
         for data in [&data, &counted] {

@@ -111,6 +111,10 @@ impl Interface for Room<'_> {
         self.frame.get_mut(..size)
     }
 
+    fn filled(&self, size: usize) -> &[u8] {
+        &self.frame[..size]
+    }
+
     fn deliver(&mut self, size: usize, _: Offload) {
         // A full queue drops it, and its sender sends again.
         let _ = (&mut &*self.tap).write(&self.frame[..size]);
