@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc;
 
+use guise_api::ApiError;
 use guise_api::client::{Client, Session};
 use guise_api::session::{CHUNK, Frame};
 use guise_image::tar::{Entry, Kind, Reader, Time, Writer};
@@ -33,6 +34,11 @@ pub async fn copy(from: String, to: String) -> Done {
         }
         _ => Err(Failure::usage("one of the two is NAME:PATH, the other a path here or -")),
     }
+}
+
+/// 125 and its like are for programs that did not start; a copy has just failed.
+fn not_copied(error: ApiError) -> Failure {
+    Failure { code: 1, ..error.into() }
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> Failure {
@@ -61,7 +67,7 @@ async fn out(client: &Client, name: &str, path: &str, to: &str) -> Done {
                 }
             }
             Some(Frame::Exit(_)) => break,
-            Some(Frame::Error(error)) => return Err(error.into()),
+            Some(Frame::Error(error)) => return Err(not_copied(error)),
             Some(_) => {}
             None => return Err(Failure::failed("the copy broke off")),
         }
@@ -200,7 +206,7 @@ async fn send(mut session: Session, from: &str, name: Option<&str>) -> Done {
     loop {
         match session.next().await? {
             Some(Frame::Exit(_)) => return Ok(ExitCode::SUCCESS),
-            Some(Frame::Error(error)) => return Err(error.into()),
+            Some(Frame::Error(error)) => return Err(not_copied(error)),
             Some(_) => {}
             None => return Err(Failure::failed("the copy broke off")),
         }
