@@ -33,7 +33,6 @@ pub struct Instance {
 pub struct InstanceSpec {
     pub image: String,
     pub guise: Guise,
-    pub engine: Engine,
     /// Instead of the image's entry point.
     pub entrypoint: Option<Vec<String>>,
     /// Instead of the image's arguments.
@@ -71,7 +70,6 @@ pub enum Guise {
     #[default]
     Auto,
     Container,
-    Microvm,
 }
 
 impl Guise {
@@ -80,19 +78,8 @@ impl Guise {
         match self {
             Guise::Auto => "auto",
             Guise::Container => "container",
-            Guise::Microvm => "microvm",
         }
     }
-}
-
-/// What executes a machine's instructions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Engine {
-    #[default]
-    Auto,
-    Kvm,
-    Soft,
 }
 
 /// Limits; none is no limit, or the guise's default.

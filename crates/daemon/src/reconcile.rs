@@ -162,7 +162,6 @@ impl Task {
             status.starts = job.life;
             status.guise = match job.form {
                 Form::Container { .. } => Guise::Container,
-                Form::Microvm { .. } => Guise::Microvm,
             };
         })
         .await

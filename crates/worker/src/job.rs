@@ -46,23 +46,6 @@ pub enum Form {
         /// The image's layers as directories, bottom first.
         layers: Vec<PathBuf>,
     },
-    Microvm {
-        /// The image as one read-only EROFS file.
-        root: PathBuf,
-        kernel: PathBuf,
-        /// The folder with the kernel's modules (`lib/modules/VERSION`).
-        modules: PathBuf,
-        engine: Engine,
-    },
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Engine {
-    #[default]
-    Auto,
-    Kvm,
-    Soft,
 }
 
 /// Limits; none is no limit, or the form's default.

@@ -10,7 +10,7 @@ use guise_api::{ApiError, Code, Ended};
 use guise_container::state::timestamp;
 
 use crate::birth::{Midwife, News};
-use crate::body::{Body, BodyError, Session};
+use crate::body::{Body, Session};
 use crate::container;
 use crate::control::{self, Input, Open, Served};
 use crate::job::{Form, Job};
@@ -112,10 +112,6 @@ fn prepare(job: &Job, midwife: &mut Midwife) -> Result<(Arc<dyn Body>, Vec<Strin
             })?;
             Ok((Arc::new(body), warnings))
         }
-        Form::Microvm { .. } => Err(ApiError::from(BodyError::Unsupported {
-            what: "a microVM".into(),
-            instead: "run it as a container".into(),
-        })),
     }
 }
 

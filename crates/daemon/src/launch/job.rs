@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use guise_api::{ApiError, Code, Guise, Instance, InstanceSpec, Mount, Network, Protocol};
+use guise_api::{ApiError, Instance, InstanceSpec, Mount, Network, Protocol};
 use guise_container::runtime::parse_signal;
 use guise_image::progress::Silent;
 use guise_image::{Image, Limits};
@@ -11,7 +11,7 @@ use guise_worker::job::{self, Form, Job};
 use guise_worker::place::Place;
 
 use super::pinned;
-use crate::{Daemon, choose};
+use crate::Daemon;
 
 const SIGTERM: i32 = 15;
 
@@ -24,18 +24,9 @@ pub fn of(
     let spec = &instance.spec;
     let failed = |error: guise_image::Error| ApiError::internal(error).exit_code(125);
     let image = daemon.images.image_of(&pinned(place)?, &spec.image, None).map_err(failed)?;
-    let form = match choose::choose(spec).guise {
-        Guise::Microvm => {
-            return Err(ApiError::new(Code::Unsupported, "microVMs cannot be run yet")
-                .hint("use --as container")
-                .exit_code(125));
-        }
-        Guise::Auto | Guise::Container => {
-            let session = daemon.images.session().map_err(failed)?;
-            let layers = session.layer_dirs(&image, Limits::default(), &Silent).map_err(failed)?;
-            Form::Container { layers }
-        }
-    };
+    let session = daemon.images.session().map_err(failed)?;
+    let layers = session.layer_dirs(&image, Limits::default(), &Silent).map_err(failed)?;
+    let form = Form::Container { layers };
     let process = image.config.config.clone().unwrap_or_default();
     let stop_signal = spec.stop_signal.clone().or(Some(process.stop_signal.clone()));
     let stop_signal = stop_signal.filter(|name| !name.is_empty());

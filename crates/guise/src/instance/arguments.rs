@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use clap::Args;
-use guise_api::{Engine, Guise, InstanceSpec, Mount, Network, Port, Protocol, Resources, Restart};
+use guise_api::{Guise, InstanceSpec, Mount, Network, Port, Protocol, Resources, Restart};
 
 use crate::Failure;
 use crate::image::parse_size;
@@ -39,12 +39,9 @@ pub struct Create {
 
 #[derive(Args)]
 pub struct Options {
-    /// What to run it as: auto, container or microvm
+    /// What to run it as: auto or container
     #[arg(long = "as", value_name = "GUISE", default_value = "auto", value_parser = parse_guise)]
     guise: Guise,
-    /// What executes a machine: auto, kvm or soft
-    #[arg(long, default_value = "auto", value_parser = parse_engine)]
-    engine: Engine,
     /// Keep the program's input open
     #[arg(short, long)]
     pub interactive: bool,
@@ -142,7 +139,6 @@ impl Options {
         Ok(InstanceSpec {
             image: self.image.clone(),
             guise: self.guise,
-            engine: self.engine,
             entrypoint: self.entrypoint.clone().map(|program| vec![program]),
             command: self.command.clone(),
             env: with_values(env),
@@ -232,17 +228,7 @@ fn parse_guise(text: &str) -> Result<Guise, String> {
     match text {
         "auto" => Ok(Guise::Auto),
         "container" => Ok(Guise::Container),
-        "microvm" => Ok(Guise::Microvm),
-        _ => Err("it is auto, container or microvm".to_owned()),
-    }
-}
-
-fn parse_engine(text: &str) -> Result<Engine, String> {
-    match text {
-        "auto" => Ok(Engine::Auto),
-        "kvm" => Ok(Engine::Kvm),
-        "soft" => Ok(Engine::Soft),
-        _ => Err("it is auto, kvm or soft".to_owned()),
+        _ => Err("it is auto or container".to_owned()),
     }
 }
 
