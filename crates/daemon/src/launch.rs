@@ -9,7 +9,7 @@ use guise_api::{ApiError, Code, Instance};
 use guise_image::spec::Descriptor;
 use guise_worker::place::Place;
 
-use crate::Daemon;
+use crate::{Daemon, admission};
 use crate::table::Entry;
 pub use spawn::{Born, died};
 
@@ -52,11 +52,28 @@ fn pinned(place: &Place) -> Result<Descriptor, ApiError> {
     serde_json::from_slice(&text).map_err(ApiError::internal)
 }
 
+/// Refuses an instance for which this host has not enough memory left.
+fn admit(daemon: &Daemon, instance: &Instance) -> Result<(), ApiError> {
+    let others: Vec<u64> = daemon
+        .table
+        .all()
+        .iter()
+        .map(|entry| entry.instance())
+        .filter(|other| other.id != instance.id && other.status.phase.is_alive())
+        .filter_map(|other| other.spec.resources.memory_bytes)
+        .collect();
+    daemon.config.memory.admit(instance, &others, admission::host_memory())
+}
+
 /// Starts the life that the instance's spec asks for.
 pub async fn launch(daemon: &Arc<Daemon>, entry: &Arc<Entry>) -> Result<Born, ApiError> {
     let instance: Arc<Instance> = entry.instance();
     let console = *entry.console.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let place = daemon.config.place(&entry.id);
+    admit(daemon, &instance)?;
+    if let Some(network) = &instance.spec.join {
+        daemon.networks.ensure(daemon, network).await?;
+    }
     let (preparing, prepared_place) = (daemon.clone(), place.clone());
     let prepare = move || -> Result<(), ApiError> {
         prepared_place.create().map_err(ApiError::internal)?;

@@ -3,8 +3,8 @@
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use guise_api::{
-    ApiError, Code, Create, Ended, Explanation, Instance, InstanceSpec, InstanceStatus, Phase,
-    Stats,
+    ApiError, Code, Create, Ended, Explanation, Instance, InstanceSpec, InstanceStatus, Network,
+    Phase, Stats,
 };
 use guise_container::state::timestamp;
 use guise_worker::body::Size;
@@ -56,6 +56,9 @@ fn check(spec: &InstanceSpec) -> Result<(), ApiError> {
         if let Some(volume) = mount.volume() {
             check_name(volume)?;
         }
+    }
+    if spec.join.is_some() && spec.network == Network::Host {
+        return invalid("the host's own network has no named networks beside it".to_owned());
     }
     if let Some(name) = &spec.hostname {
         let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-.".contains(&byte);
@@ -136,6 +139,11 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
                 .hint(format!("choose another --name, or remove it: guise rm {name}")),
         ));
     }
+    if let Some(network) = &spec.join
+        && daemon.objects.network(network)?.is_none()
+    {
+        return Err(no_network(network).into());
+    }
     for mount in &spec.mounts {
         if let Some(volume) = mount.volume() {
             volumes::ensure(&daemon, volume).await?;
@@ -170,6 +178,12 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
     daemon.table.insert(entry.clone());
     reconcile::begin(&daemon, entry);
     Ok(Json(instance))
+}
+
+pub fn no_network(name: &str) -> ApiError {
+    ApiError::new(Code::NotFound, format!("there is no network {name}"))
+        .hint(format!("make it: guise network create {name}"))
+        .exit_code(125)
 }
 
 /// What an earlier request with the same key has made.

@@ -54,6 +54,7 @@ fn image() -> &'static [u8] {
         tar.file("etc/passwd", b"root:x:0:0::/root:/bin/sh\nweb:x:33:34::/tmp:/bin/sh\n").unwrap();
         tar.file("etc/group", b"root:x:0:\nwww:x:34:\nlog:x:4:web\n").unwrap();
         tar.file("etc/not-a-program", b"text\n").unwrap();
+        tar.file("etc/debian_version", b"12.0\n").unwrap();
         tar.finish().unwrap()
     })
 }
@@ -78,14 +79,18 @@ impl Home {
         let directory = std::env::temp_dir().join(format!("gr-{test}-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         let home = Home { directory, daemon: None };
-        let tar = home.path("box.tar");
-        fs::write(&tar, image()).unwrap();
-        let images = home.path("images");
+        fs::write(home.path("box.tar"), image()).unwrap();
+        home.import(BOX);
+        Some(home)
+    }
+
+    /// Puts the image into the store under a name.
+    pub fn import(&self, name: &str) {
+        let (images, tar) = (self.path("images"), self.path("box.tar"));
         let mut import = Command::new(GUISE);
-        import.args(["image", "--store"]).arg(&images).args(["import", "-q"]).arg(&tar).arg(BOX);
+        import.args(["image", "--store"]).arg(&images).args(["import", "-q"]).arg(&tar).arg(name);
         let import = import.output().unwrap();
         assert!(import.status.success(), "{import:?}");
-        Some(home)
     }
 
     pub fn path(&self, below: impl AsRef<Path>) -> PathBuf {
@@ -229,6 +234,14 @@ impl Drop for Home {
         let all = self.guise(&["ps", "-aq"]);
         for id in all.out.lines() {
             self.guise(&["rm", "-f", id]);
+        }
+        // A test that failed may have left some, whose switches would run on.
+        let networks = fs::read_dir(self.path("state/networks")).into_iter().flatten().flatten();
+        let names = networks.filter_map(|book| {
+            Some(book.file_name().to_str()?.strip_suffix(".json")?.to_owned())
+        });
+        for name in names {
+            self.guise(&["network", "rm", &name]);
         }
         let pid = self.daemon_pid();
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);

@@ -13,3 +13,4 @@ mod plain_user;
 mod programs;
 mod survival;
 mod terminal;
+mod tour;
