@@ -43,7 +43,9 @@ impl Rules {
                 mib(host_memory)
             ),
         )
-        .hint("give it less with --memory, stop others, or start the daemon with GUISE_OVERCOMMIT=1")
+        .hint(
+            "give it less with --memory, stop others, or start the daemon with GUISE_OVERCOMMIT=1",
+        )
         .exit_code(125))
     }
 }

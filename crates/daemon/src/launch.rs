@@ -9,8 +9,8 @@ use guise_api::{ApiError, Code, Instance};
 use guise_image::spec::Descriptor;
 use guise_worker::place::Place;
 
-use crate::{Daemon, admission};
 use crate::table::Entry;
+use crate::{Daemon, admission};
 pub use spawn::{Born, died};
 
 /// The file of an instance that says which image it was made of, even when the image's

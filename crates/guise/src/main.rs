@@ -63,7 +63,9 @@ enum Command {
     #[command(after_help = "Examples:
   guise completion bash > /etc/bash_completion.d/guise
   guise completion zsh > ~/.zfunc/_guise")]
-    Completion { shell: clap_complete::Shell },
+    Completion {
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Something went wrong in the way that the exit code says.

@@ -107,7 +107,8 @@ fn head(text: &mut String, name: &str, kind: &str, meaning: &str) {
 fn line(text: &mut String, name: &str, labels: &[(&str, &str)], value: f64) {
     let labels: Vec<String> =
         labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
-    let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+    let labels =
+        if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
     let _ = writeln!(text, "{name}{labels} {value}");
 }
 

@@ -46,7 +46,10 @@ fn check(daemon: &App, name: &str) -> Result<(), ApiError> {
         (status = 409, body = ApiError),
     )
 )]
-pub async fn create(State(daemon): State<App>, Body(asked): Body<NewNetwork>) -> Answer<NamedNetwork> {
+pub async fn create(
+    State(daemon): State<App>,
+    Body(asked): Body<NewNetwork>,
+) -> Answer<NamedNetwork> {
     let NewNetwork { name, subnet } = asked;
     check(&daemon, &name)?;
     if let Some(network) = daemon.objects.network(&name)? {

@@ -237,9 +237,8 @@ impl Drop for Home {
         }
         // A test that failed may have left some, whose switches would run on.
         let networks = fs::read_dir(self.path("state/networks")).into_iter().flatten().flatten();
-        let names = networks.filter_map(|book| {
-            Some(book.file_name().to_str()?.strip_suffix(".json")?.to_owned())
-        });
+        let names = networks
+            .filter_map(|book| Some(book.file_name().to_str()?.strip_suffix(".json")?.to_owned()));
         for name in names {
             self.guise(&["network", "rm", &name]);
         }
