@@ -247,7 +247,8 @@ pub async fn remove(
         instance.spec.running = false;
         Ok(())
     };
-    entry.change(&daemon.objects, Keep::Durably, mark).await?;
+    let marked = entry.change(&daemon.objects, Keep::Durably, mark).await?;
+    hurry(&daemon, &marked, 0);
     Ok(Json(Instance::clone(&*entry.until(|_| false).await)))
 }
 
@@ -322,11 +323,34 @@ pub async fn start(
 
 #[derive(Default, Deserialize)]
 pub struct Patience {
-    /// Seconds until it is killed.
+    /// Seconds until it is killed, a day at the most.
     #[serde(default)]
     seconds: Option<u32>,
     #[serde(default)]
     life: Option<u64>,
+}
+
+impl Patience {
+    fn check(&self) -> Result<(), ApiError> {
+        const DAY: u32 = 24 * 60 * 60;
+        match self.seconds {
+            Some(seconds) if seconds > DAY => {
+                Err(ApiError::invalid(format!("{seconds} seconds are more than a day")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An instance that is asked to end already has only so many seconds left from now on.
+fn hurry(daemon: &App, instance: &Instance, seconds: u32) {
+    if instance.status.phase != Phase::Stopping {
+        return;
+    }
+    let socket = daemon.config.place(&instance.id).socket();
+    let request = Request::Stop { grace_milliseconds: u64::from(seconds) * 1000 };
+    // Its task waits for the end already, and hears of it from the worker.
+    tokio::spawn(async move { link::request(&socket, &request).await });
 }
 
 #[utoipa::path(
@@ -339,6 +363,7 @@ pub async fn stop(
     Path(name): Path<String>,
     Query(patience): Query<Patience>,
 ) -> Answer<Instance> {
+    patience.check()?;
     let entry = daemon.table.find(&name)?;
     let change = |instance: &mut Instance| {
         instance.spec.running = false;
@@ -348,7 +373,10 @@ pub async fn stop(
         }
         Ok(())
     };
-    entry.change(&daemon.objects, Keep::Durably, change).await?;
+    let asked = entry.change(&daemon.objects, Keep::Durably, change).await?;
+    if let Some(seconds) = patience.seconds {
+        hurry(&daemon, &asked, seconds);
+    }
     let stopped = entry.until(|instance| !instance.status.phase.is_alive()).await;
     Ok(Json(Instance::clone(&stopped)))
 }
@@ -369,6 +397,7 @@ pub async fn restart(
     Path(name): Path<String>,
     Query(patience): Query<Patience>,
 ) -> Answer<Instance> {
+    patience.check()?;
     let entry = daemon.table.find(&name)?;
     let mut life = 0;
     let change = |instance: &mut Instance| {
@@ -385,7 +414,10 @@ pub async fn restart(
         }
         Ok(())
     };
-    entry.change(&daemon.objects, Keep::Durably, change).await?;
+    let asked = entry.change(&daemon.objects, Keep::Durably, change).await?;
+    if let Some(seconds) = patience.seconds {
+        hurry(&daemon, &asked, seconds);
+    }
     begun(&entry, life).await
 }
 
@@ -433,6 +465,9 @@ async fn want_paused(daemon: &App, name: &str, paused: bool) -> Answer<Instance>
     let entry = daemon.table.find(name)?;
     socket_of(daemon, &entry)?;
     let change = |instance: &mut Instance| {
+        if instance.status.phase == Phase::Stopping {
+            return Err(ApiError::new(Code::State, format!("{} is being stopped", instance.name)));
+        }
         instance.spec.paused = paused;
         instance.status.error = None;
         Ok(())
