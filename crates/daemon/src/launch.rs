@@ -26,9 +26,11 @@ pub async fn pin_image(daemon: &Arc<Daemon>, id: &str, image: &str) -> Result<St
             .map_err(|error: guise_image::Error| ApiError::invalid(error.to_string()))?;
         let target = daemon.images.reference(&name).map_err(|error| missing(&image, error))?.target;
         let place = daemon.config.place(&id);
-        place.create().map_err(ApiError::internal)?;
         let text = serde_json::to_vec(&target).map_err(ApiError::internal)?;
-        std::fs::write(place.state.join(IMAGE), text).map_err(ApiError::internal)?;
+        place
+            .create()
+            .and_then(|()| std::fs::write(place.state.join(IMAGE), text))
+            .map_err(|error| ApiError::host("make the instance's files", &error))?;
         let session = daemon.images.session().map_err(ApiError::internal)?;
         session.hold(&id, &target).map_err(ApiError::internal)?;
         Ok(target.digest.to_string())
@@ -76,9 +78,10 @@ pub async fn launch(daemon: &Arc<Daemon>, entry: &Arc<Entry>) -> Result<Born, Ap
     }
     let (preparing, prepared_place) = (daemon.clone(), place.clone());
     let prepare = move || -> Result<(), ApiError> {
-        prepared_place.create().map_err(ApiError::internal)?;
+        let files = |error| ApiError::host("make the instance's files", &error).exit_code(125);
+        prepared_place.create().map_err(files)?;
         let job = job::of(&preparing, &instance, &prepared_place, console)?;
-        prepared_place.write_job(&job).map_err(ApiError::internal)
+        prepared_place.write_job(&job).map_err(files)
     };
     tokio::task::spawn_blocking(prepare).await.map_err(ApiError::internal)??;
     spawn::spawn(&place).await

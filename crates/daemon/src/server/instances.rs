@@ -150,7 +150,13 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
         }
     }
     let id = random(12)?;
-    let digest = launch::pin_image(&daemon, &id, &spec.image).await?;
+    let digest = match launch::pin_image(&daemon, &id, &spec.image).await {
+        Ok(digest) => digest,
+        Err(error) => {
+            reconcile::abandon(&daemon, &id).await;
+            return Err(error.into());
+        }
+    };
     spec.starts = u64::from(spec.running);
     let mut instance = Instance {
         id,
