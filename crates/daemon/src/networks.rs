@@ -50,7 +50,7 @@ pub fn host_name(name: &str) -> String {
 }
 
 fn refused(error: impl std::fmt::Display) -> ApiError {
-    ApiError::invalid(error.to_string()).exit_code(125)
+    ApiError::invalid(error.to_string())
 }
 
 /// Chooses a network's subnet, and begins its book of leases.
@@ -193,7 +193,7 @@ fn look_after(
 async fn start(
     daemon: &Daemon,
     network: &NamedNetwork,
-    socket: &PathBuf,
+    socket: &Path,
 ) -> Result<OwnedFd, ApiError> {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
         let name = &network.name;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -170,6 +170,17 @@ impl Home {
         let output = child.wait_with_output().unwrap();
         writer.join().unwrap();
         said(output)
+    }
+
+    /// What the API answers, in plain HTTP.
+    #[track_caller]
+    pub fn ask(&self, path: &str) -> String {
+        let socket = self.path("run/guise.sock");
+        let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
     }
 
     /// Runs a command that has to succeed; what it printed.

@@ -53,7 +53,7 @@ fn the_tour_is_as_the_readme_tells() {
         } else {
             let said = said(shell(line).output().unwrap());
             assert_eq!(said.code, 0, "{line}: {}\n{}", said.err, home.daemon_log());
-            assert!(!said.out.is_empty(), "{line}: it says something");
+            assert!(!said.out.is_empty() || arguments.starts_with("cp "), "{line}: {said:?}");
         }
     }
     let copied = std::fs::read_to_string(home.path("log")).unwrap();
