@@ -19,9 +19,10 @@ use std::time::{Duration, Instant};
 use guise_api::{ApiError, Code, NamedNetwork};
 use guise_net::ipam::{Book, Subnet};
 use guise_net::switch::client;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with, sockopt};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::io::unix::AsyncFd;
 use tokio::process::Command;
 
 use crate::Daemon;
@@ -82,10 +83,20 @@ fn listener_of(socket: &Path) -> Option<OwnedFd> {
     pidfd_open(peer.pid, PidfdFlags::NONBLOCK).ok()
 }
 
-async fn has_ended(process: &Arc<OwnedFd>) {
-    // Readable means ended. What cannot be watched is looked for when it is needed next.
-    let Ok(watched) = AsyncFd::new(process.clone()) else { return std::future::pending().await };
-    let _ = watched.readable().await;
+/// Waits until a process has ended, and says whether it has.
+async fn has_ended(process: &Arc<OwnedFd>, patience: Option<Duration>) -> bool {
+    let process = process.clone();
+    let wait = move || {
+        let limit = patience.and_then(|patience| Timespec::try_from(patience).ok());
+        loop {
+            // Readable means ended.
+            match poll(&mut [PollFd::new(&*process, PollFlags::IN)], limit.as_ref()) {
+                Err(Errno::INTR) => {}
+                other => return other.is_ok_and(|ended| ended > 0),
+            }
+        }
+    };
+    tokio::task::spawn_blocking(wait).await.unwrap_or(false)
 }
 
 impl Networks {
@@ -147,7 +158,7 @@ impl Networks {
         let Some(process) = listener_of(&socket).map(Arc::new) else { return };
         // It may have ended by itself meanwhile.
         let _ = pidfd_send_signal(&*process, Signal::TERM);
-        if tokio::time::timeout(PATIENCE, has_ended(&process)).await.is_err() {
+        if !has_ended(&process, Some(PATIENCE)).await {
             tracing::warn!("network {name}: its switch does not end");
         }
     }
@@ -173,7 +184,9 @@ fn look_after(
     process: Arc<OwnedFd>,
 ) -> futures_util::future::BoxFuture<'static, ()> {
     Box::pin(async move {
-        has_ended(&process).await;
+        if !has_ended(&process, None).await {
+            return tracing::warn!("network {name}: its switch cannot be watched");
+        }
         let mine = {
             let mut switches = daemon.networks.switches.lock().await;
             let mine = switches.get(&name).is_some_and(|other| Arc::ptr_eq(other, &process));
