@@ -146,6 +146,15 @@ pub struct Attach {
     columns: u16,
 }
 
+/// The streams of an instance's program.
+#[utoipa::path(
+    get, path = "/v1/instances/{name}/attach",
+    params(("name" = String, Path),
+        ("start" = Option<bool>, Query), ("life" = Option<u64>, Query),
+        ("past" = Option<bool>, Query), ("stdin" = Option<bool>, Query),
+        ("rows" = Option<u16>, Query), ("columns" = Option<u16>, Query)),
+    responses((status = 101, description = "a session: frames over WebSocket"))
+)]
 pub async fn attach(
     State(daemon): State<App>,
     Path(name): Path<String>,
@@ -216,6 +225,12 @@ async fn attach_to(
     Ok(Some(last))
 }
 
+/// One more program in a running instance; the first frame is an `Exec`.
+#[utoipa::path(
+    get, path = "/v1/instances/{name}/exec",
+    params(("name" = String, Path)),
+    responses((status = 101, description = "a session: frames over WebSocket"))
+)]
 pub async fn exec(
     State(daemon): State<App>,
     Path(name): Path<String>,
@@ -264,6 +279,12 @@ pub struct Copy {
     path: String,
 }
 
+/// A file or folder of an instance, as a tar archive in output frames.
+#[utoipa::path(
+    get, path = "/v1/instances/{name}/copy-out",
+    params(("name" = String, Path), ("path" = String, Query)),
+    responses((status = 101, description = "a session: frames over WebSocket"))
+)]
 pub async fn copy_out(
     State(daemon): State<App>,
     Path(name): Path<String>,
@@ -273,6 +294,12 @@ pub async fn copy_out(
     copy_with(daemon, name, Request::CopyOut { path: copy.path }, upgrade)
 }
 
+/// A tar archive, in input frames, into a folder of an instance.
+#[utoipa::path(
+    get, path = "/v1/instances/{name}/copy-in",
+    params(("name" = String, Path), ("path" = String, Query)),
+    responses((status = 101, description = "a session: frames over WebSocket"))
+)]
 pub async fn copy_in(
     State(daemon): State<App>,
     Path(name): Path<String>,
@@ -305,6 +332,13 @@ pub struct Logs {
     timestamps: bool,
 }
 
+/// What an instance has printed.
+#[utoipa::path(
+    get, path = "/v1/instances/{name}/logs",
+    params(("name" = String, Path), ("follow" = Option<bool>, Query),
+        ("tail" = Option<usize>, Query), ("timestamps" = Option<bool>, Query)),
+    responses((status = 101, description = "a session: frames over WebSocket"))
+)]
 pub async fn logs(
     State(daemon): State<App>,
     Path(name): Path<String>,
