@@ -120,6 +120,9 @@ pub struct Compiler<'a> {
     pub(super) cold: Vec<Cold>,
     pub(super) out: Compiled,
     pub(super) info: InstructionInfoFactory,
+    /// Bytes of this instruction and the branch that the processor decodes together with
+    /// it; 0 if there is none.
+    fused: u64,
     /// Something in the region has vectors, or MXCSR, as an operand.
     uses_vectors: bool,
     encoder: Encoder,
@@ -138,9 +141,8 @@ impl<'a> Compiler<'a> {
         first_link: u32,
         (origin, sites_top): (u64, u64),
     ) -> Compiler<'a> {
-        let code = Vec::with_capacity(region.steps.len() * 48 + 256);
         Compiler {
-            emit: Emit { code, origin },
+            emit: Emit::new(region.steps.len() * 48 + 256, origin),
             region,
             routines,
             setting,
@@ -157,6 +159,7 @@ impl<'a> Compiler<'a> {
                 step.level
                     .is_some_and(|level| level > VectorLevel::None && level <= setting.vectors)
             }),
+            fused: 0,
             encoder: Encoder::new(64),
             labels: vec![None; region.steps.len()],
             references: Vec::new(),
@@ -206,6 +209,13 @@ impl<'a> Compiler<'a> {
         if step.leader {
             self.hold = None;
         }
+        self.fused = match self.region.steps.get(index + 1) {
+            Some(branch) if select::fuses(&step.instruction, &branch.instruction) => {
+                // The memory operand may get longer; a branch has six bytes.
+                step.instruction.len() as u64 + 2 + 6
+            }
+            _ => 0,
+        };
         self.before_group(index, step);
     }
 
@@ -318,7 +328,9 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    /// Directly before the host's form of the instruction.
     pub(super) fn origin(&mut self, step: &Step) {
+        self.emit.room_for_jump(self.fused);
         self.out.origins.push(Origin {
             host: self.emit.here() as u32,
             offset: step.offset,

@@ -43,6 +43,7 @@ pub(super) fn look_up(emit: &mut Emit, leave: u64) {
     emit.load(S0, Mem::at(S0, EPOCH));
     emit.alu_mem(Alu::Cmp, S0, Mem::at(S1, 8));
     let other = emit.jcc(cc::NE);
+    emit.room_for_jump(4);
     emit.op_mem(false, &[0xff], 4, Mem::at(S1, 16)); // jmp [r13 + 16]
     emit.bind_here(other);
     emit.load(S0, Mem::at(S1, 0));
@@ -312,6 +313,7 @@ impl Compiler<'_> {
         self.emit.lea(STACK, Mem::at(STACK, 8 + extra));
         self.emit.alu_mem(Alu::Cmp, S0, Mem::at(super::emit::RSP, 8));
         let enter = self.emit.jcc(cc::NE);
+        self.emit.room_for_jump(1);
         self.emit.bytes(&[0xc3]);
         self.cold.push(Cold::ReturnMiss { enter });
     }

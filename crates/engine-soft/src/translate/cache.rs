@@ -347,7 +347,7 @@ impl Cache {
 
     /// Makes a place go to the Rust code.
     fn divert(&mut self, place: u64, rip: u64, drop_shadow: bool, routines: &Routines) {
-        let mut emit = Emit { code: Vec::with_capacity(40), origin: self.arena.next() };
+        let mut emit = Emit::new(40, self.arena.next());
         if drop_shadow {
             emit.lea(RSP, Mem::at(RSP, 8));
         }

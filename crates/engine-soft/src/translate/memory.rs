@@ -213,8 +213,7 @@ impl Compiler<'_> {
 
     fn compare(&mut self, entry: i32, size: u32) -> Fixup {
         self.emit.alu_mem(Alu::Sub, S0, Mem::at(S1, entry));
-        self.emit.alu_imm(true, Alu::Cmp, S0, 4096 - size as i32);
-        let enter = self.emit.jcc(cc::A);
+        let enter = self.emit.cmp_jcc(S0, 4096 - size as i32, cc::A);
         self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, entry + ENTRY_HOST));
         enter
     }

@@ -414,7 +414,7 @@ impl Builder {
 impl Routines {
     /// Generates them at the arena's front. None if they do not fit.
     pub fn generate(arena: &mut Arena, vectors: VectorLevel, helpers: Helpers) -> Option<Routines> {
-        let emit = Emit { code: Vec::with_capacity(4096), origin: arena.next() };
+        let emit = Emit::new(4096, arena.next());
         let mut builder = Builder { emit, vectors };
         let mut routines = Routines { enter: builder.enter(), ..Routines::default() };
         let stored = builder.leave(&mut routines);

@@ -159,8 +159,7 @@ impl Compiler<'_> {
         let site = self.sites_top - ((number + 1) * SIZE) as u64;
         self.out.sites.push(NewSite { compare: self.emit.here(), lookup: 0 });
         self.emit.op_at(true, &[0x2b], S0, site + PAGE);
-        self.emit.alu_imm(true, Alu::Cmp, S0, 4096 - info.size as i32);
-        let enter = self.emit.jcc(cc::A);
+        let enter = self.emit.cmp_jcc(S0, 4096 - info.size as i32, cc::A);
         self.emit.op_at(true, &[0x03], S0, site + HOST);
         // An address in the page `EMPTY` gets here with an empty site, and traps.
         let (host, native) = (self.emit.here() as u32, self.flags.native);
