@@ -13,7 +13,7 @@ use super::emit::{Alu, Emit, Fixup, Mem, cc};
 use super::flags::Flags;
 use super::frame;
 use super::group::Hold;
-use super::memory::AccessInfo;
+use super::memory::{AccessInfo, Form};
 use super::runtime::Routines;
 use super::scan::{Region, Step, Way};
 use super::select::{self, VectorLevel};
@@ -49,10 +49,12 @@ pub struct LinkSite {
 /// What an indirect jump is to compare its target with.
 #[derive(Clone, Copy)]
 pub struct Guess {
-    /// Where the expected address stands.
+    /// Where the comparison begins, and where the expected address stands.
+    pub start: usize,
     pub target: usize,
     /// A jump's displacement that is to lead to `rest` once the guess is made.
     pub first: Fixup,
+    /// Looks the target up.
     pub rest: usize,
 }
 
@@ -80,7 +82,7 @@ pub struct Compiled {
 /// What is emitted behind the straight code.
 pub(super) enum Cold {
     /// A check failed: the helper finds the host address, or leaves.
-    Access { enter: Fixup, back: usize, entry: i32, info: u32 },
+    Access { enter: Fixup, back: usize, entry: i32, info: AccessInfo, form: Form },
     /// A branch leaves the region.
     Edge { enter: Fixup, from: u64, to: u64, flags: Flags, live: bool },
     /// Control goes on at `rip` by way of the Rust code; flags are in the frame.
@@ -92,7 +94,14 @@ pub(super) enum Cold {
     /// The guest's vectors are not in the host's registers yet.
     LoadVectors { enter: Fixup, back: usize },
     /// The check of a group failed.
-    Group { enter: Fixup, back: usize, entry: i32, info: AccessInfo, group: (u64, u32, usize) },
+    Group {
+        enter: Fixup,
+        back: usize,
+        entry: i32,
+        info: AccessInfo,
+        form: Form,
+        group: (u64, u32, usize),
+    },
     /// The check with a site failed.
     Site { failed: Failed },
     /// The shared end of an indirect call: goes to the target in S0.
@@ -179,7 +188,6 @@ impl<'a> Compiler<'a> {
         for (index, step) in region.steps.iter().enumerate() {
             self.begin(index, step);
             self.step(index, step);
-            self.after_group(step);
             self.finish(index, step);
         }
         self.emit_entries();
@@ -309,11 +317,9 @@ impl<'a> Compiler<'a> {
             let bytes = &self.bytes[start..start + instruction.len()];
             self.emit.bytes(bytes);
         } else {
-            if memory {
-                self.check_operand(step);
-            }
+            let operand = memory.then(|| self.check_operand(step));
             self.flags_for(step);
-            self.substituted(step, memory);
+            self.substituted(step, operand);
         }
         if step.modifies {
             self.flags.written();

@@ -71,6 +71,21 @@ impl Mem {
     }
 }
 
+impl Mem {
+    pub fn base(self) -> Option<Reg> {
+        Some(self.base).filter(|&base| base != NONE)
+    }
+
+    /// Only for those that are not scaled.
+    pub fn index(self) -> Option<Reg> {
+        Some(self.index).filter(|&index| index != NONE)
+    }
+
+    pub fn displacement(self) -> i64 {
+        i64::from(self.disp)
+    }
+}
+
 /// A place in the code where a 32-bit displacement is still to be filled in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fixup(pub usize);

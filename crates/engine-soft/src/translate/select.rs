@@ -3,7 +3,9 @@
 //! What is translated is named: an instruction set is on a list here, or its
 //! instructions are interpreted, so that an unknown one is slow rather than wrong.
 
-use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{
+    Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register,
+};
 
 use crate::host::classify;
 
