@@ -350,7 +350,7 @@ impl Compiler<'_> {
                 self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, entry));
                 self.emit.mov_imm(S1, u64::from(info.pack()));
                 self.emit.call_to(self.routines.access);
-                self.to_form(form);
+                self.give_form(form);
                 let jump = self.emit.jmp();
                 self.emit.bind(jump, back);
             }

@@ -239,7 +239,7 @@ impl Compiler<'_> {
         let split = self.emit.jcc(cc::A);
         self.emit.mov_imm(S1, u64::from(info.pack()));
         self.emit.call_to(self.routines.access);
-        self.to_form(form);
+        self.give_form(form);
         let jump = self.emit.jmp();
         self.emit.bind(jump, back);
         self.emit.bind_here(split);

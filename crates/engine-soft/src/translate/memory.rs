@@ -257,7 +257,7 @@ impl Compiler<'_> {
             }
             Form::Address | Form::Base { .. } => {
                 self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, table + ENTRY_HOST));
-                self.to_form(form);
+                self.give_form(form);
             }
         }
         let (back, entry) = (self.emit.here(), table);
@@ -269,7 +269,7 @@ impl Compiler<'_> {
     }
 
     /// From the host address in S0 to what the form wants there. Takes S1.
-    pub(super) fn to_form(&mut self, form: Form) {
+    pub(super) fn give_form(&mut self, form: Form) {
         match form {
             Form::Address => {}
             Form::Distance { base, displacement } => {

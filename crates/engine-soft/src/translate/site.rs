@@ -210,7 +210,7 @@ impl Compiler<'_> {
         self.emit.mov(S0, S1);
         let other = self.look_up_page(info.size, table);
         self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, table + ENTRY_HOST));
-        self.to_form(form);
+        self.give_form(form);
         let jump = self.emit.jmp();
         self.emit.bind(jump, back);
         self.emit.bind_here(slow);
@@ -223,7 +223,7 @@ impl Compiler<'_> {
             None => {
                 self.emit.mov_imm(S1, u64::from(info.pack()));
                 self.emit.call_to(self.routines.access);
-                self.to_form(form);
+                self.give_form(form);
                 let jump = self.emit.jmp();
                 self.emit.bind(jump, back);
             }
