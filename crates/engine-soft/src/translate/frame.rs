@@ -30,8 +30,11 @@ pub struct Jump {
 }
 
 impl Jump {
-    /// Matches nothing: epochs start at 1.
-    pub const EMPTY: Jump = Jump { rip: 0, epoch: 0, code: 0 };
+    /// What stands in a place of the cache when nothing does: an address of another place,
+    /// so that not even a jump to address 0 finds it.
+    pub fn empty(place: usize) -> Jump {
+        Jump { rip: u64::from(place == jump_index(0)), epoch: 0, code: 0 }
+    }
 }
 
 /// The multiplier of the jump cache's hash; generated code has it as a constant.

@@ -118,7 +118,7 @@ pub struct Paths {
 
 impl Paths {
     pub fn new(bottom: u64) -> io::Result<Paths> {
-        let empty = || Box::new([Jump::EMPTY; JUMPS]);
+        let empty = || Box::new(std::array::from_fn(Jump::empty));
         let cache = || UserCache { view: View::default(), last_use: 0, jumps: empty() };
         let mut paths = Paths {
             shadows: [Shadow::new()?, Shadow::new()?],
@@ -137,7 +137,7 @@ impl Paths {
     /// Forgets everything: code is elsewhere now.
     pub fn clear(&mut self, state: &mut CpuState, bottom: u64) {
         self.bottom = bottom;
-        self.supervisor.fill(Jump::EMPTY);
+        *self.supervisor = std::array::from_fn(Jump::empty);
         for cache in &mut self.users {
             cache.view = View::default();
         }
@@ -184,7 +184,7 @@ impl Paths {
         self.current = known.or_else(oldest).unwrap_or(0);
         let cache = &mut self.users[self.current];
         if known.is_none() {
-            cache.jumps.fill(Jump::EMPTY);
+            *cache.jumps = std::array::from_fn(Jump::empty);
             cache.view = view;
         }
         cache.last_use = self.uses;
@@ -215,9 +215,9 @@ impl Paths {
     pub fn forget(&mut self, rip: u64, code: u64) {
         let users = self.users.iter_mut().map(|cache| &mut cache.jumps);
         for jumps in users.chain([&mut self.supervisor]) {
-            let jump = &mut jumps[jump_index(rip)];
-            if jump.code == code {
-                *jump = Jump::EMPTY;
+            let place = jump_index(rip);
+            if jumps[place].code == code {
+                jumps[place] = Jump::empty(place);
             }
         }
     }

@@ -384,7 +384,6 @@ snippet!(
     "xor [rbp+24], cl",
     "cmp [r14], r14",
     "setb [r13+32]",
-    "xchg r13, [rdi+256]",
     "mov [rdi+256], r13",
     "mov r13, [rdi+256]",
     "mov r13, [r13+16]",
