@@ -15,6 +15,7 @@
 //! | `frame`, `runtime` | the way in and out, and calls to helpers |
 //! | `backend` | what the translator sees of a vCPU |
 //! | `lockstep` | both tiers, compared |
+//! | `paths` | where returns and indirect jumps lead |
 //! | `cache` | what was translated, its connections, and its end |
 //!
 //! What it does not translate it hands to its [`Backend`], one instruction at a time.
@@ -32,6 +33,7 @@ pub mod frame;
 mod group;
 mod lockstep;
 mod memory;
+mod paths;
 mod registers;
 mod runtime;
 mod scan;
@@ -48,9 +50,10 @@ use iced_x86::Mnemonic;
 
 use block::{Compiler, Setting};
 use cache::{Cache, PageKey};
-use frame::{ARITHMETIC, JUMPS, Jump, Leave, jump_index, pack_flags, unpack_flags};
+use frame::{ARITHMETIC, Leave, pack_flags, unpack_flags};
 pub use lockstep::Oracle;
 use memory::AccessInfo;
+use paths::Paths;
 use runtime::{Helpers, Routines};
 use scan::{LONGEST, Scanner};
 pub use select::VectorLevel;
@@ -145,9 +148,6 @@ pub struct Counts {
 }
 
 const PAGE_FAULT: u32 = 14;
-const SHADOW_SIZE: usize = 256 << 10;
-/// Below this much room the shadow stack starts again.
-const SHADOW_MARGIN: usize = 16 << 10;
 /// No guest return address is this: it is not canonical.
 const NO_ADDRESS: u64 = 0x8000_dead_beef_0000;
 
@@ -167,8 +167,7 @@ pub struct Translator {
     bmi2: bool,
     /// The level that the code in the jump cache was made for.
     vectors: VectorLevel,
-    jumps: Box<[Jump; JUMPS]>,
-    shadow: Box<[u64]>,
+    paths: Paths,
     sites: Sites,
     /// The code that runs is the user's.
     user: bool,
@@ -200,14 +199,13 @@ impl Translator {
         let registration = traps::register(arena.range(), on_trap, routines.trap as usize)?;
         Ok(Translator {
             cache: Cache::new(arena),
+            paths: Paths::new(routines.return_bottom)?,
             routines,
             scanner: Scanner::new(),
             options,
             helpers,
             vectors: VectorLevel::None,
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
-            jumps: Box::new([Jump::EMPTY; JUMPS]),
-            shadow: vec![0; SHADOW_SIZE / 8].into_boxed_slice(),
             sites: Sites::new(),
             user: false,
             writes: Vec::new(),
@@ -220,18 +218,6 @@ impl Translator {
         })
     }
 
-    /// Empties the shadow stack.
-    fn reset_shadow(&mut self, state: &mut CpuState) {
-        let words = self.shadow.len();
-        self.shadow[words - 1] = NO_ADDRESS;
-        self.shadow[words - 2] = self.routines.return_bottom;
-        let base = self.shadow.as_mut_ptr() as u64;
-        let frame = &mut state.generated;
-        frame.shadow_top = base + (words as u64 - 2) * 8;
-        frame.shadow = frame.shadow_top;
-        frame.shadow_limit = base + SHADOW_MARGIN as u64;
-    }
-
     /// Throws all translated code away. Not from within generated code.
     fn flush(&mut self, state: &mut CpuState) {
         self.cache.clear();
@@ -239,9 +225,8 @@ impl Translator {
         let (vectors, helpers) = (self.options.vectors, self.helpers);
         self.routines = Routines::generate(&mut self.cache.arena, vectors, helpers)
             .expect("the routines fitted before");
-        self.jumps.fill(Jump::EMPTY);
         self.sites.start(state);
-        self.reset_shadow(state);
+        self.paths.clear(state, self.routines.return_bottom);
     }
 
     /// Kills code whose bytes were written. True if there was any.
@@ -250,7 +235,7 @@ impl Translator {
         let mut any = false;
         for write in std::mem::take(&mut self.writes) {
             let (physical, granules) = (write.physical, write.granules);
-            any |= self.cache.invalidate(physical, granules, &self.routines, &mut self.jumps);
+            any |= self.cache.invalidate(physical, granules, &self.routines, &mut self.paths);
         }
         any
     }
@@ -280,10 +265,10 @@ impl Translator {
             self.user = mode.user;
             if mode.vectors != self.vectors {
                 self.vectors = mode.vectors;
-                self.jumps.fill(Jump::EMPTY);
-                self.reset_shadow(state());
+                self.paths.clear(state(), self.routines.return_bottom);
             }
-            let quick = if link.is_none() { self.jump(state()) } else { None };
+            self.paths.select(state(), mode.user);
+            let quick = if link.is_none() { self.paths.find(state()) } else { None };
             let found = quick.map(|code| (0, code));
             let found = found.or_else(|| self.find(backend, mode, plain && link.is_some()));
             plain = false;
@@ -334,9 +319,8 @@ impl Translator {
         // SAFETY: the backend's state is valid; the reference ends here.
         let state = unsafe { &mut *address };
         state.generated.context = std::ptr::from_mut(self) as u64;
-        state.generated.jumps = self.jumps.as_ptr() as u64;
         if state.generated.shadow_top == 0 {
-            self.reset_shadow(state);
+            self.paths.install(state);
             self.sites.start(state);
         }
         address
@@ -349,6 +333,7 @@ impl Translator {
         let state = || unsafe { &mut *address };
         state().generated.flags = flags;
         self.counts.entered += 1;
+        self.paths.select(state(), self.user);
         if self.user {
             self.sites.check(state());
         }
@@ -375,6 +360,11 @@ impl Translator {
         }
     }
 
+    /// User code cannot go on where it is: what is mapped may be other code.
+    fn is_elsewhere(&self, state: &CpuState) -> bool {
+        self.user && !self.paths.is_current(state)
+    }
+
     fn note_fallback(&mut self, mnemonic: usize) {
         if let Some(count) = self.fallbacks.get_mut(mnemonic) {
             *count += 1;
@@ -394,6 +384,7 @@ impl Translator {
             ("links_made", cache.links),
             ("links_retargeted", cache.retargeted),
             ("sites_retired", cache.retired),
+            ("guesses_given_up", cache.guesses_given_up),
             ("entered_generated_code", counts.entered),
             ("left_for_lookup", counts.left_for_next),
             ("left_for_link", counts.left_for_link),
@@ -426,9 +417,8 @@ impl Translator {
         let trapped = state.generated.trapped;
         let place = self.cache.find(trapped);
         let trap = state.trap;
-        // Guest memory is mapped and checked, so there are no page faults in this code, but
-        // for the address that empty sites hold.
-        if (trap.vector != PAGE_FAULT || trap.address < PAGE_SIZE)
+        // Guest memory is mapped and checked, so there are no page faults in this code.
+        if trap.vector != PAGE_FAULT
             && let Some(place) = &place
             && let Some(origin) = place.origin
         {
@@ -474,40 +464,27 @@ impl Translator {
         if let Some(id) = known
             && let Some(code) = self.cache.entry(id, offset, plain)
         {
-            self.remember(rip, bank, code, plain);
+            self.remember(state, code, plain);
             return Some((id, code));
         }
         let page = backend.code_page(rip)?;
         let key = PageKey { linear, physical: page.physical, mode: mode.key() };
         let id = self.cache.id(key);
         backend.set_code(rip, id);
-        // The backend may have changed the view.
-        // SAFETY: as above.
-        let bank = unsafe { (*state).bank };
         if let Some(code) = self.cache.entry(id, offset, plain) {
-            self.remember(rip, bank, code, plain);
+            self.remember(state, code, plain);
             return Some((id, code));
         }
         let code = self.translate(backend, (mode, plain), key, id, rip, page.host)?;
-        self.remember(rip, bank, code, plain);
+        self.remember(state, code, plain);
         Some((id, code))
     }
 
-    /// What the jump cache knows of RIP.
-    fn jump(&self, state: &CpuState) -> Option<u64> {
-        let jump = &self.jumps[jump_index(state.rip)];
-        // SAFETY: the bank is the vCPU's current one.
-        let epoch = unsafe { (*state.bank).epoch };
-        (jump.rip == state.rip && jump.epoch == epoch).then_some(jump.code)
-    }
-
-    fn remember(&mut self, rip: u64, bank: *mut Bank, code: u64, plain: bool) {
-        if plain {
-            return;
+    fn remember(&mut self, state: *mut CpuState, code: u64, plain: bool) {
+        if !plain {
+            // SAFETY: the backend's state is valid, and no other reference to it lives.
+            self.paths.remember(unsafe { &mut *state }, self.user, code);
         }
-        // SAFETY: the bank is the vCPU's current one.
-        let epoch = unsafe { (*bank).epoch };
-        self.jumps[jump_index(rip)] = Jump { rip, epoch, code };
     }
 
     fn translate<B: Backend>(
@@ -605,9 +582,11 @@ extern "C" fn access<B: Backend>(context: u64, address: u64, info: u64, back: u6
     translator.counts.accesses += 1;
     let info = AccessInfo::unpack(info as u32);
     let pointer = backend.resolve(address, info.size, info.write);
-    let changed = translator.drain(backend);
+    let written = translator.drain(backend);
     // SAFETY: as above.
-    translator.after_access(unsafe { &mut *backend.state() });
+    let state = unsafe { &mut *backend.state() };
+    let changed = written || translator.is_elsewhere(state);
+    translator.after_access(state);
     match pointer {
         Some(pointer) if !changed => pointer as u64,
         _ => {
@@ -656,11 +635,30 @@ extern "C" fn interpret<B: Backend>(context: u64, rip: u64, info: u64) -> u64 {
     if translator.user && same_mode {
         translator.sites.check(state());
     }
-    (goes_on && !changed && still_there && straight && quiet && same_mode) as u64
+    let stays = same_mode && !translator.is_elsewhere(state());
+    (goes_on && !changed && still_there && straight && quiet && stays) as u64
 }
 
-/// Generated code trapped: it goes on at the routine that leaves.
+/// Generated code trapped: it goes on at the routine that leaves. Where it has called too
+/// deep it only loses what it knew of its callers.
 fn on_trap(frame: &mut TrapFrame<'_>, landing: usize) -> TrapAction {
+    let (guard, top): (u64, u64);
+    // SAFETY: GS is the base of this thread's state while generated code runs.
+    unsafe {
+        std::arch::asm!(
+            "mov {guard}, gs:[{guard_place}]",
+            "mov {top}, gs:[{top_place}]",
+            guard = out(reg) guard,
+            top = out(reg) top,
+            guard_place = const std::mem::offset_of!(CpuState, generated.shadow_guard),
+            top_place = const std::mem::offset_of!(CpuState, generated.shadow_top),
+            options(nostack, preserves_flags, readonly),
+        );
+    }
+    if frame.vector() == PAGE_FAULT && frame.fault_address().wrapping_sub(guard) < PAGE_SIZE {
+        frame.set_gpr(usize::from(emit::RSP), top);
+        return TrapAction::Resume;
+    }
     // SAFETY: GS is the base of this thread's state while generated code runs.
     unsafe {
         let trap = std::mem::offset_of!(CpuState, trap);

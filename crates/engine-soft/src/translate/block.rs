@@ -13,7 +13,7 @@ use super::emit::{Alu, Emit, Fixup, Mem, cc};
 use super::flags::Flags;
 use super::frame;
 use super::group::Hold;
-use super::memory::AccessInfo;
+use super::memory::{AccessInfo, Form};
 use super::runtime::Routines;
 use super::scan::{Region, Step, Way};
 use super::select::{self, VectorLevel};
@@ -49,10 +49,12 @@ pub struct LinkSite {
 /// What an indirect jump is to compare its target with.
 #[derive(Clone, Copy)]
 pub struct Guess {
-    /// Where the expected address stands.
+    /// Where the comparison begins, and where the expected address stands.
+    pub start: usize,
     pub target: usize,
     /// A jump's displacement that is to lead to `rest` once the guess is made.
     pub first: Fixup,
+    /// Looks the target up.
     pub rest: usize,
 }
 
@@ -80,7 +82,7 @@ pub struct Compiled {
 /// What is emitted behind the straight code.
 pub(super) enum Cold {
     /// A check failed: the helper finds the host address, or leaves.
-    Access { enter: Fixup, back: usize, entry: i32, info: u32 },
+    Access { enter: Fixup, back: usize, entry: i32, info: AccessInfo, form: Form },
     /// A branch leaves the region.
     Edge { enter: Fixup, from: u64, to: u64, flags: Flags, live: bool },
     /// Control goes on at `rip` by way of the Rust code; flags are in the frame.
@@ -92,7 +94,14 @@ pub(super) enum Cold {
     /// The guest's vectors are not in the host's registers yet.
     LoadVectors { enter: Fixup, back: usize },
     /// The check of a group failed.
-    Group { enter: Fixup, back: usize, entry: i32, info: AccessInfo, group: (u64, u32, usize) },
+    Group {
+        enter: Fixup,
+        back: usize,
+        entry: i32,
+        info: AccessInfo,
+        form: Form,
+        group: (u64, u32, usize),
+    },
     /// The check with a site failed.
     Site { failed: Failed },
     /// The shared end of an indirect call: goes to the target in S0.
@@ -120,6 +129,9 @@ pub struct Compiler<'a> {
     pub(super) cold: Vec<Cold>,
     pub(super) out: Compiled,
     pub(super) info: InstructionInfoFactory,
+    /// Bytes of this instruction and the branch that the processor decodes together with
+    /// it; 0 if there is none.
+    fused: u64,
     /// Something in the region has vectors, or MXCSR, as an operand.
     uses_vectors: bool,
     encoder: Encoder,
@@ -138,9 +150,8 @@ impl<'a> Compiler<'a> {
         first_link: u32,
         (origin, sites_top): (u64, u64),
     ) -> Compiler<'a> {
-        let code = Vec::with_capacity(region.steps.len() * 48 + 256);
         Compiler {
-            emit: Emit { code, origin },
+            emit: Emit::new(region.steps.len() * 48 + 256, origin),
             region,
             routines,
             setting,
@@ -157,6 +168,7 @@ impl<'a> Compiler<'a> {
                 step.level
                     .is_some_and(|level| level > VectorLevel::None && level <= setting.vectors)
             }),
+            fused: 0,
             encoder: Encoder::new(64),
             labels: vec![None; region.steps.len()],
             references: Vec::new(),
@@ -176,7 +188,6 @@ impl<'a> Compiler<'a> {
         for (index, step) in region.steps.iter().enumerate() {
             self.begin(index, step);
             self.step(index, step);
-            self.after_group(step);
             self.finish(index, step);
         }
         self.emit_entries();
@@ -206,6 +217,13 @@ impl<'a> Compiler<'a> {
         if step.leader {
             self.hold = None;
         }
+        self.fused = match self.region.steps.get(index + 1) {
+            Some(branch) if select::fuses(&step.instruction, &branch.instruction) => {
+                // The memory operand may get longer; a branch has six bytes.
+                step.instruction.len() as u64 + 2 + 6
+            }
+            _ => 0,
+        };
         self.before_group(index, step);
     }
 
@@ -299,11 +317,9 @@ impl<'a> Compiler<'a> {
             let bytes = &self.bytes[start..start + instruction.len()];
             self.emit.bytes(bytes);
         } else {
-            if memory {
-                self.check_operand(step);
-            }
+            let operand = memory.then(|| self.check_operand(step));
             self.flags_for(step);
-            self.substituted(step, memory);
+            self.substituted(step, operand);
         }
         if step.modifies {
             self.flags.written();
@@ -318,7 +334,9 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    /// Directly before the host's form of the instruction.
     pub(super) fn origin(&mut self, step: &Step) {
+        self.emit.room_for_jump(self.fused);
         self.out.origins.push(Origin {
             host: self.emit.here() as u32,
             offset: step.offset,

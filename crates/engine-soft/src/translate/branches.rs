@@ -13,10 +13,11 @@ use iced_x86::{OpKind, Register};
 
 use super::NO_ADDRESS;
 use super::block::{Cold, Compiler, Guess, LinkSite};
-use super::emit::{Alu, Emit, Mem, cc};
+use super::emit::{Alu, Emit, Fixup, Mem, RSP, cc};
 use super::flags::Flags;
-use super::frame::{self, JUMP_HASH, JUMPS, Jump, S0, S1, STACK};
+use super::frame::{self, JUMP_HASH, JUMP_SHIFT, JUMPS, Jump, S0, S1, STACK};
 use super::memory::{EPOCH, TABLE_CODE};
+use super::paths::BESIDE;
 use super::registers::{host_of, number_of};
 use super::scan::{Step, Way};
 use crate::tlb::{PAGE_SIZE, index};
@@ -27,26 +28,34 @@ pub(super) fn code_place(address: u64) -> i32 {
     TABLE_CODE + 4 * index(address) as i32
 }
 
-/// Goes to the address in S0 by way of the jump cache; to `leave`, which takes it from S0,
-/// where that does not know it.
-pub(super) fn look_up(emit: &mut Emit, leave: u64) {
+/// Goes to the address in S0 by way of the jump cache; to what is returned, with the address
+/// still there, where that does not know it. The user's caches are for one epoch.
+pub(super) fn look_up(emit: &mut Emit, supervisor: bool) -> Vec<Fixup> {
     emit.alu_mem_imm32(Alu::Cmp, frame::attention(), 0);
-    emit.jcc_to(cc::NE, leave);
+    let mut unknown = vec![emit.jcc(cc::NE)];
     emit.op_reg(false, &[0x69], S1, S0); // imul r13d, r14d, imm32
     emit.bytes(&JUMP_HASH.to_le_bytes());
-    emit.shift_imm(false, 5, S1, 21 - size_of::<Jump>().trailing_zeros() as u8);
+    emit.shift_imm(false, 5, S1, JUMP_SHIFT - size_of::<Jump>().trailing_zeros() as u8);
     emit.alu_imm(false, Alu::And, S1, ((JUMPS - 1) * size_of::<Jump>()) as i32);
     emit.alu_mem(Alu::Add, S1, frame::jumps());
+    emit.room_for_jump(9); // with the comparison
     emit.alu_mem(Alu::Cmp, S0, Mem::at(S1, 0));
-    emit.jcc_to(cc::NE, leave);
-    emit.load(S0, frame::bank());
-    emit.load(S0, Mem::at(S0, EPOCH));
-    emit.alu_mem(Alu::Cmp, S0, Mem::at(S1, 8));
-    let other = emit.jcc(cc::NE);
+    unknown.push(emit.jcc(cc::NE));
+    let mut other = None;
+    if supervisor {
+        emit.load(S0, frame::bank());
+        emit.load(S0, Mem::at(S0, EPOCH));
+        emit.alu_mem(Alu::Cmp, S0, Mem::at(S1, 8));
+        other = Some(emit.jcc(cc::NE));
+    }
+    emit.room_for_jump(4);
     emit.op_mem(false, &[0xff], 4, Mem::at(S1, 16)); // jmp [r13 + 16]
-    emit.bind_here(other);
-    emit.load(S0, Mem::at(S1, 0));
-    emit.jmp_to(leave);
+    if let Some(other) = other {
+        emit.bind_here(other);
+        emit.load(S0, Mem::at(S1, 0));
+        unknown.push(emit.jmp());
+    }
+    unknown
 }
 
 impl Compiler<'_> {
@@ -114,11 +123,15 @@ impl Compiler<'_> {
         let live = to.live_in != 0;
         self.flags.put_aside(&mut self.emit, live);
         self.emit.alu_mem_imm32(Alu::Cmp, frame::attention(), 0);
+        if !live {
+            let calm = self.emit.jcc(cc::E);
+            self.reference(calm, target);
+            let enter = self.emit.jmp();
+            return self.cold.push(Cold::Next { enter, rip });
+        }
         let enter = self.emit.jcc(cc::NE);
         self.cold.push(Cold::Next { enter, rip });
-        if live {
-            self.flags.bring_back(&mut self.emit);
-        }
+        self.flags.bring_back(&mut self.emit);
         let fixup = self.emit.jmp();
         self.reference(fixup, target);
     }
@@ -145,7 +158,7 @@ impl Compiler<'_> {
 
     /// For targets in other pages: looks whether the page is the one that the link was
     /// made for. None is, until it is made.
-    fn expect_page(&mut self, to: u64) -> (Option<usize>, Option<super::emit::Fixup>) {
+    fn expect_page(&mut self, to: u64) -> (Option<usize>, Option<Fixup>) {
         if to & !(PAGE_SIZE - 1) == self.region.page {
             return (None, None);
         }
@@ -214,7 +227,9 @@ impl Compiler<'_> {
             let link = self.add_link();
             self.expect_target(link);
         } else {
-            look_up(&mut self.emit, self.routines.leave_to_s0);
+            for unknown in look_up(&mut self.emit, self.setting.supervisor) {
+                self.emit.bind_address(unknown, self.routines.leave_to_s0);
+            }
         }
     }
 
@@ -224,11 +239,13 @@ impl Compiler<'_> {
     }
 
     /// Goes to the address in S0: directly if it is the one that this place went to first,
-    /// and its page is the one from then.
+    /// and its page is the one from then. Places that go elsewhere, too, lose the guess.
     fn expect_target(&mut self, link: u32) {
+        let start = self.emit.here();
         self.emit.bytes(&[0x49, 0xbd]); // mov r13, imm64
         let target = self.emit.here();
         self.emit.bytes(&NO_ADDRESS.to_le_bytes());
+        self.emit.room_for_jump(9); // with the comparison
         self.emit.alu_reg(Alu::Cmp, S0, S1);
         let other = self.emit.jcc(cc::NE);
         // A jump backwards, perhaps.
@@ -243,22 +260,25 @@ impl Compiler<'_> {
         self.emit.bind_here(other);
         // Until it is connected, it leaves to be.
         let first = self.emit.jmp();
+        let rest = self.emit.here();
+        for unknown in look_up(&mut self.emit, self.setting.supervisor) {
+            self.emit.bind_here(unknown);
+        }
         self.emit.bind_here(first);
         self.emit.store32_imm(frame::argument(), link as i32);
         self.emit.store(frame::rip(), S0);
         self.emit.jmp_to(self.routines.leave_link);
-        let rest = self.emit.here();
-        look_up(&mut self.emit, self.routines.leave_to_s0);
+        let guess = Guess { start, target, first, rest };
         self.out.links[(link - self.first_link) as usize] =
-            LinkSite { jump, expected: Some(expected), guess: Some(Guess { target, first, rest }) };
+            LinkSite { jump, expected: Some(expected), guess: Some(guess) };
     }
 
     /// Puts the target into S0. Flags have been put aside.
     fn target(&mut self, step: &Step) {
         let instruction = &step.instruction;
         if instruction.op0_kind() == OpKind::Memory {
-            self.check_address(step, 8, false);
-            return self.emit.load(S0, Mem::at(S0, 0));
+            let place = self.check_address(step, 8, false).operand();
+            return self.emit.load(S0, place);
         }
         let number = number_of(instruction.op0_register());
         match host_of(number) {
@@ -275,26 +295,22 @@ impl Compiler<'_> {
         self.emit.mov_imm(S1, after);
         self.emit.store(place, S1);
         self.emit.lea(STACK, Mem::at(STACK, -8));
-        self.emit.alu_mem(Alu::Cmp, super::emit::RSP, frame::shadow_limit());
-        let deep = self.emit.jcc(cc::AE);
-        self.emit.load(super::emit::RSP, frame::shadow_top());
-        self.emit.bind_here(deep);
-        self.emit.bytes(&PUSH_S1);
+        self.emit.store(Mem::at(RSP, BESIDE - 8), S1);
     }
 
-    /// Where a return comes back to: drops the shadow entry, and looks whether the page
-    /// is still there.
+    /// Where a return comes back to. The supervisor looks whether the page is still there.
     fn after_call(&mut self, step: &Step) {
         let next = step.instruction.next_ip();
         let after = (next - self.region.page) as u16;
         // `after` may be the next page's.
         self.out.returns.push((after, self.emit.here() as u32));
-        self.emit.lea(super::emit::RSP, Mem::at(super::emit::RSP, 8));
-        self.emit.load(S1, frame::bank());
-        let place = Mem::at(S1, code_place(self.region.page));
-        self.emit.cmp_mem_patchable(place, self.page_id);
-        let enter = self.emit.jcc(cc::NE);
-        self.cold.push(Cold::Next { enter, rip: next });
+        if self.setting.supervisor {
+            self.emit.load(S1, frame::bank());
+            let place = Mem::at(S1, code_place(self.region.page));
+            self.emit.cmp_mem_patchable(place, self.page_id);
+            let enter = self.emit.jcc(cc::NE);
+            self.cold.push(Cold::Next { enter, rip: next });
+        }
         if matches!(step.next, Way::Inside(_)) {
             self.want_vectors();
         }
@@ -310,8 +326,10 @@ impl Compiler<'_> {
         let extra =
             if instruction.op_count() == 1 { i32::from(instruction.immediate16()) } else { 0 };
         self.emit.lea(STACK, Mem::at(STACK, 8 + extra));
-        self.emit.alu_mem(Alu::Cmp, S0, Mem::at(super::emit::RSP, 8));
+        self.emit.room_for_jump(14); // with the comparison
+        self.emit.alu_mem(Alu::Cmp, S0, Mem::at(RSP, BESIDE));
         let enter = self.emit.jcc(cc::NE);
+        self.emit.room_for_jump(1);
         self.emit.bytes(&[0xc3]);
         self.cold.push(Cold::ReturnMiss { enter });
     }
@@ -327,11 +345,12 @@ impl Compiler<'_> {
 
     fn emit_one(&mut self, cold: Cold) {
         match cold {
-            Cold::Access { enter, back, entry, info } => {
+            Cold::Access { enter, back, entry, info, form } => {
                 self.emit.bind_here(enter);
                 self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, entry));
-                self.emit.mov_imm(S1, u64::from(info));
+                self.emit.mov_imm(S1, u64::from(info.pack()));
                 self.emit.call_to(self.routines.access);
+                self.give_form(form);
                 let jump = self.emit.jmp();
                 self.emit.bind(jump, back);
             }
@@ -353,7 +372,7 @@ impl Compiler<'_> {
                     self.emit.bind_here(enter);
                     // lea r13, [rip + after]
                     self.emit.bytes(&[0x4c, 0x8d, 0x2d, 0, 0, 0, 0]);
-                    let place = super::emit::Fixup(self.emit.here() - 4);
+                    let place = Fixup(self.emit.here() - 4);
                     self.emit.bind(place, after);
                     self.emit.bytes(&PUSH_S1);
                     if by_link {
@@ -373,10 +392,10 @@ impl Compiler<'_> {
                 let jump = self.emit.jmp();
                 self.emit.bind(jump, back);
             }
-            Cold::Group { enter, back, entry, info, group } => {
+            Cold::Group { enter, back, entry, info, form, group } => {
                 self.emit.bind_here(enter);
                 self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, entry));
-                self.emit_group_slow(back, info, group);
+                self.emit_group_slow(back, info, form, group);
             }
             Cold::Site { failed } => self.emit_site(failed),
             Cold::Indirect { enter, link } => {
@@ -385,7 +404,8 @@ impl Compiler<'_> {
             }
             Cold::ReturnMiss { enter } => {
                 self.emit.bind_here(enter);
-                self.emit.jmp_to(self.routines.return_miss);
+                let user = !self.setting.supervisor;
+                self.emit.jmp_to(self.routines.return_miss[usize::from(user)]);
             }
             Cold::Interpret { enter, rip, instruction } => {
                 self.emit.bind_here(enter);

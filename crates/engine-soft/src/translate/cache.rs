@@ -17,8 +17,9 @@ use std::hash::{BuildHasherDefault, Hasher};
 use super::NO_ADDRESS;
 use super::block::{Compiled, Guess, Origin};
 use super::branches::code_place;
-use super::emit::{Emit, Mem, RSP};
-use super::frame::{self, JUMPS, Jump, S1, jump_index};
+use super::emit::Emit;
+use super::frame::{self, S1};
+use super::paths::Paths;
 use super::runtime::Routines;
 use crate::host::arena::Arena;
 
@@ -73,6 +74,9 @@ struct Record {
     origins: Vec<Origin>,
 }
 
+/// Of a link that is not connected any more.
+const NO_PLACE: u64 = 0;
+
 struct Link {
     jump: u64,
     expected: u64,
@@ -102,6 +106,7 @@ pub struct CacheCounts {
     pub links: u64,
     pub retargeted: u64,
     pub retired: u64,
+    pub guesses_given_up: u64,
 }
 
 pub struct Cache {
@@ -256,6 +261,17 @@ impl Cache {
         }
     }
 
+    fn write64(&self, address: u64, value: u64) {
+        self.write32(address, value as u32);
+        self.write32(address + 4, (value >> 32) as u32);
+    }
+
+    fn read64(&self, address: u64) -> u64 {
+        let place = self.arena.writable(address as *const u8).cast::<u64>();
+        // SAFETY: the address is within code that this cache has placed.
+        unsafe { place.read_unaligned() }
+    }
+
     /// Overwrites five bytes with a jump.
     pub(super) fn patch_jump(&self, from: u64, to: u64) {
         let place = self.arena.writable(from as *const u8);
@@ -267,19 +283,29 @@ impl Cache {
     /// Points a link to its target's code, which is for `rip`.
     pub fn connect(&mut self, number: u32, page_id: u32, rip: u64, code: u64) {
         let Some(link) = self.links.get(number as usize) else { return };
+        if link.jump == NO_PLACE {
+            return;
+        }
+        let target = link.start + link.guess.map_or(0, |guess| guess.target as u64);
+        if link.guess.is_some()
+            && !{
+                let known = self.read64(target);
+                known == NO_ADDRESS || known == rip
+            }
+        {
+            return self.give_up(number);
+        }
         self.write32(link.jump, code.wrapping_sub(link.jump + 4) as u32);
         if link.expected != 0 {
             self.write32(link.expected, page_id);
         }
         if let Some(guess) = link.guess {
-            let target = link.start + guess.target as u64;
-            self.write32(target, rip as u32);
-            self.write32(target + 4, (rip >> 32) as u32);
+            self.write64(target, rip);
             // The place in the bank stands before the id.
             self.write32(link.expected - 4, code_place(rip) as u32);
-            self.guesses.entry(code).or_default().push(number);
             let first = guess.first.0 as u64;
             self.write32(link.start + first, (guess.rest as u64 - (first + 4)) as u32);
+            self.guesses.entry(code).or_default().push(number);
         }
         self.counts.links += 1;
     }
@@ -291,7 +317,7 @@ impl Cache {
         physical: u64,
         granules: u64,
         routines: &Routines,
-        jumps: &mut [Jump; JUMPS],
+        paths: &mut Paths,
     ) -> bool {
         let Some(list) = self.by_page.get_mut(&physical) else { return false };
         let (dying, rest): (Vec<_>, Vec<_>) =
@@ -302,13 +328,13 @@ impl Cache {
             if std::mem::take(&mut self.records[index as usize].alive) {
                 any = true;
                 self.counts.invalidated += 1;
-                self.kill(index as usize, routines, jumps);
+                self.kill(index as usize, routines, paths);
             }
         }
         any
     }
 
-    fn kill(&mut self, index: usize, routines: &Routines, jumps: &mut [Jump; JUMPS]) {
+    fn kill(&mut self, index: usize, routines: &Routines, paths: &mut Paths) {
         let record = &mut self.records[index];
         let entries = std::mem::take(&mut record.entries);
         let returns = std::mem::take(&mut record.returns);
@@ -317,18 +343,15 @@ impl Cache {
         for (offset, place) in entries {
             let address = base + u64::from(place);
             self.forget_guesses(address);
-            let jump = &mut jumps[jump_index(linear + u64::from(offset))];
-            if jump.code == address {
-                *jump = Jump::EMPTY;
-            }
+            paths.forget(linear + u64::from(offset), address);
             if self.entries.get(&key(page_id, offset, plain)) == Some(&address) {
                 self.entries.remove(&key(page_id, offset, plain));
             }
-            self.divert(address, linear + u64::from(offset), false, routines);
+            self.divert(address, linear + u64::from(offset), routines);
             self.dead.entry(key(page_id, offset, plain)).or_default().push(address);
         }
         for (offset, place) in returns {
-            self.divert(base + u64::from(place), linear + u64::from(offset), true, routines);
+            self.divert(base + u64::from(place), linear + u64::from(offset), routines);
         }
     }
 
@@ -336,21 +359,25 @@ impl Cache {
     /// what replaces it, the way would grow with each time that it is replaced.
     fn forget_guesses(&mut self, code: u64) {
         for number in self.guesses.remove(&code).unwrap_or_default() {
-            let link = &self.links[number as usize];
-            if let Some(guess) = link.guess {
-                let target = link.start + guess.target as u64;
-                self.write32(target, NO_ADDRESS as u32);
-                self.write32(target + 4, (NO_ADDRESS >> 32) as u32);
-            }
+            self.give_up(number);
+        }
+    }
+
+    /// An indirect jump does not guess any more.
+    fn give_up(&mut self, number: u32) {
+        let link = &mut self.links[number as usize];
+        let code = link.start;
+        if let Some(guess) = link.guess.take() {
+            let (start, rest) = (code + guess.start as u64, code + guess.rest as u64);
+            link.jump = NO_PLACE;
+            self.patch_jump(start, rest);
+            self.counts.guesses_given_up += 1;
         }
     }
 
     /// Makes a place go to the Rust code.
-    fn divert(&mut self, place: u64, rip: u64, drop_shadow: bool, routines: &Routines) {
-        let mut emit = Emit { code: Vec::with_capacity(40), origin: self.arena.next() };
-        if drop_shadow {
-            emit.lea(RSP, Mem::at(RSP, 8));
-        }
+    fn divert(&mut self, place: u64, rip: u64, routines: &Routines) {
+        let mut emit = Emit::new(40, self.arena.next());
         emit.mov_imm(S1, rip);
         emit.store(frame::rip(), S1);
         emit.jmp_to(routines.leave_next);

@@ -3,6 +3,15 @@
 //! Guest instructions are re-encoded by iced-x86; the checks, spills and jumps around
 //! them are few in kind and many in number, so they are written byte by byte here,
 //! which takes a few nanoseconds each.
+//!
+//! Some of Intel's processors (those of Skylake's family, since the microcode of 2019) do
+//! not keep the decoded form of 32 bytes of code in which a jump ends or which one
+//! crosses. With a check before every access that is every second line, so here no jump
+//! does on such a processor: no-operations stand before it, or before the comparison that
+//! is decoded together with it.
+
+use std::arch::x86_64::__cpuid;
+use std::sync::LazyLock;
 
 /// Host registers by the number of their encoding.
 pub type Reg = u8;
@@ -62,19 +71,77 @@ impl Mem {
     }
 }
 
+impl Mem {
+    pub fn base(self) -> Option<Reg> {
+        Some(self.base).filter(|&base| base != NONE)
+    }
+
+    /// Only for those that are not scaled.
+    pub fn index(self) -> Option<Reg> {
+        Some(self.index).filter(|&index| index != NONE)
+    }
+
+    pub fn displacement(self) -> i64 {
+        i64::from(self.disp)
+    }
+}
+
 /// A place in the code where a 32-bit displacement is still to be filled in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fixup(pub usize);
 
+/// Code that jumps may not leave in the decoded form.
+const LINE: u64 = 32;
+
+/// Whether a jump at the end of a line costs more here.
+static LINES_MATTER: LazyLock<bool> = LazyLock::new(|| {
+    let vendor = __cpuid(0);
+    let signature = __cpuid(1).eax;
+    let (family, model) = (signature >> 8 & 15, signature >> 4 & 15 | signature >> 12 & 0xf0);
+    let intel = vendor.ebx == u32::from_le_bytes(*b"Genu");
+    intel && family == 6 && matches!(model, 0x4e | 0x55 | 0x5e | 0x8e | 0x9e | 0xa5 | 0xa6 | 0xae)
+});
+
+const NOPS: [&[u8]; 9] = [
+    &[0x90],
+    &[0x66, 0x90],
+    &[0x0f, 0x1f, 0x00],
+    &[0x0f, 0x1f, 0x40, 0x00],
+    &[0x0f, 0x1f, 0x44, 0x00, 0x00],
+    &[0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00],
+    &[0x0f, 0x1f, 0x80, 0x00, 0x00, 0x00, 0x00],
+    &[0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00],
+    &[0x66, 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00],
+];
+
 /// Code under construction.
-#[derive(Default)]
 pub struct Emit {
     pub code: Vec<u8>,
     /// The address that `code[0]` will execute at.
     pub origin: u64,
+    pads: bool,
 }
 
 impl Emit {
+    /// For code that will be placed at `origin`.
+    pub fn new(capacity: usize, origin: u64) -> Emit {
+        Emit { code: Vec::with_capacity(capacity), origin, pads: *LINES_MATTER }
+    }
+
+    /// Before `length` bytes that end with a jump, where they must be in one line.
+    pub fn room_for_jump(&mut self, length: u64) {
+        let at = (self.origin + self.code.len() as u64) % LINE;
+        if !self.pads || at + length < LINE || length >= LINE {
+            return;
+        }
+        let mut left = (LINE - at) as usize;
+        while left != 0 {
+            let piece = NOPS[left.min(NOPS.len()) - 1];
+            self.bytes(piece);
+            left -= piece.len();
+        }
+    }
+
     pub fn here(&self) -> usize {
         self.code.len()
     }
@@ -245,21 +312,31 @@ impl Emit {
     }
 
     pub fn jmp(&mut self) -> Fixup {
+        self.room_for_jump(5);
         self.code.push(0xe9);
         self.imm32(0);
         Fixup(self.here() - 4)
     }
 
     pub fn call(&mut self) -> Fixup {
+        self.room_for_jump(5);
         self.code.push(0xe8);
         self.imm32(0);
         Fixup(self.here() - 4)
     }
 
     pub fn jcc(&mut self, condition: u8) -> Fixup {
+        self.room_for_jump(6);
         self.bytes(&[0x0f, 0x80 | condition]);
         self.imm32(0);
         Fixup(self.here() - 4)
+    }
+
+    /// Compares a register with a constant that takes four bytes, and jumps.
+    pub fn cmp_jcc(&mut self, register: Reg, value: i32, condition: u8) -> Fixup {
+        self.room_for_jump(13);
+        self.alu_imm(true, Alu::Cmp, register, value);
+        self.jcc(condition)
     }
 
     /// Points a displacement to a place in this code.

@@ -18,9 +18,9 @@ pub const STACK: Reg = 15;
 pub const DISPLACED: [Reg; 3] = [S0, S1, STACK];
 
 /// Entries of the jump cache.
-pub const JUMPS: usize = 2048;
+pub const JUMPS: usize = 1024;
 
-/// Where an indirect jump goes, if the view of memory is still `epoch`.
+/// Where an indirect jump goes while the bank's epoch is this one.
 #[derive(Clone, Copy)]
 #[repr(C, align(32))]
 pub struct Jump {
@@ -30,16 +30,22 @@ pub struct Jump {
 }
 
 impl Jump {
-    /// Matches nothing: epochs start at 1.
-    pub const EMPTY: Jump = Jump { rip: 0, epoch: 0, code: 0 };
+    /// What stands in a place of the cache when nothing does: an address of another place,
+    /// so that not even a jump to address 0 finds it.
+    pub fn empty(place: usize) -> Jump {
+        Jump { rip: u64::from(place == jump_index(0)), epoch: 0, code: 0 }
+    }
 }
 
 /// The multiplier of the jump cache's hash; generated code has it as a constant.
 pub const JUMP_HASH: u32 = 0x9e37_79b1;
 
+/// What is left of the product in 32 bits is the place.
+pub const JUMP_SHIFT: u8 = 32 - JUMPS.trailing_zeros() as u8;
+
 /// Where a target belongs in the jump cache.
 pub fn jump_index(rip: u64) -> usize {
-    ((rip as u32).wrapping_mul(JUMP_HASH) >> 21) as usize
+    ((rip as u32).wrapping_mul(JUMP_HASH) >> JUMP_SHIFT) as usize
 }
 
 /// Why generated code was left.
@@ -64,10 +70,11 @@ pub struct Frame {
     /// Arithmetic flags when they are not in the host's flags: OF in the low byte, the
     /// rest in the high byte as LAHF gives them.
     pub flags: u64,
-    /// Stack pointer of generated code while it does not run, and how deep it may get.
+    /// Stack pointer of generated code while it does not run, where it began, and the page
+    /// in which it traps for being too deep.
     pub shadow: u64,
-    pub shadow_limit: u64,
     pub shadow_top: u64,
+    pub shadow_guard: u64,
     /// The jump cache.
     pub jumps: u64,
     /// A [`Leave`], and what belongs to it.
@@ -113,7 +120,6 @@ field!(host_rsp, host_rsp);
 field!(host_mxcsr, host_mxcsr);
 field!(flags, generated.flags);
 field!(shadow, generated.shadow);
-field!(shadow_limit, generated.shadow_limit);
 field!(shadow_top, generated.shadow_top);
 field!(jumps, generated.jumps);
 field!(leave, generated.leave);

@@ -2,8 +2,8 @@
 //!
 //! Pushes, pops, calls, returns and operands at `[rsp + n]` that follow each other reach
 //! a few bytes around the stack pointer. The check before the first of them is for all of
-//! these bytes; from there on S0 holds the host address that belongs to the stack pointer
-//! as it was, and no other instruction of the group may need S0.
+//! these bytes; from there on S0 holds the distance from guest to host memory there, and no
+//! other instruction of the group may need S0.
 //!
 //! Bytes of a group that are in two pages cannot be reached through one host address.
 //! Control then goes to a *plain* translation of the same code, which checks each access
@@ -12,9 +12,9 @@
 use iced_x86::{FlowControl, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 use super::block::Compiler;
-use super::emit::{Alu, Mem, cc};
+use super::emit::{Alu, cc};
 use super::frame::{self, DISPLACED, S0, S1, STACK};
-use super::memory::{AccessInfo, operand_size};
+use super::memory::{AccessInfo, Form, operand_size};
 use super::registers::number_of;
 use super::scan::{Step, Way, ends_region};
 use super::select;
@@ -23,12 +23,10 @@ use super::select;
 const LONGEST: usize = 40;
 const WIDEST: i32 = 1024;
 
-/// S0 holds the host address that belongs to the stack pointer less `offset`, up to and
-/// including the instruction `last`.
+/// S0 holds the distance for the stack's bytes up to and including the instruction `last`.
 #[derive(Clone, Copy)]
 pub(super) struct Hold {
     last: usize,
-    offset: i32,
 }
 
 struct Plan {
@@ -53,22 +51,15 @@ const STRANGER: Part = Part::Stranger;
 const BYSTANDER: Part = Part::Bystander { change: 0 };
 
 impl Compiler<'_> {
-    /// Where the bytes at `offset` from the stack pointer are, if a group's check has
-    /// told.
-    pub(super) fn held(&self, offset: i32) -> Option<Mem> {
-        self.hold.map(|hold| Mem::at(S0, hold.offset + offset))
+    /// What a group's check has found for the bytes at `offset` from the stack pointer.
+    pub(super) fn held_at(&self, offset: i32) -> Option<Form> {
+        self.hold.map(|_| Form::Distance { base: STACK, displacement: offset })
     }
 
-    pub(super) fn held_offset(&self, instruction: &Instruction) -> Option<i32> {
-        let offset = instruction.memory_displacement64() as i32;
-        self.hold.filter(|_| is_on_stack(instruction)).map(|hold| hold.offset + offset)
-    }
-
-    /// After the instruction has moved the stack pointer.
-    fn follow(&mut self, change: i32) {
-        if let Some(hold) = &mut self.hold {
-            hold.offset += change;
-        }
+    /// What a group's check has found for an instruction's operand.
+    pub(super) fn held(&self, instruction: &Instruction) -> Option<Form> {
+        self.held_at(instruction.memory_displacement64() as i32)
+            .filter(|_| is_on_stack(instruction))
     }
 
     /// Before an instruction: ends a group, or begins one.
@@ -82,25 +73,14 @@ impl Compiler<'_> {
         let Some(plan) = self.plan(index) else { return };
         let size = (plan.high - plan.low) as u32;
         self.flags.put_aside(&mut self.emit, step.live_in != 0);
-        self.emit.lea(S0, Mem::at(STACK, plan.low));
         let info = AccessInfo { offset: step.offset, size, write: plan.write };
         let link = self.first_link + self.out.links.len() as u32;
         self.out.links.push(super::block::LinkSite::default());
         let site = self.out.links.len() - 1;
         let rip = step.instruction.ip();
-        self.check_for(info, Some((rip, link, site)));
-        self.hold = Some(Hold { last: plan.last, offset: -plan.low });
-    }
-
-    /// After an instruction: what it did to the stack pointer.
-    pub(super) fn after_group(&mut self, step: &Step) {
-        if self.hold.is_none() {
-            return;
-        }
-        match self.part(step) {
-            Part::Stranger => self.hold = None,
-            Part::Bystander { change } | Part::Access { change, .. } => self.follow(change),
-        }
+        let form = Form::Distance { base: STACK, displacement: plan.low };
+        self.check_for(info, form, Some((rip, link, site)));
+        self.hold = Some(Hold { last: plan.last });
     }
 
     fn plan(&mut self, index: usize) -> Option<Plan> {
@@ -250,6 +230,7 @@ impl Compiler<'_> {
         &mut self,
         back: usize,
         info: AccessInfo,
+        form: Form,
         (rip, link, site): (u64, u32, usize),
     ) {
         self.emit.mov32(S1, S0);
@@ -258,6 +239,7 @@ impl Compiler<'_> {
         let split = self.emit.jcc(cc::A);
         self.emit.mov_imm(S1, u64::from(info.pack()));
         self.emit.call_to(self.routines.access);
+        self.give_form(form);
         let jump = self.emit.jmp();
         self.emit.bind(jump, back);
         self.emit.bind_here(split);

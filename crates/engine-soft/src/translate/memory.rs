@@ -11,6 +11,10 @@
 //! The helper gets the address back by adding the page again. It returns with the
 //! host address in S0, or it leaves generated code with the guest's state as it was
 //! before the instruction.
+//!
+//! User code's accesses have [sites](super::site) instead. What S0 holds afterwards is
+//! the check's [`Form`]: the distance from guest to host memory is best where the operand
+//! is a register and a constant, because the processor then need not wait for the check.
 
 use std::mem::offset_of;
 
@@ -50,6 +54,31 @@ impl AccessInfo {
             offset: (word & 0xfff) as u16,
             size: word >> 12 & 0xffff,
             write: word >> 30 & 1 == 1,
+        }
+    }
+}
+
+/// What a check leaves in S0.
+#[derive(Clone, Copy)]
+pub enum Form {
+    /// The host address of the operand.
+    Address,
+    /// What is to be added to the operand's own address.
+    Distance { base: Reg, displacement: i32 },
+    /// The host address that belongs to the operand's base register, which has no host
+    /// register.
+    Base { displacement: i32 },
+}
+
+impl Form {
+    /// The host's operand.
+    pub fn operand(self) -> Mem {
+        match self {
+            Form::Address => Mem::at(S0, 0),
+            Form::Distance { base, displacement } => {
+                Mem::parts(Some(base), Some((S0, 0)), displacement)
+            }
+            Form::Base { displacement } => Mem::at(S0, displacement),
         }
     }
 }
@@ -125,28 +154,36 @@ impl Compiler<'_> {
         }
     }
 
-    /// Checks the explicit memory operand; its host address is in S0 afterwards, or the
-    /// group's is.
-    pub(super) fn check_operand(&mut self, step: &Step) {
+    /// Checks the explicit memory operand, if no group's check was for it, too.
+    pub(super) fn check_operand(&mut self, step: &Step) -> Form {
         let instruction = step.instruction;
-        if self.held_offset(&instruction).is_some() {
-            return;
+        if let Some(form) = self.held(&instruction) {
+            return form;
         }
         let write = self.writes_memory(&instruction);
         let size = operand_size(&instruction);
         self.flags.put_aside(&mut self.emit, step.live_in != 0);
-        self.check_address(step, size, write);
+        self.check_address(step, size, write)
     }
 
     /// Computes the operand's linear address and checks `size` bytes there. Flags have
     /// been put aside.
-    pub(super) fn check_address(&mut self, step: &Step, size: u32, write: bool) {
+    pub(super) fn check_address(&mut self, step: &Step, size: u32, write: bool) -> Form {
         let instruction = &step.instruction;
         let segment = match instruction.memory_segment() {
             Register::FS => Some(state::FS),
             Register::GS => Some(state::GS),
             _ => None,
         };
+        let base = instruction.memory_base();
+        if segment.is_none()
+            && base.is_gpr64()
+            && instruction.memory_index() == Register::None
+            && !self.setting.supervisor
+        {
+            let displacement = instruction.memory_displacement64() as i32;
+            return self.check_based(step, (number_of(base), displacement), size, write);
+        }
         let known = self.effective(instruction, S0);
         match (known, segment) {
             (Some(address), None) => return self.check_known(step, address, size, write),
@@ -159,31 +196,92 @@ impl Compiler<'_> {
             }
             (None, None) => {}
         }
-        self.check(step, size, write);
+        self.check(step, size, write)
+    }
+
+    /// Checks an address that is a guest register and a constant.
+    pub(super) fn check_based(
+        &mut self,
+        step: &Step,
+        (base, displacement): (Reg, i32),
+        size: u32,
+        write: bool,
+    ) -> Form {
+        let form = match host_of(base) {
+            Some(host) if self.setting.supervisor => {
+                self.emit.lea(S0, Mem::at(host, displacement));
+                Form::Address
+            }
+            Some(host) => Form::Distance { base: host, displacement },
+            None => {
+                self.emit.load(S0, frame::gpr(base));
+                Form::Base { displacement }
+            }
+        };
+        let info = AccessInfo { offset: step.offset, size, write };
+        self.check_for(info, form, None)
     }
 
     /// Checks the linear address in S0.
-    pub(super) fn check(&mut self, step: &Step, size: u32, write: bool) {
+    pub(super) fn check(&mut self, step: &Step, size: u32, write: bool) -> Form {
         let info = AccessInfo { offset: step.offset, size, write };
-        self.check_for(info, None);
+        self.check_for(info, Form::Address, None)
     }
 
-    /// Checks the linear address in S0, for one access or for a group.
-    pub(super) fn check_for(&mut self, info: AccessInfo, group: Option<(u64, u32, usize)>) {
+    /// Checks an address for one access or for a group. Before it, S0 is what it is
+    /// afterwards, but of the guest; for a distance it may be anything.
+    pub(super) fn check_for(
+        &mut self,
+        info: AccessInfo,
+        form: Form,
+        group: Option<(u64, u32, usize)>,
+    ) -> Form {
         let table = if info.write { TABLE_WRITE } else { TABLE_READ };
         if !self.setting.supervisor {
-            let failed = self.check_site(info, table);
-            return self.cold.push(Cold::Site { failed: Failed { group, ..failed } });
+            let failed = self.check_site(info, table, form);
+            self.cold.push(Cold::Site { failed: Failed { group, ..failed } });
+            return form;
+        }
+        match form {
+            Form::Address => {}
+            Form::Distance { base, displacement } => {
+                self.emit.lea(S0, Mem::at(base, displacement));
+            }
+            Form::Base { displacement } => self.emit.lea(S0, Mem::at(S0, displacement)),
         }
         let enter = self.look_up_page(info.size, table);
+        match form {
+            Form::Distance { .. } => {
+                self.emit.load(S0, Mem::at(S1, table + ENTRY_HOST));
+                self.emit.alu_mem(Alu::Sub, S0, Mem::at(S1, table));
+            }
+            Form::Address | Form::Base { .. } => {
+                self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, table + ENTRY_HOST));
+                self.give_form(form);
+            }
+        }
         let (back, entry) = (self.emit.here(), table);
         match group {
-            None => self.cold.push(Cold::Access { enter, back, entry, info: info.pack() }),
-            Some(group) => self.cold.push(Cold::Group { enter, back, entry, info, group }),
+            None => self.cold.push(Cold::Access { enter, back, entry, info, form }),
+            Some(group) => self.cold.push(Cold::Group { enter, back, entry, info, form, group }),
+        }
+        form
+    }
+
+    /// From the host address in S0 to what the form wants there. Takes S1.
+    pub(super) fn give_form(&mut self, form: Form) {
+        match form {
+            Form::Address => {}
+            Form::Distance { base, displacement } => {
+                self.emit.lea(S1, Mem::at(base, displacement));
+                self.emit.alu_reg(Alu::Sub, S0, S1);
+            }
+            Form::Base { displacement } => self.emit.lea(S0, Mem::at(S0, -displacement)),
         }
     }
 
     /// From the address in S0 to the host's by way of the software TLB: where it fails.
+    /// S1 is the entry then, and S0 the offset in its page.
     pub(super) fn look_up_page(&mut self, size: u32, table: i32) -> Fixup {
         if self.setting.bmi2 {
             self.emit.bytes(&[0xc4, 0x43, 0x7b, 0xf0, 0xee, 8]); // rorx r13d, r14d, 8
@@ -197,35 +295,33 @@ impl Compiler<'_> {
     }
 
     /// Checks an address that is known already.
-    fn check_known(&mut self, step: &Step, address: u64, size: u32, write: bool) {
+    fn check_known(&mut self, step: &Step, address: u64, size: u32, write: bool) -> Form {
+        self.emit.mov_imm(S0, address);
         if !self.setting.supervisor {
-            self.emit.mov_imm(S0, address);
             return self.check(step, size, write);
         }
         self.emit.load(S1, frame::bank());
-        self.emit.mov_imm(S0, address);
         let table = if write { TABLE_WRITE } else { TABLE_READ };
-        let place = table + (index(address) * size_of::<Entry>()) as i32;
-        let enter = self.compare(place, size);
-        let info = AccessInfo { offset: step.offset, size, write }.pack();
-        self.cold.push(Cold::Access { enter, back: self.emit.here(), entry: place, info });
+        let entry = table + (index(address) * size_of::<Entry>()) as i32;
+        let enter = self.compare(entry, size);
+        self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, entry + ENTRY_HOST));
+        let info = AccessInfo { offset: step.offset, size, write };
+        let (back, form) = (self.emit.here(), Form::Address);
+        self.cold.push(Cold::Access { enter, back, entry, info, form });
+        form
     }
 
     fn compare(&mut self, entry: i32, size: u32) -> Fixup {
         self.emit.alu_mem(Alu::Sub, S0, Mem::at(S1, entry));
-        self.emit.alu_imm(true, Alu::Cmp, S0, 4096 - size as i32);
-        let enter = self.emit.jcc(cc::A);
-        self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, entry + ENTRY_HOST));
-        enter
+        self.emit.cmp_jcc(S0, 4096 - size as i32, cc::A)
     }
 
-    /// The instruction with its memory operand at S0 and other registers for displaced
-    /// ones.
-    pub(super) fn substituted(&mut self, step: &Step, memory: bool) {
+    /// The instruction with its memory operand where the check has found it, and other
+    /// registers for displaced ones.
+    pub(super) fn substituted(&mut self, step: &Step, operand: Option<Form>) {
         let mut instruction = step.instruction;
-        let taken = (memory || self.hold.is_some()) as usize;
-        let displacement = self.held_offset(&instruction).unwrap_or(0);
-        let mut base = S0;
+        let taken = (operand.is_some() || self.hold.is_some()) as usize;
+        let mut host = operand.map(Form::operand);
         let mut borrowed: Vec<(Reg, usize)> = Vec::new();
         let high = (0..instruction.op_count()).any(|operand| {
             instruction.op_kind(operand) == OpKind::Register
@@ -234,13 +330,14 @@ impl Compiler<'_> {
                     Register::AH | Register::CH | Register::DH | Register::BH
                 )
         });
-        if memory && high {
+        if let Some(place) = host.as_mut().filter(|_| high) {
             // A high byte rules out a REX prefix, so the address moves to a register
             // that needs none.
-            base = self.free_register(&instruction, &[3, 5, 6, 7], &borrowed);
-            borrowed.push((base, 0));
-            self.emit.store(frame::scratch(0), base);
-            self.emit.mov(base, S0);
+            let free = self.free_register(&instruction, &[3, 5, 6, 7], &borrowed);
+            borrowed.push((free, 0));
+            self.emit.store(frame::scratch(0), free);
+            self.emit.lea(free, *place);
+            *place = Mem::at(free, 0);
         }
         let mut replaced: Vec<(Reg, Reg, bool)> = Vec::new();
         for operand in 0..instruction.op_count() {
@@ -289,13 +386,8 @@ impl Compiler<'_> {
             }
             instruction.set_op_register(operand, of_size(register.size(), host));
         }
-        if memory {
-            instruction.set_memory_base(of_size(8, base));
-            instruction.set_memory_index(Register::None);
-            instruction.set_memory_index_scale(1);
-            instruction.set_memory_displacement64(displacement as u64);
-            instruction.set_memory_displ_size((displacement != 0) as u32);
-            instruction.set_segment_prefix(Register::None);
+        if let Some(place) = host {
+            set_memory(&mut instruction, place);
         }
         self.origin(step);
         self.encode(&instruction);
@@ -379,12 +471,7 @@ impl Compiler<'_> {
             self.emit.load(S1, frame::scratch(0));
         }
         let mut host = *instruction;
-        host.set_memory_base(of_size(8, S0));
-        host.set_memory_index(Register::None);
-        host.set_memory_index_scale(1);
-        host.set_memory_displacement64(0);
-        host.set_memory_displ_size(0);
-        host.set_segment_prefix(Register::None);
+        set_memory(&mut host, Mem::at(S0, 0));
         host.set_op1_register(of_size(size as usize, S1));
         self.origin(step);
         self.encode(&host);
@@ -402,6 +489,17 @@ impl Compiler<'_> {
             }
         })
     }
+}
+
+/// Puts an operand of the host in the place of the guest's.
+fn set_memory(instruction: &mut Instruction, place: Mem) {
+    let register = |number: Option<Reg>| number.map_or(Register::None, |it| of_size(8, it));
+    instruction.set_memory_base(register(place.base()));
+    instruction.set_memory_index(register(place.index()));
+    instruction.set_memory_index_scale(1);
+    instruction.set_memory_displacement64(place.displacement() as u64);
+    instruction.set_memory_displ_size((place.displacement() != 0) as u32);
+    instruction.set_segment_prefix(Register::None);
 }
 
 /// The operand's register needs no value before the instruction.

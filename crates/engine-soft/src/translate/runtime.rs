@@ -39,8 +39,9 @@ pub struct Routines {
     /// Called for one instruction to be interpreted: S1 its address, S0 the page's id
     /// and its length. Returns if control goes on behind it.
     pub interpret: u64,
-    /// Jumped to by a return whose shadow entry does not match: S0 the target.
-    pub return_miss: u64,
+    /// Jumped to by a return whose shadow entry does not match, in the supervisor's code and
+    /// in the user's: S0 the target.
+    pub return_miss: [u64; 2],
     /// Called with vectors in the state: brings them, and MXCSR, into the host's registers.
     pub load_vectors: u64,
     /// Called with an address in S0 and a site in S1: fills it from the table for reads, or
@@ -294,18 +295,27 @@ impl Builder {
         start
     }
 
+    /// Drops the entry that does not match, and looks the target up.
     fn return_miss(&mut self, routines: &mut Routines) {
+        for supervisor in [false, true] {
+            self.align();
+            routines.return_miss[usize::from(!supervisor)] = self.here();
+            self.emit.alu_mem(Alu::Cmp, RSP, frame::shadow_top());
+            let bottom = self.emit.jcc(cc::AE);
+            self.emit.lea(RSP, Mem::at(RSP, 8));
+            self.emit.bind_here(bottom);
+            self.look_up(supervisor, routines);
+        }
         self.align();
-        routines.return_miss = self.here();
-        self.emit.alu_mem(Alu::Cmp, RSP, frame::shadow_top());
-        let bottom = self.emit.jcc(cc::AE);
-        self.emit.alu_imm(true, Alu::Add, RSP, 16);
-        let go = self.emit.jmp();
         routines.return_bottom = self.here();
-        self.emit.bind_here(bottom);
         self.emit.load(RSP, frame::shadow_top());
-        self.emit.bind_here(go);
-        look_up(&mut self.emit, routines.leave_to_s0);
+        self.look_up(true, routines);
+    }
+
+    fn look_up(&mut self, supervisor: bool, routines: &Routines) {
+        for unknown in look_up(&mut self.emit, supervisor) {
+            self.emit.bind_address(unknown, routines.leave_to_s0);
+        }
     }
 
     /// Offset in the page of the address in `register` to S0, and its entry's place to
@@ -414,7 +424,7 @@ impl Builder {
 impl Routines {
     /// Generates them at the arena's front. None if they do not fit.
     pub fn generate(arena: &mut Arena, vectors: VectorLevel, helpers: Helpers) -> Option<Routines> {
-        let emit = Emit { code: Vec::with_capacity(4096), origin: arena.next() };
+        let emit = Emit::new(4096, arena.next());
         let mut builder = Builder { emit, vectors };
         let mut routines = Routines { enter: builder.enter(), ..Routines::default() };
         let stored = builder.leave(&mut routines);

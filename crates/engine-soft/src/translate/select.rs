@@ -3,7 +3,9 @@
 //! What is translated is named: an instruction set is on a list here, or its
 //! instructions are interpreted, so that an unknown one is slow rather than wrong.
 
-use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{
+    Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register,
+};
 
 use crate::host::classify;
 
@@ -261,6 +263,17 @@ pub fn is_bulk_string(instruction: &Instruction) -> bool {
         && !matches!(instruction.segment_prefix(), Register::FS | Register::GS)
         && (instruction.op1_kind() == OpKind::MemorySegRSI
             || instruction.op1_kind() == OpKind::Register)
+}
+
+/// Whether processors decode a branch together with the instruction before it.
+pub fn fuses(instruction: &Instruction, branch: &Instruction) -> bool {
+    use Mnemonic as M;
+    branch.flow_control() == FlowControl::ConditionalBranch
+        && branch.ip() == instruction.next_ip()
+        && matches!(
+            instruction.mnemonic(),
+            M::Cmp | M::Test | M::Add | M::Sub | M::And | M::Inc | M::Dec
+        )
 }
 
 /// Does nothing that a guest could see.

@@ -1,12 +1,13 @@
 //! Places that remember the page they have accessed last.
 //!
 //! Most instructions access the same page again and again. So in user code each access
-//! has a [`Site`]: the linear page and its host address, found without any computation.
+//! has a [`Site`]: the linear page and how far from it the host's is, found without any
+//! computation.
 //!
 //! ```text
-//! lea S0, [address]
-//! sub S0, [site.page] ; cmp S0, 4096 - size ; ja     out of line: asks the software TLB
-//! add S0, [site.host]
+//! lea S1, [address]
+//! sub S1, [site.page] ; cmp S1, 4096 - size ; ja     out of line: asks the software TLB
+//! mov S0, [site.distance]
 //! ```
 //!
 //! What a site holds is true as long as nothing is taken away from the bank that it was
@@ -21,14 +22,15 @@ use super::block::{Compiler, Origin};
 use super::cache::Cache;
 use super::emit::{Alu, Emit, Fixup, Mem, RAX, RCX, RDX, cc};
 use super::frame::{self, S0, S1};
-use super::memory::{AccessInfo, ENTRY_HOST, INDEX_MASK};
+use super::memory::{AccessInfo, ENTRY_HOST, Form, INDEX_MASK};
 use crate::state::CpuState;
 
 /// In the data of the arena; generated code knows the layout.
 #[repr(C)]
 struct Site {
     page: u64,
-    host: u64,
+    /// From the guest's page to the host's.
+    distance: u64,
     /// When it was filled, by the low part of the host's TSC.
     filled: u32,
     /// How often that was soon after the time before.
@@ -39,11 +41,11 @@ struct Site {
 }
 
 pub(super) const SIZE: usize = size_of::<Site>();
-/// An address that no data has: it is not canonical. Offsets from it are accessed at host
-/// address 0, where there is nothing, and a trap there is the guest's fault.
+/// An address that no data has: it is not canonical. Nor is what any distance makes of
+/// it: an access there traps, which is the guest's fault.
 pub(super) const EMPTY: u64 = 0x8000_0000_0000_0000;
 const PAGE: u64 = offset_of!(Site, page) as u64;
-const HOST: u64 = offset_of!(Site, host) as u64;
+const DISTANCE: u64 = offset_of!(Site, distance) as u64;
 const FILLED: i32 = offset_of!(Site, filled) as i32;
 const RESTLESS: i32 = offset_of!(Site, restless) as i32;
 /// Ticks of the TSC between two fills that are soon after each other, and how many of
@@ -117,7 +119,7 @@ impl Cache {
             unsafe {
                 place.write(Site {
                     page: EMPTY,
-                    host: 0,
+                    distance: 0,
                     filled: 0,
                     restless: 0,
                     compare: code + site.compare as u32,
@@ -148,54 +150,80 @@ pub struct Failed {
     pub site: u64,
     pub number: usize,
     pub table: i32,
+    pub form: Form,
     /// For a group: its RIP, link and the number of that here.
     pub group: Option<(u64, u32, usize)>,
 }
 
 impl Compiler<'_> {
-    /// The check of the address in S0 with a site.
-    pub(super) fn check_site(&mut self, info: AccessInfo, table: i32) -> Failed {
+    /// The check with a site.
+    pub(super) fn check_site(&mut self, info: AccessInfo, table: i32, form: Form) -> Failed {
         let number = self.out.sites.len();
         let site = self.sites_top - ((number + 1) * SIZE) as u64;
+        match form {
+            Form::Distance { base, displacement: 0 } => self.emit.mov(S1, base),
+            Form::Distance { base, displacement } => {
+                self.emit.lea(S1, Mem::at(base, displacement));
+            }
+            Form::Base { displacement } => self.emit.lea(S1, Mem::at(S0, displacement)),
+            Form::Address => self.emit.mov(S1, S0),
+        }
         self.out.sites.push(NewSite { compare: self.emit.here(), lookup: 0 });
-        self.emit.op_at(true, &[0x2b], S0, site + PAGE);
-        self.emit.alu_imm(true, Alu::Cmp, S0, 4096 - info.size as i32);
-        let enter = self.emit.jcc(cc::A);
-        self.emit.op_at(true, &[0x03], S0, site + HOST);
+        self.emit.op_at(true, &[0x2b], S1, site + PAGE);
+        let enter = self.emit.cmp_jcc(S1, 4096 - info.size as i32, cc::A);
+        self.apply(form, site);
         // An address in the page `EMPTY` gets here with an empty site, and traps.
         let (host, native) = (self.emit.here() as u32, self.flags.native);
         self.out.origins.push(Origin { host, offset: info.offset, native });
-        Failed { enter, back: self.emit.here(), info, site, number, table, group: None }
+        Failed { enter, back: self.emit.here(), info, site, number, table, form, group: None }
     }
 
+    /// The site knows the page.
+    fn apply(&mut self, form: Form, site: u64) {
+        let opcode = if matches!(form, Form::Distance { .. }) { 0x8b } else { 0x03 };
+        self.emit.op_at(true, &[opcode], S0, site + DISTANCE);
+    }
+
+    /// S1 is how far the address is from the site's page.
     pub(super) fn emit_site(&mut self, failed: Failed) {
-        let Failed { enter, back, info, site, number, table, group } = failed;
+        let Failed { enter, back, info, site, number, table, form, group } = failed;
         self.emit.bind_here(enter);
-        self.emit.op_at(true, &[0x03], S0, site + PAGE);
+        self.emit.op_at(true, &[0x03], S1, site + PAGE);
+        if let Form::Base { .. } = form {
+            self.emit.store(frame::scratch(2), S0);
+        }
+        self.emit.mov(S0, S1);
         self.emit.op_at(true, &[0x8d], S1, site);
         let routines = self.routines;
         self.emit.call_to(if info.write { routines.fill_write } else { routines.fill_read });
-        self.emit.op_at(true, &[0x2b], S0, site + PAGE);
-        self.emit.alu_imm(true, Alu::Cmp, S0, 4096 - info.size as i32);
-        let slow = self.emit.jcc(cc::A);
-        self.emit.op_at(true, &[0x03], S0, site + HOST);
+        self.emit.mov(S1, S0);
+        self.emit.op_at(true, &[0x2b], S1, site + PAGE);
+        let slow = self.emit.cmp_jcc(S1, 4096 - info.size as i32, cc::A);
+        if let Form::Base { .. } = form {
+            self.emit.load(S0, frame::scratch(2));
+        }
+        self.apply(form, site);
         let jump = self.emit.jmp();
         self.emit.bind(jump, back);
+        // Instead of the comparison: S1 is the address.
         self.out.sites[number].lookup = self.emit.here();
+        self.emit.mov(S0, S1);
         let other = self.look_up_page(info.size, table);
+        self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, table + ENTRY_HOST));
+        self.give_form(form);
         let jump = self.emit.jmp();
         self.emit.bind(jump, back);
         self.emit.bind_here(slow);
-        self.emit.op_at(true, &[0x03], S0, site + PAGE);
         let both = self.emit.jmp();
         self.emit.bind_here(other);
         self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, table));
         self.emit.bind_here(both);
         match group {
-            Some(group) => self.emit_group_slow(back, info, group),
+            Some(group) => self.emit_group_slow(back, info, form, group),
             None => {
                 self.emit.mov_imm(S1, u64::from(info.pack()));
                 self.emit.call_to(self.routines.access);
+                self.give_form(form);
                 let jump = self.emit.jmp();
                 self.emit.bind(jump, back);
             }
@@ -233,7 +261,8 @@ pub(super) fn emit_fill(emit: &mut Emit, table: i32, twin: u64) {
     emit.load(RDX, Mem::at(RAX, table));
     emit.store(site(RCX, PAGE as i32), RDX);
     emit.load(RDX, Mem::at(RAX, table + ENTRY_HOST));
-    emit.store(site(RCX, HOST as i32), RDX);
+    emit.alu_mem(Alu::Sub, RDX, Mem::at(RAX, table));
+    emit.store(site(RCX, DISTANCE as i32), RDX);
     emit.bytes(&[0x0f, 0x31]); // rdtsc
     emit.mov32(RDX, RAX);
     emit.op_mem(false, &[0x2b], RDX, site(S1, FILLED));

@@ -4,7 +4,7 @@
 use iced_x86::OpKind;
 
 use super::block::Compiler;
-use super::emit::{Alu, Mem, RBP};
+use super::emit::{Alu, Mem, RBP, RSP};
 use super::frame::{self, ARITHMETIC, S0, S1, STACK};
 use super::registers::{host_of, number_of};
 use super::scan::Step;
@@ -26,8 +26,8 @@ impl Compiler<'_> {
                 self.emit.store(place, source);
             }
             OpKind::Memory => {
-                self.check_address(step, 8, false);
-                self.emit.load(S0, Mem::at(S0, 0));
+                let place = self.check_address(step, 8, false).operand();
+                self.emit.load(S0, place);
                 self.emit.store(frame::scratch(1), S0);
                 let place = self.check_push(step);
                 self.emit.load(S1, frame::scratch(1));
@@ -43,22 +43,14 @@ impl Compiler<'_> {
 
     /// Where the eight bytes below the stack pointer are, to be written.
     pub(super) fn check_push(&mut self, step: &Step) -> Mem {
-        if let Some(place) = self.held(-8) {
-            return place;
-        }
-        self.emit.lea(S0, Mem::at(STACK, -8));
-        self.check(step, 8, true);
-        Mem::at(S0, 0)
+        let form = self.held_at(-8);
+        form.unwrap_or_else(|| self.check_based(step, (RSP, -8), 8, true)).operand()
     }
 
     /// Where the eight bytes at the stack pointer are, to be read.
     pub(super) fn check_pop(&mut self, step: &Step) -> Mem {
-        if let Some(place) = self.held(0) {
-            return place;
-        }
-        self.emit.lea(S0, Mem::at(STACK, 0));
-        self.check(step, 8, false);
-        Mem::at(S0, 0)
+        let form = self.held_at(0);
+        form.unwrap_or_else(|| self.check_based(step, (RSP, 0), 8, false)).operand()
     }
 
     pub(super) fn pop(&mut self, step: &Step) {
@@ -81,10 +73,9 @@ impl Compiler<'_> {
     /// LEAVE: RSP from RBP, then RBP from the stack.
     pub(super) fn leave(&mut self, step: &Step) {
         self.flags.put_aside(&mut self.emit, step.live_in != 0);
-        self.emit.lea(S0, Mem::at(RBP, 0));
-        self.check(step, 8, false);
+        let place = self.check_based(step, (RBP, 0), 8, false).operand();
         self.emit.lea(STACK, Mem::at(RBP, 8));
-        self.emit.load(RBP, Mem::at(S0, 0));
+        self.emit.load(RBP, place);
     }
 
     /// PUSHFQ: arithmetic flags from the frame, the others from the state.

@@ -334,8 +334,76 @@ snippet!(
     "ret",
 );
 
+// Deeper than the shadow stack, and back.
+snippet!(
+    t_deep,
+    "mov ecx, 20000",
+    "xor eax, eax",
+    "call 3f",
+    "mov [rdi], rax",
+    "ret",
+    "3:",
+    "push rcx",
+    "dec ecx",
+    "jz 4f",
+    "call 3b",
+    "4:",
+    "pop rcx",
+    "lea rax, [rax+rax*2]",
+    "add rax, rcx",
+    "ret",
+);
+
+// Operands at displaced registers, whose values and high bytes are operands, too.
+snippet!(
+    t_based,
+    "push rbx",
+    "push rbp",
+    "push r12",
+    "push r13",
+    "push r14",
+    "push r15",
+    "lea r13, [rdi+64]",
+    "lea r14, [rdi+128]",
+    "lea r15, [rdi+192]",
+    "mov rbx, rdi",
+    "mov rbp, rdi",
+    "mov r12, rdi",
+    "mov rax, [r13]",
+    "mov ecx, 0x4321",
+    "mov [r13+8], al",
+    "mov [rbx+1], ah",
+    "mov [rbp], ch",
+    "add ch, [rbx+2]",
+    "add bl, [r13+3]",
+    "mov rbx, rdi",
+    "add [r14-8], r15",
+    "sub [r14-8], rdi",
+    "movzx ecx, byte ptr [r15+5]",
+    "add [r12+16], rcx",
+    "xor [rbp+24], cl",
+    "cmp [r14], r14",
+    "setb [r13+32]",
+    "mov [rdi+256], r13",
+    "mov r13, [rdi+256]",
+    "mov r13, [r13+16]",
+    "add rax, r13",
+    "mov r14, [r14]",
+    "lea rax, [rax+r14]",
+    "mov qword ptr [rdi+256], 0",
+    "pop r15",
+    "pop r14",
+    "pop r13",
+    "pop r12",
+    "pop rbp",
+    "pop rbx",
+    "ret",
+);
+
 #[test]
 fn snippets_do_the_same() {
+    compare(t_deep, numbers);
+    compare(t_based, numbers);
     compare(t_displaced, numbers);
     compare(t_flags, numbers);
     compare(t_highbytes, numbers);
