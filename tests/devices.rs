@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -10,6 +11,9 @@ use std::time::{Duration, Instant};
 use crate::support::{Boot, Ended, PATIENCE, Running, alone, have};
 use guise_testkit::assets::Kernel;
 use guise_testkit::initramfs;
+use rustix::fs::{Mode, OFlags};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 
 /// A guest with all drivers that does one command.
 fn guest_of(kernel: Kernel, cpus: &str, command: &str) -> Boot {
@@ -236,4 +240,97 @@ fn a_virtio_console_takes_and_gives() {
     running.type_line("something");
     running.wait_for("got something");
     running.finish().expect_code(0);
+}
+
+#[test]
+fn a_port_leads_to_a_socket() {
+    let _turn = alone();
+    for (kernel, cpus) in [(Kernel::Debian12Cloud, "4"), (Kernel::Debian13Cloud, "1")] {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let socket = scratch.path().join("port");
+        // Whoever reads before somebody is connected finds the end.
+        let command = "cd /sys/class/virtio-ports; \
+            echo named $(grep -l org.guise.test */name); \
+            until [ -s /tmp/got ]; do cat </dev/vport*p1 >/tmp/got; done; \
+            echo got $(md5sum </tmp/got); \
+            cat /bin/busybox >/dev/vport*p1; echo sent $(md5sum </bin/busybox)";
+        let port = format!("{},name=org.guise.test", socket.display());
+        let running = guest_of(kernel, cpus, command).args(["--port", &port]).start();
+        let deadline = Instant::now() + PATIENCE;
+        let mut stream = loop {
+            if let Ok(stream) = UnixStream::connect(&socket) {
+                break stream;
+            }
+            assert!(Instant::now() < deadline, "nobody listens at the socket");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let content = pattern(1_000_000);
+        stream.write_all(&content).expect("the guest reads");
+        drop(stream);
+        // The next connection waits until the guest has seen the end of the first.
+        let mut stream = UnixStream::connect(&socket).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a limit");
+        let mut back = Vec::new();
+        stream.read_to_end(&mut back).expect("the guest writes, and closes");
+        let ended = running.finish();
+        ended.expect_code(0).expect_clean_log();
+        assert!(said(&ended, "named ").starts_with("vport"), "{}", ended.output);
+        assert_eq!(said(&ended, "got ").split(' ').next(), Some(&*sum(&content)));
+        assert_eq!(said(&ended, "sent ").split(' ').next(), Some(&*sum(&back)));
+        assert!(!socket.exists(), "the socket stays behind");
+    }
+}
+
+/// A terminal with a window of this size: the end that a user looks at, and the other.
+fn terminal(columns: u16, rows: u16) -> (OwnedFd, OwnedFd) {
+    let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    grantpt(&user).expect("granted");
+    unlockpt(&user).expect("unlocked");
+    let name = ptsname(&user, Vec::new()).expect("a name");
+    let guest = rustix::fs::open(&*name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty());
+    resize(&user, columns, rows);
+    (user, guest.expect("the other end"))
+}
+
+fn resize(terminal: &OwnedFd, columns: u16, rows: u16) {
+    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(terminal, size).expect("a size");
+}
+
+#[test]
+fn a_window_that_changes_is_told() {
+    let _turn = alone();
+    for kernel in [Kernel::Debian12Cloud, Kernel::Debian13Cloud] {
+        let (user, guest) = terminal(100, 40);
+        let command = "exec </dev/hvc0 >/dev/hvc0; \
+            until stty size | grep -q '40 100'; do sleep 1; done; echo first $(stty size); \
+            until stty size | grep -q '33 132'; do sleep 1; done; echo then $(stty size)";
+        let line = format!("console=ttyS0 -- \"{command}\"");
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_guise"))
+            .arg("boot")
+            .args([Path::new("--kernel"), &have(kernel.image())])
+            .args([Path::new("--initrd"), &have(initramfs::with_virtio(kernel))])
+            .args(["--console", "virtio", "--timeout", "300", "--append", &line])
+            .stdin(guest.try_clone().expect("a copy"))
+            .stdout(guest)
+            .spawn()
+            .expect("the binary starts");
+        let mut output = String::new();
+        let mut user_reads = std::fs::File::from(user.try_clone().expect("a copy"));
+        let mut buffer = [0; 4096];
+        let mut changed = false;
+        // The last process at the other end goes, and reading fails.
+        while let Ok(length @ 1..) = user_reads.read(&mut buffer) {
+            output.push_str(&String::from_utf8_lossy(&buffer[..length]));
+            if !changed && output.contains("first 40 100") {
+                resize(&user, 132, 33);
+                let id = rustix::process::Pid::from_raw(child.id() as i32).expect("a process");
+                let signal = rustix::process::Signal::WINCH;
+                rustix::process::kill_process(id, signal).expect("it runs");
+                changed = true;
+            }
+        }
+        assert_eq!(child.wait().expect("it ends").code(), Some(0), "{output}");
+        assert!(output.contains("then 33 132"), "{output}");
+    }
 }

@@ -9,7 +9,6 @@ mod request;
 mod server;
 mod space;
 
-use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -200,10 +199,6 @@ impl VirtioDevice for Block {
             };
             let kick = Kick::new()?;
             let ring = self.device.queue(u32::from(QUEUE_SIZE));
-            ring.signal(kick.fd().as_raw_fd()).map_err(|error| StartError::Host {
-                doing: "waiting for a disk",
-                source: std::io::Error::other(error),
-            })?;
             let server = Server::new(
                 self.device.clone(),
                 ring,

@@ -234,6 +234,11 @@ impl Reader<'_> {
         Ok(bytes)
     }
 
+    /// Leaves out the next bytes.
+    pub fn skip(&mut self, length: u64) {
+        self.0.skip(length);
+    }
+
     /// The next bytes, without a copy.
     pub fn take(&mut self, length: u64) -> Vec<Segment> {
         self.0.take(length)
