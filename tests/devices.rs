@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::{Boot, Ended, PATIENCE, Running, alone, have};
+use crate::support::{Boot, Ended, PATIENCE, Running, alone, have, not_run};
 use guise_testkit::assets::Kernel;
 use guise_testkit::initramfs;
 use rustix::fs::{Mode, OFlags};
@@ -227,6 +227,37 @@ fn a_directory_is_shared() {
         let big = std::fs::read(ours.join("big")).expect("the guest wrote it");
         assert_eq!(said(&ended, "big ").split(' ').next(), Some(&*sum(&big)));
     }
+}
+
+#[test]
+fn a_plain_user_shares_a_directory() {
+    let _turn = alone();
+    let namespace = ["--user", "--map-root-user"];
+    let possible = std::process::Command::new("unshare").args(namespace).arg("true").output();
+    if !possible.is_ok_and(|output| output.status.success()) {
+        not_run("a share in a user namespace", "this host lets nobody have one");
+        return;
+    }
+    let scratch = tempfile::tempdir().expect("a directory");
+    let outside = scratch.path().join("outside");
+    let ours = scratch.path().join("shared");
+    std::fs::create_dir(&ours).expect("made");
+    std::fs::write(&outside, "a secret").expect("written");
+    std::os::unix::fs::symlink(&outside, ours.join("absolute")).expect("linked");
+    let command = "mount -t virtiofs t /mnt; mkdir /mnt/checks; chmod 777 /mnt; \
+        files /mnt/checks 300; echo files said $?; cat /mnt/absolute; \
+        echo nobody:x:99:99::/:/bin/sh >/etc/passwd; su nobody -c 'echo mine >/mnt/by-nobody'; \
+        chown 99 /mnt/by-nobody || echo no owners; echo owner $(stat -c %u /mnt/by-nobody)";
+    let ended = guest_of(Kernel::Debian12Cloud, "1", command)
+        .args(["--share", &format!("{},tag=t", ours.display())])
+        .through("unshare", &namespace)
+        .run();
+    ended.expect_code(0).expect_clean_log();
+    expect_files(&ended);
+    said(&ended, "no owners");
+    assert_eq!(said(&ended, "owner "), "0");
+    assert!(!ended.output.contains("a secret"), "{}", ended.output);
+    assert_eq!(std::fs::read(ours.join("by-nobody")).expect("it is there"), b"mine\n");
 }
 
 #[test]

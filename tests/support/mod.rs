@@ -54,6 +54,13 @@ impl Boot {
         self.args([Path::new("--initrd"), path])
     }
 
+    /// Has another program start it.
+    pub fn through(self, program: &str, args: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        command.args(args).arg(self.command.get_program()).args(self.command.get_args());
+        Boot { command }
+    }
+
     /// Starts it with its standard input held open.
     pub fn start(mut self) -> Running {
         let mut child = self
