@@ -2,7 +2,6 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -11,9 +10,6 @@ use std::time::{Duration, Instant};
 use crate::support::{Boot, Ended, PATIENCE, Running, alone, have, not_run};
 use guise_testkit::assets::Kernel;
 use guise_testkit::initramfs;
-use rustix::fs::{Mode, OFlags};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
 
 /// A guest with all drivers that does one command.
 fn guest_of(kernel: Kernel, cpus: &str, command: &str) -> Boot {
@@ -312,56 +308,38 @@ fn a_port_leads_to_a_socket() {
     }
 }
 
-/// A terminal with a window of this size: the end that a user looks at, and the other.
-fn terminal(columns: u16, rows: u16) -> (OwnedFd, OwnedFd) {
-    let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
-    grantpt(&user).expect("granted");
-    unlockpt(&user).expect("unlocked");
-    let name = ptsname(&user, Vec::new()).expect("a name");
-    let guest = rustix::fs::open(&*name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty());
-    resize(&user, columns, rows);
-    (user, guest.expect("the other end"))
-}
-
-fn resize(terminal: &OwnedFd, columns: u16, rows: u16) {
-    let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-    tcsetwinsize(terminal, size).expect("a size");
-}
-
 #[test]
 fn a_window_that_changes_is_told() {
     let _turn = alone();
     for kernel in [Kernel::Debian12Cloud, Kernel::Debian13Cloud] {
-        let (user, guest) = terminal(100, 40);
         let command = "exec </dev/hvc0 >/dev/hvc0; \
             until stty size | grep -q '40 100'; do sleep 1; done; echo first $(stty size); \
             until stty size | grep -q '33 132'; do sleep 1; done; echo then $(stty size)";
-        let line = format!("console=ttyS0 -- \"{command}\"");
-        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_guise"))
-            .arg("boot")
-            .args([Path::new("--kernel"), &have(kernel.image())])
-            .args([Path::new("--initrd"), &have(initramfs::with_virtio(kernel))])
-            .args(["--console", "virtio", "--timeout", "300", "--append", &line])
-            .stdin(guest.try_clone().expect("a copy"))
-            .stdout(guest)
-            .spawn()
-            .expect("the binary starts");
-        let mut output = String::new();
-        let mut user_reads = std::fs::File::from(user.try_clone().expect("a copy"));
-        let mut buffer = [0; 4096];
-        let mut changed = false;
-        // The last process at the other end goes, and reading fails.
-        while let Ok(length @ 1..) = user_reads.read(&mut buffer) {
-            output.push_str(&String::from_utf8_lossy(&buffer[..length]));
-            if !changed && output.contains("first 40 100") {
-                resize(&user, 132, 33);
-                let id = rustix::process::Pid::from_raw(child.id() as i32).expect("a process");
-                let signal = rustix::process::Signal::WINCH;
-                rustix::process::kill_process(id, signal).expect("it runs");
-                changed = true;
-            }
-        }
-        assert_eq!(child.wait().expect("it ends").code(), Some(0), "{output}");
-        assert!(output.contains("then 33 132"), "{output}");
+        let scratch = tempfile::tempdir().expect("a directory");
+        let line = scratch.path().join("line");
+        std::fs::write(&line, format!("console=ttyS0 -- \"{command}\"")).expect("written");
+        // `script` gives what it starts a terminal of its own.
+        let shell = format!(
+            "echo terminal $(tty) here; stty cols 100 rows 40; exec {} boot --kernel {} --initrd {} \
+             --console virtio --append \"$(cat {})\"",
+            env!("CARGO_BIN_EXE_guise"),
+            have(kernel.image()).display(),
+            have(initramfs::with_virtio(kernel)).display(),
+            line.display()
+        );
+        let mut running =
+            Boot::by("script", &["--quiet", "--return", "--command", &shell, "/dev/null"]).start();
+        running.wait_for("terminal ");
+        running.wait_for(" here");
+        let terminal = running.output.split("terminal ").nth(1);
+        let terminal = terminal.and_then(|rest| rest.split(' ').next()).expect("its name");
+        let terminal = terminal.to_owned();
+        running.wait_for("first 40 100");
+        let resized = std::process::Command::new("stty")
+            .args(["-F", &terminal, "cols", "132", "rows", "33"])
+            .status();
+        assert!(resized.expect("stty").success());
+        running.wait_for("then 33 132");
+        running.finish().expect_code(0);
     }
 }

@@ -45,6 +45,13 @@ impl Boot {
         Boot { command }
     }
 
+    /// Another program, which starts it.
+    pub fn by(program: &str, args: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        command.args(args);
+        Boot { command }
+    }
+
     pub fn args<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(mut self, args: I) -> Self {
         self.command.args(args);
         self
