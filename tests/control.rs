@@ -149,8 +149,8 @@ fn memory_is_added_and_taken_away() {
         succeeds(
             &mut guest,
             "mount -t tmpfs -o size=400m t /mnt && \
-             yes all of it | head -c 400000000 >/mnt/x && \
-             [ \"$(md5sum </mnt/x)\" = \"$(yes all of it | head -c 400000000 | md5sum)\" ]",
+             yes all of it | head -c 300000000 >/mnt/x && \
+             [ \"$(md5sum </mnt/x)\" = \"$(yes all of it | head -c 300000000 | md5sum)\" ]",
         );
         succeeds(&mut guest, "umount /mnt");
         client.done(&json!({ "command": "memory", "size": "256M" }));

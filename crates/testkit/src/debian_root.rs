@@ -23,7 +23,9 @@ const INIT: &str = include_str!("../guests/root-init.sh");
 
 /// The image of the disk. Tests work on copies of it.
 pub fn image() -> Result<PathBuf, TestkitError> {
+    // The hook below runs in a directory of its own.
     let root = assets::directory();
+    let root = std::path::absolute(&root).map_err(TestkitError::file("finding", &root))?;
     let image = root.join(IMAGE);
     if image.is_file() {
         return Ok(image);
@@ -41,9 +43,7 @@ pub fn image() -> Result<PathBuf, TestkitError> {
         .map_err(TestkitError::file("opening up", &partial))?;
     let script = image.with_extension("sh");
     fs::write(&script, FINISH).map_err(TestkitError::file("writing", &script))?;
-    let absolute =
-        std::path::absolute(&partial).map_err(TestkitError::file("finding", &partial))?;
-    let hook = format!("sh '{}' \"$1\" '{}' {SIZE}", script.display(), absolute.display());
+    let hook = format!("sh '{}' \"$1\" '{}' {SIZE}", script.display(), partial.display());
     let mut command = Command::new("mmdebstrap");
     command.args(["--quiet", "--variant=minbase", "--format=null"]);
     command.arg(format!("--include={PACKAGES}"));
