@@ -26,7 +26,8 @@ use crate::worker::{Kick, Worker, Workers};
 
 const KIND: u16 = 2;
 const CLASS: u32 = 0x01_8000;
-const QUEUE_SIZE: u16 = 256;
+/// With room for a megabyte of single pages in one request.
+const QUEUE_SIZE: u16 = 512;
 
 /// Unit of everything that the protocol counts.
 pub const SECTOR: u64 = 512;
