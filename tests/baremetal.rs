@@ -150,6 +150,7 @@ fn virtio() {
     std::fs::write(path("disk"), vec![0; 1 << 20]).expect("written");
     let disk = format!("{},format=raw", path("disk"));
     let share = format!("{},tag=t", scratch.path().display());
+    let port = format!("{},name=org.guise.test", path("port"));
     prints_what_it_should(
         Program::Virtio,
         &[
@@ -158,6 +159,8 @@ fn virtio() {
             ["--net", "user"],
             ["--vsock", &path("socket")],
             ["--console", "virtio"],
+            ["--port", &port],
+            ["--memory-max", "192M"],
             ["--rng", "--balloon"],
         ]
         .concat(),

@@ -32,6 +32,19 @@ impl Client {
         answer
     }
 
+    /// Waits until the guest has so many bytes of memory.
+    fn wait_for_memory(&mut self, bytes: u64) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let memory = self.done(&json!({ "command": "stats" }))["memory"].clone();
+            if memory["present"] == bytes {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{memory}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     /// Waits until the guest has given up so many bytes.
     fn wait_for_balloon(&mut self, bytes: u64) {
         let deadline = Instant::now() + PATIENCE;
@@ -108,4 +121,42 @@ fn a_running_machine_is_changed() {
     let ended = guest.finish();
     ended.expect_code(0).expect_clean_log();
     assert!(!socket.exists());
+}
+
+#[test]
+fn memory_is_added_and_taken_away() {
+    let _turn = alone();
+    let scratch = tempfile::tempdir().expect("a directory");
+    let socket = scratch.path().join("control");
+    for kernel in [Kernel::Debian12Cloud, Kernel::Debian13Cloud] {
+        let mut guest = Boot::kernel(&have(kernel.image()))
+            .initrd(&have(initramfs::with_virtio(kernel)))
+            .args(["--memory", "256M", "--memory-max", "768M", "--cpus", "2"])
+            .args(["--append", "console=ttyS0 memhp_default_state=online_movable"])
+            .args(["--control".as_ref(), socket.as_os_str()])
+            .start();
+        guest.wait_for("guest# ");
+        let mut client = Client::open(&socket);
+        for wrong in ["128M", "1G"] {
+            let answer = client.ask(&json!({ "command": "memory", "size": wrong }));
+            assert_eq!(answer["ok"], false, "{answer}");
+        }
+        client.done(&json!({ "command": "memory", "size": "768M" }));
+        client.wait_for_memory(768 << 20);
+        let total = "$(awk '/MemTotal/ { print $2 }' /proc/meminfo)";
+        succeeds(&mut guest, &format!("until [ {total} -gt 640000 ]; do sleep 1; done"));
+        // What was added is memory: more than there was before fits into it.
+        succeeds(
+            &mut guest,
+            "mount -t tmpfs -o size=400m t /mnt && \
+             yes all of it | head -c 300000000 >/mnt/x && \
+             [ \"$(md5sum </mnt/x)\" = \"$(yes all of it | head -c 300000000 | md5sum)\" ]",
+        );
+        succeeds(&mut guest, "umount /mnt");
+        client.done(&json!({ "command": "memory", "size": "256M" }));
+        client.wait_for_memory(256 << 20);
+        succeeds(&mut guest, &format!("[ {total} -lt 260000 ]"));
+        client.done(&json!({ "command": "quit" }));
+        guest.finish().expect_code(0).expect_clean_log();
+    }
 }

@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::{Boot, Ended, PATIENCE, Running, alone, have};
+use crate::support::{Boot, Ended, PATIENCE, Running, alone, have, not_run};
 use guise_testkit::assets::Kernel;
 use guise_testkit::initramfs;
 
@@ -226,6 +226,37 @@ fn a_directory_is_shared() {
 }
 
 #[test]
+fn a_plain_user_shares_a_directory() {
+    let _turn = alone();
+    let namespace = ["--user", "--map-root-user"];
+    let possible = std::process::Command::new("unshare").args(namespace).arg("true").output();
+    if !possible.is_ok_and(|output| output.status.success()) {
+        not_run("a share in a user namespace", "this host lets nobody have one");
+        return;
+    }
+    let scratch = tempfile::tempdir().expect("a directory");
+    let outside = scratch.path().join("outside");
+    let ours = scratch.path().join("shared");
+    std::fs::create_dir(&ours).expect("made");
+    std::fs::write(&outside, "a secret").expect("written");
+    std::os::unix::fs::symlink(&outside, ours.join("absolute")).expect("linked");
+    let command = "mount -t virtiofs t /mnt; mkdir /mnt/checks; chmod 777 /mnt; \
+        files /mnt/checks 300; echo files said $?; cat /mnt/absolute; \
+        echo nobody:x:99:99::/:/bin/sh >/etc/passwd; su nobody -c 'echo mine >/mnt/by-nobody'; \
+        chown 99 /mnt/by-nobody || echo no owners; echo owner $(stat -c %u /mnt/by-nobody)";
+    let ended = guest_of(Kernel::Debian12Cloud, "1", command)
+        .args(["--share", &format!("{},tag=t", ours.display())])
+        .through("unshare", &namespace)
+        .run();
+    ended.expect_code(0).expect_clean_log();
+    expect_files(&ended);
+    said(&ended, "no owners");
+    assert_eq!(said(&ended, "owner "), "0");
+    assert!(!ended.output.contains("a secret"), "{}", ended.output);
+    assert_eq!(std::fs::read(ours.join("by-nobody")).expect("it is there"), b"mine\n");
+}
+
+#[test]
 fn a_virtio_console_takes_and_gives() {
     let _turn = alone();
     // Its driver is a module, so it is not there yet when the kernel looks for consoles.
@@ -236,4 +267,79 @@ fn a_virtio_console_takes_and_gives() {
     running.type_line("something");
     running.wait_for("got something");
     running.finish().expect_code(0);
+}
+
+#[test]
+fn a_port_leads_to_a_socket() {
+    let _turn = alone();
+    for (kernel, cpus) in [(Kernel::Debian12Cloud, "4"), (Kernel::Debian13Cloud, "1")] {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let socket = scratch.path().join("port");
+        // Whoever reads before somebody is connected finds the end.
+        let command = "cd /sys/class/virtio-ports; \
+            echo named $(grep -l org.guise.test */name); \
+            until [ -s /tmp/got ]; do cat </dev/vport*p1 >/tmp/got; done; \
+            echo got $(md5sum </tmp/got); \
+            cat /bin/busybox >/dev/vport*p1; echo sent $(md5sum </bin/busybox)";
+        let port = format!("{},name=org.guise.test", socket.display());
+        let running = guest_of(kernel, cpus, command).args(["--port", &port]).start();
+        let deadline = Instant::now() + PATIENCE;
+        let mut stream = loop {
+            if let Ok(stream) = UnixStream::connect(&socket) {
+                break stream;
+            }
+            assert!(Instant::now() < deadline, "nobody listens at the socket");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let content = pattern(1_000_000);
+        stream.write_all(&content).expect("the guest reads");
+        drop(stream);
+        // The next connection waits until the guest has seen the end of the first.
+        let mut stream = UnixStream::connect(&socket).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a limit");
+        let mut back = Vec::new();
+        stream.read_to_end(&mut back).expect("the guest writes, and closes");
+        let ended = running.finish();
+        ended.expect_code(0).expect_clean_log();
+        assert!(said(&ended, "named ").starts_with("vport"), "{}", ended.output);
+        assert_eq!(said(&ended, "got ").split(' ').next(), Some(&*sum(&content)));
+        assert_eq!(said(&ended, "sent ").split(' ').next(), Some(&*sum(&back)));
+        assert!(!socket.exists(), "the socket stays behind");
+    }
+}
+
+#[test]
+fn a_window_that_changes_is_told() {
+    let _turn = alone();
+    for kernel in [Kernel::Debian12Cloud, Kernel::Debian13Cloud] {
+        let command = "exec </dev/hvc0 >/dev/hvc0; \
+            until stty size | grep -q '40 100'; do sleep 1; done; echo first $(stty size); \
+            until stty size | grep -q '33 132'; do sleep 1; done; echo then $(stty size)";
+        let scratch = tempfile::tempdir().expect("a directory");
+        let line = scratch.path().join("line");
+        std::fs::write(&line, format!("console=ttyS0 -- \"{command}\"")).expect("written");
+        // `script` gives what it starts a terminal of its own.
+        let shell = format!(
+            "echo terminal $(tty) here; stty cols 100 rows 40; exec {} boot --kernel {} --initrd {} \
+             --console virtio --append \"$(cat {})\"",
+            env!("CARGO_BIN_EXE_guise"),
+            have(kernel.image()).display(),
+            have(initramfs::with_virtio(kernel)).display(),
+            line.display()
+        );
+        let mut running =
+            Boot::by("script", &["--quiet", "--return", "--command", &shell, "/dev/null"]).start();
+        running.wait_for("terminal ");
+        running.wait_for(" here");
+        let terminal = running.output.split("terminal ").nth(1);
+        let terminal = terminal.and_then(|rest| rest.split(' ').next()).expect("its name");
+        let terminal = terminal.to_owned();
+        running.wait_for("first 40 100");
+        let resized = std::process::Command::new("stty")
+            .args(["-F", &terminal, "cols", "132", "rows", "33"])
+            .status();
+        assert!(resized.expect("stty").success());
+        running.wait_for("then 33 132");
+        running.finish().expect_code(0);
+    }
 }

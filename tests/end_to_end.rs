@@ -3,6 +3,7 @@
 mod bad_input;
 mod baremetal;
 mod control;
+mod debian_root;
 mod debugger;
 mod devices;
 mod doctor;

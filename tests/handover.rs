@@ -62,6 +62,7 @@ struct Guest {
 fn boot(guest: &Guest, engine: &dyn Engine) -> (Machine, Output) {
     let config = MachineConfig {
         memory: 64 << 20,
+        addable_memory: 0,
         vcpus: guest.vcpus,
         board: BoardKind::Microvm,
         model: CpuModel::Baseline,

@@ -45,6 +45,13 @@ impl Boot {
         Boot { command }
     }
 
+    /// Another program, which starts it.
+    pub fn by(program: &str, args: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        command.args(args);
+        Boot { command }
+    }
+
     pub fn args<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(mut self, args: I) -> Self {
         self.command.args(args);
         self
@@ -52,6 +59,13 @@ impl Boot {
 
     pub fn initrd(self, path: &Path) -> Self {
         self.args([Path::new("--initrd"), path])
+    }
+
+    /// Has another program start it.
+    pub fn through(self, program: &str, args: &[&str]) -> Self {
+        let mut command = Command::new(program);
+        command.args(args).arg(self.command.get_program()).args(self.command.get_args());
+        Boot { command }
     }
 
     /// Starts it with its standard input held open.

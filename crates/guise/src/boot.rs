@@ -5,6 +5,7 @@ mod debugger;
 mod devices;
 mod drive;
 pub mod network;
+mod ports;
 mod share;
 mod sockets;
 
@@ -20,7 +21,7 @@ use guise_engine::{CpuModel, MAX_VCPUS};
 use guise_machine::console::Console;
 use guise_machine::{BoardKind, BootSource, Ending, Machine, MachineConfig, MachineError, Stopper};
 use serde::Serialize;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 
 use self::control::Control;
 use crate::Failure;
@@ -44,6 +45,9 @@ pub struct Arguments {
     /// Memory, with K, M, G or T; without a letter it is mebibytes
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
     memory: u64,
+    /// Up to how much memory the machine can have; the control socket says how much it has
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    memory_max: Option<u64>,
     /// Number of vCPUs, 1 to 8
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u32,
@@ -98,6 +102,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let Chosen { engine, mut remark } = crate::engine::choose(arguments.engine)?;
     let config = MachineConfig {
         memory: arguments.memory,
+        addable_memory: addable_memory(&arguments)?,
         vcpus: arguments.cpus,
         board: match arguments.board {
             BoardName::Microvm => BoardKind::Microvm,
@@ -127,7 +132,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     }
 
     let outside = Outside::default();
-    outside.watch_signals()?;
+    outside.watch_signals(backends.clone())?;
     let mut console = None;
     let mut totals = Totals::default();
     let ending = loop {
@@ -188,6 +193,13 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(code))
 }
 
+/// What `--memory-max` leaves above `--memory`.
+fn addable_memory(arguments: &Arguments) -> Result<u64, Failure> {
+    let Some(most) = arguments.memory_max else { return Ok(0) };
+    most.checked_sub(arguments.memory)
+        .ok_or_else(|| Failure::usage("--memory-max is less than --memory"))
+}
+
 /// Comparing runs everything twice: what another vCPU or a device writes meanwhile would be
 /// a difference.
 fn refuse_what_lockstep_cannot_compare(arguments: &Arguments) -> Result<(), Failure> {
@@ -196,8 +208,12 @@ fn refuse_what_lockstep_cannot_compare(arguments: &Arguments) -> Result<(), Fail
     }
     let reason = if arguments.cpus > 1 {
         "more than one vCPU"
-    } else if arguments.devices.write_memory() || arguments.control.is_some() {
-        "devices that write memory (--disk, --net, --rng, --balloon, --console, --control)"
+    } else if arguments.devices.write_memory()
+        || arguments.control.is_some()
+        || arguments.memory_max.is_some()
+    {
+        "devices that write memory (--disk, --net, --rng, --balloon, --console, --port, \
+         --memory-max, --control)"
     } else {
         return Ok(());
     };
@@ -241,15 +257,20 @@ struct Outside {
 }
 
 impl Outside {
-    /// Signals end the machine in good order, so that the terminal is given back.
-    fn watch_signals(&self) -> Result<(), Failure> {
-        let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])
+    /// Signals end the machine in good order, so that the terminal is given back, or say
+    /// that the terminal's window has another size.
+    fn watch_signals(&self, backends: Arc<devices::Backends>) -> Result<(), Failure> {
+        let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP, SIGWINCH])
             .map_err(|error| Failure::failed(format!("signals cannot be watched: {error}")))?;
         let outside = self.clone();
         std::thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || {
                 for signal in signals.forever() {
+                    if signal == SIGWINCH {
+                        backends.tell_window_size();
+                        continue;
+                    }
                     outside.signal.store(signal, Ordering::SeqCst);
                     outside.leave();
                 }

@@ -14,7 +14,7 @@
 //! 0xfec0_0000  I/O APIC
 //! 0xfed0_0000  HPET
 //! 0xfee0_0000  local APICs, message-signalled interrupts
-//! 0x1_0000_0000  the rest of the RAM
+//! 0x1_0000_0000  the rest of the RAM; at the next gigabyte, what can be added to it
 //! 0x40_0000_0000  64-bit window for PCI memory
 //! ```
 
@@ -31,6 +31,8 @@ pub const HIGH_RAM_START: u64 = 4 * GIB;
 
 /// The least that a boot protocol and a kernel can do something with.
 pub const MIN_MEMORY: u64 = 2 * MIB;
+/// Memory is added in pieces that guests can do something with.
+pub const ADDABLE_UNIT: u64 = 128 * MIB;
 /// High RAM ends below the 64-bit PCI window.
 pub const MAX_MEMORY: u64 = PCI_WINDOW_64.start - (HIGH_RAM_START - LOW_RAM_END);
 
@@ -97,12 +99,27 @@ pub struct MapEntry {
 pub struct RamLayout {
     pub low: u64,
     pub high: u64,
+    /// What can be added while the machine runs. It is not in the guest's map: the device
+    /// that adds it tells where it is.
+    pub addable: u64,
 }
 
 impl RamLayout {
     pub fn new(memory: u64) -> Self {
         let low = memory.min(LOW_RAM_END);
-        RamLayout { low, high: memory - low }
+        RamLayout { low, high: memory - low, addable: 0 }
+    }
+
+    /// With room for more.
+    pub fn with_room(self, addable: u64) -> Self {
+        RamLayout { addable, ..self }
+    }
+
+    /// Where memory can be added. Guests manage memory in large pieces, none of which is
+    /// to have another kind of memory in it.
+    pub fn addable_range(self) -> Range<u64> {
+        let start = (HIGH_RAM_START + self.high).next_multiple_of(GIB);
+        start..start + self.addable
     }
 
     /// The memory map for the guest, in ascending order.

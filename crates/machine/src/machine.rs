@@ -12,6 +12,7 @@ use guise_engine::{
     CpuModel, DebugControl, Engine, EngineError, MAX_VCPUS, Platform, Vm, VmConfig,
 };
 use guise_virtio::VirtioDevice;
+use guise_virtio::mem::Mem;
 use serde::{Deserialize, Serialize};
 
 use crate::MachineError;
@@ -21,7 +22,7 @@ use crate::boot::{self, BootSource, Target};
 use crate::control::{Control, Ending};
 use crate::handover::MovableVm;
 use crate::layout::ACPI_TABLES;
-use crate::memory::Ram;
+use crate::memory::{Ram, Size};
 use crate::platform::Buses;
 use crate::state::MachineState;
 use crate::vcpu::VcpuThread;
@@ -31,6 +32,8 @@ use crate::vcpu::VcpuThread;
 pub struct MachineConfig {
     /// In bytes.
     pub memory: u64,
+    /// Memory that can be added while it runs, in bytes.
+    pub addable_memory: u64,
     pub vcpus: u32,
     pub board: BoardKind,
     pub model: CpuModel,
@@ -50,6 +53,7 @@ pub struct Machine {
     clock: Arc<Clock>,
     platform: Arc<Buses>,
     board: Board,
+    more_memory: Option<Arc<Mem>>,
     pub(crate) control: Arc<Control>,
     pub(crate) vcpus: Vec<VcpuThread>,
 }
@@ -76,7 +80,7 @@ impl Machine {
             let error = EngineError::VcpuCount { wanted: config.vcpus, max: MAX_VCPUS };
             return Err(error.into());
         }
-        let ram = Ram::new(config.memory)?;
+        let ram = Ram::new(config.memory, config.addable_memory)?;
         let vm = engine.create_vm(&VmConfig {
             vcpus: config.vcpus,
             model: config.model,
@@ -101,6 +105,12 @@ impl Machine {
             memory: &memory,
         };
         let board = Board::new(wiring, output)?;
+        let mut more_memory = None;
+        if config.addable_memory > 0 {
+            let device = Mem::new(ram.memory.clone(), ram.layout.addable_range());
+            board.expansion().add(device.clone())?;
+            more_memory = Some(device);
+        }
         let platform =
             Arc::new(Buses::new(ports, memory, board.interrupt_controllers(), control.clone()));
         let mut machine = Machine {
@@ -110,6 +120,7 @@ impl Machine {
             clock,
             platform,
             board,
+            more_memory,
             control,
             vcpus: Vec::new(),
         };
@@ -199,6 +210,26 @@ impl Machine {
     /// Asks the guest to let go of a device, and waits. Says whether it has.
     pub fn unplug_device(&self, slot: u8, limit: Duration) -> bool {
         self.board.expansion().unplug(slot, limit)
+    }
+
+    /// Asks the guest to have so many bytes of memory in all, as far as they can be added
+    /// or taken away.
+    pub fn set_memory(&self, bytes: u64) -> Result<(), MachineError> {
+        let (least, most) = (self.config.memory, self.config.memory + self.config.addable_memory);
+        if !(least..=most).contains(&bytes) {
+            let reason = format!("it can have {} to {}", Size(least), Size(most));
+            return Err(MachineError::MemorySize { size: bytes, reason });
+        }
+        if let Some(device) = &self.more_memory {
+            device.request(bytes - least);
+        }
+        Ok(())
+    }
+
+    /// How much memory the guest is to have, and how much it has.
+    pub fn memory(&self) -> (u64, u64) {
+        let (requested, plugged) = self.more_memory.as_ref().map_or((0, 0), |device| device.size());
+        (self.config.memory + requested, self.config.memory + plugged)
     }
 
     /// Presses the power button.

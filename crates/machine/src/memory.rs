@@ -7,7 +7,9 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use guise_engine::memory::vm_memory::{FileOffset, GuestAddress, GuestRegionMmap, MmapRegion};
+use guise_engine::memory::vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryRegion as _, GuestRegionMmap, MmapRegion,
+};
 use guise_engine::{GuestMemory, GuestRegion, MemorySlot, Vm};
 use rustix::fs::MemfdFlags;
 
@@ -22,13 +24,18 @@ pub struct Ram {
 }
 
 impl Ram {
-    /// Makes `size` bytes of RAM, after checking that this can be a machine's.
-    pub fn new(size: u64) -> Result<Self, MachineError> {
+    /// Makes `size` bytes of RAM, and room for more, after checking that this can be a
+    /// machine's.
+    pub fn new(size: u64, addable: u64) -> Result<Self, MachineError> {
         check_size(size, host_memory())?;
-        let layout = RamLayout::new(size);
+        let layout = RamLayout::new(size).with_room(addable);
+        check_room(size, layout, host_memory())?;
         let mut regions = vec![Arc::new(region(0, layout.low)?)];
         if layout.high > 0 {
             regions.push(Arc::new(region(HIGH_RAM_START, layout.high)?));
+        }
+        if addable > 0 {
+            regions.push(Arc::new(region(layout.addable_range().start, addable)?));
         }
         let slots = slots(layout, &regions);
         let memory = GuestMemory::from_arc_regions(regions)
@@ -64,6 +71,26 @@ fn check_size(size: u64, host: u64) -> Result<(), MachineError> {
     }
     if size > host {
         return refuse(format!("this host has {} in all", Size(host)));
+    }
+    Ok(())
+}
+
+/// The same for what can be added.
+fn check_room(size: u64, layout: RamLayout, host: u64) -> Result<(), MachineError> {
+    let refuse = |reason: String| Err(MachineError::MemorySize { size, reason });
+    if !layout.addable.is_multiple_of(layout::ADDABLE_UNIT) {
+        let unit = Size(layout::ADDABLE_UNIT);
+        return refuse(format!("what can be added to it comes in units of {unit}"));
+    }
+    let room = layout::PCI_WINDOW_64.start - layout.with_room(0).addable_range().start;
+    if layout.addable > room {
+        return refuse(format!("a machine may have {} at most", Size(layout::MAX_MEMORY)));
+    }
+    if size.saturating_add(layout.addable) > host {
+        return refuse(format!(
+            "with what can be added it is more than this host's {}",
+            Size(host)
+        ));
     }
     Ok(())
 }
@@ -106,8 +133,9 @@ fn slots(layout: RamLayout, regions: &[Arc<GuestRegion>]) -> Vec<MemorySlot> {
     let display = layout::DISPLAY_MEMORY;
     let mut slots =
         vec![slot(0, display.start, &regions[0], 0), slot(display.end, layout.low, &regions[0], 0)];
-    if let Some(high) = regions.get(1) {
-        slots.push(slot(HIGH_RAM_START, HIGH_RAM_START + layout.high, high, HIGH_RAM_START));
+    for region in &regions[1..] {
+        let start = region.start_addr().0;
+        slots.push(slot(start, start + region.len(), region, start));
     }
     slots
 }

@@ -14,6 +14,8 @@ use std::process::Command;
 
 use rustix::fs::FlockOperation;
 
+pub(crate) use self::apt::source as apt_source;
+
 use crate::TestkitError;
 use crate::baremetal::scratch_file;
 use crate::error::run;

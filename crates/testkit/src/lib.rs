@@ -3,11 +3,12 @@
 //!
 //! Nothing of this is in the repository. [`assets`] fetches packages once, with
 //! apt's own signature checks, into a directory that git ignores; [`initramfs`]
-//! writes RAM disks; [`baremetal`] and [`torture`] compile programs from the
+//! writes RAM disks; [`debian_root`] makes a disk with a whole Debian; [`baremetal`] and [`torture`] compile programs from the
 //! sources under `guests/` with the host's C compiler.
 
 pub mod assets;
 pub mod baremetal;
+pub mod debian_root;
 pub mod initramfs;
 pub mod modules;
 pub mod programs;

@@ -9,13 +9,14 @@ use crate::TestkitError;
 use crate::assets::Kernel;
 
 /// What lets a kernel drive every virtio device.
-pub const VIRTIO: [&str; 8] = [
+pub const VIRTIO: [&str; 9] = [
     "virtio_pci",
     "virtio_blk",
     "virtio_net",
     "virtio_console",
     "virtio_rng",
     "virtio_balloon",
+    "virtio_mem",
     "vmw_vsock_virtio_transport",
     "virtiofs",
 ];

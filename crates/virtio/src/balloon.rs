@@ -4,7 +4,7 @@
 //! reporting works without a target: the guest tells which pages it has freed, and
 //! takes them again, empty, by touching them. Statistics are the guest's own.
 
-mod pages;
+pub(crate) mod pages;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;

@@ -9,7 +9,6 @@ mod request;
 mod server;
 mod space;
 
-use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -27,7 +26,8 @@ use crate::worker::{Kick, Worker, Workers};
 
 const KIND: u16 = 2;
 const CLASS: u32 = 0x01_8000;
-const QUEUE_SIZE: u16 = 256;
+/// With room for a megabyte of single pages in one request.
+const QUEUE_SIZE: u16 = 512;
 
 /// Unit of everything that the protocol counts.
 pub const SECTOR: u64 = 512;
@@ -200,10 +200,6 @@ impl VirtioDevice for Block {
             };
             let kick = Kick::new()?;
             let ring = self.device.queue(u32::from(QUEUE_SIZE));
-            ring.signal(kick.fd().as_raw_fd()).map_err(|error| StartError::Host {
-                doing: "waiting for a disk",
-                source: std::io::Error::other(error),
-            })?;
             let server = Server::new(
                 self.device.clone(),
                 ring,

@@ -1,16 +1,32 @@
-//! A terminal: one port, with the size of its window.
+//! A terminal with the size of its window, and ports with names that lead to Unix sockets
+//! of the host.
+//!
+//! Queues 0 and 1 are the terminal's, with a thread each, because a user's terminal may
+//! stand still for as long as the user likes. A driver that knows of ports has the rest:
+//! two control queues and two queues for each port, which share a thread (`server`).
+//! What both sides have told each other (`conversation`) belongs to the device, is saved
+//! with it, and goes back and forth between device and thread.
 
-use std::collections::VecDeque;
+mod conversation;
+mod port;
+mod server;
+mod terminal;
+
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::device::{Session, StartError, VirtioDevice};
-use crate::queue::{Queue, QueueError};
+use serde::{Deserialize, Serialize};
+
+use self::conversation::Conversation;
+pub use self::port::{LONGEST_NAME, Port};
+use self::server::{CONTROL, PortsWorker, Queues, Window};
+use self::terminal::{Receiver, Terminal, Transmitter};
+use crate::device::{DeviceState, Session, StartError, VirtioDevice};
+use crate::queue::Queue;
 use crate::transport::Interrupt;
-use crate::worker::{Handler, Kick, Rest, Worker, Workers};
+use crate::worker::{Kick, Worker, Workers};
 
 const KIND: u16 = 3;
 const CLASS: u32 = 0x07_8000;
@@ -20,131 +36,98 @@ const TRANSMIT: u16 = 1;
 
 /// Feature: the size of the window is known.
 const SIZE: u64 = 1 << 0;
+/// Feature: there may be several ports.
+const PORTS: u64 = 1 << 1;
 
-/// Input that waits for the guest.
-const LARGEST_BACKLOG: usize = 64 << 10;
-/// Output is passed on in pieces of this size at most.
-const PIECE: usize = 16 << 10;
+/// The most ports with names.
+pub const MOST_PORTS: usize = 30;
 
-/// A terminal.
+/// What is saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleState(Conversation);
+
+/// A terminal, or ports, or both.
 pub struct Console {
-    input: Arc<Input>,
-    output: Arc<Mutex<Box<dyn Write + Send>>>,
-    running: Mutex<Running>,
+    terminal: Option<Terminal>,
+    ports: Vec<Arc<Port>>,
+    window: Arc<Window>,
+    inner: Mutex<Inner>,
 }
 
 #[derive(Default)]
-struct Running {
+struct Inner {
+    /// Here while the device is stopped, and while its driver knows of no ports; the
+    /// thread of the ports has it otherwise.
+    conversation: Option<Conversation>,
     workers: Workers,
+    server: Option<PortsWorker>,
+    /// The terminal's queues where there is no terminal.
+    unused: Vec<Option<Queue>>,
+    /// For a driver that reads the window's size from the configuration.
     interrupt: Option<Arc<Interrupt>>,
-    columns: u16,
-    rows: u16,
-}
-
-/// What the user typed and the guest has not read.
-#[derive(Default)]
-struct Input {
-    waiting: Mutex<VecDeque<u8>>,
-    room: Condvar,
-}
-
-impl Input {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<u8>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Console {
-    /// `output` gets what the guest writes.
-    pub fn new(output: Box<dyn Write + Send>) -> Arc<Self> {
-        let output = Arc::new(Mutex::new(output));
-        Arc::new(Self { input: Arc::default(), output, running: Mutex::default() })
+    /// `output` gets what the guest writes to its terminal; without one there are only the
+    /// ports. There are at most [`MOST_PORTS`].
+    pub fn new(output: Option<Box<dyn Write + Send>>, ports: Vec<Arc<Port>>) -> Arc<Self> {
+        let terminal = output.map(Terminal::new);
+        let conversation = Some(Conversation::new(terminal.is_some(), ports.len()));
+        let inner = Mutex::new(Inner { conversation, ..Inner::default() });
+        Arc::new(Self { terminal, ports, window: Arc::default(), inner })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Running> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the guest input. Returns how many bytes there was room for.
+    /// Gives the guest's terminal input. Returns how many bytes there was room for.
     pub fn input(&self, data: &[u8]) -> usize {
-        let mut waiting = self.input.lock();
-        let taken = data.len().min(LARGEST_BACKLOG - waiting.len().min(LARGEST_BACKLOG));
-        waiting.extend(&data[..taken]);
-        drop(waiting);
+        let Some(terminal) = &self.terminal else { return 0 };
+        let taken = terminal.input.add(data);
         self.notify(RECEIVE);
         taken
     }
 
     /// Waits until the guest has read some input. Says whether there is room now.
     pub fn wait_for_room(&self, timeout: Duration) -> bool {
-        let waiting = self.input.lock();
-        let full = |waiting: &mut VecDeque<u8>| waiting.len() >= LARGEST_BACKLOG;
-        let result = self.input.room.wait_timeout_while(waiting, timeout, full);
-        let (waiting, _) = result.unwrap_or_else(PoisonError::into_inner);
-        waiting.len() < LARGEST_BACKLOG
+        self.terminal.as_ref().is_some_and(|terminal| terminal.input.wait_for_room(timeout))
     }
 
     /// The user's window has changed.
     pub fn set_size(&self, columns: u16, rows: u16) {
-        let mut running = self.lock();
-        if (running.columns, running.rows) == (columns, rows) {
+        if !self.window.set(columns, rows) {
             return;
         }
-        (running.columns, running.rows) = (columns, rows);
-        if let Some(interrupt) = &running.interrupt {
-            interrupt.signal_configuration();
+        let inner = self.lock();
+        match (&inner.server, &inner.interrupt) {
+            (Some(server), _) => server.ring(),
+            (None, Some(interrupt)) => interrupt.signal_configuration(),
+            (None, None) => {}
+        }
+    }
+
+    fn fresh(&self) -> Conversation {
+        Conversation::new(self.terminal.is_some(), self.ports.len())
+    }
+
+    /// The guest has forgotten its ports. Whoever talked with one of its programs is told
+    /// by the end of the connection; who still waits for one goes on waiting.
+    fn forget(&self) {
+        let fresh = self.fresh();
+        let old = self.lock().conversation.replace(fresh);
+        for (port, state) in self.ports.iter().zip(old.iter().flat_map(|it| &it.ports[1..])) {
+            if state.guest_open || state.ending {
+                *port.client() = None;
+            }
         }
     }
 }
 
-/// The guest's input queue: chains are filled as there is input.
-struct Receiver(Arc<Input>);
-
-impl Handler for Receiver {
-    fn process(&mut self, queue: &mut Queue, stopping: &AtomicBool) -> Result<Rest, QueueError> {
-        while !stopping.load(Ordering::Relaxed) {
-            if self.0.lock().is_empty() {
-                return Ok(Rest::WaitingForHost);
-            }
-            let Some(chain) = queue.pop()? else { break };
-            let mut writer = chain.writer(queue.memory());
-            let mut waiting = self.0.lock();
-            let length = (waiting.len() as u64).min(writer.remaining()) as usize;
-            let bytes: Vec<u8> = waiting.drain(..length).collect();
-            drop(waiting);
-            self.0.room.notify_all();
-            let written = writer.write(&bytes)?;
-            queue.push(chain, written as u32)?;
-        }
-        Ok(Rest::Drained)
-    }
-}
-
-/// The guest's output queue.
-struct Transmitter(Arc<Mutex<Box<dyn Write + Send>>>);
-
-impl Handler for Transmitter {
-    fn process(&mut self, queue: &mut Queue, stopping: &AtomicBool) -> Result<Rest, QueueError> {
-        let mut output = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while !stopping.load(Ordering::Relaxed) {
-            let Some(chain) = queue.pop()? else { break };
-            let mut reader = chain.reader(queue.memory());
-            let mut piece = vec![0; reader.remaining().min(PIECE as u64) as usize];
-            // A chain is long, but not endless: it is at most 1024 buffers of 4 GiB,
-            // and a device that is stopped drops the rest.
-            while reader.remaining() > 0 && !stopping.load(Ordering::Relaxed) {
-                let length = reader.read(&mut piece)?;
-                if let Err(error) = output.write_all(&piece[..length]) {
-                    tracing::debug!(%error, "output of the console is lost");
-                    break;
-                }
-            }
-            queue.push(chain, 0)?;
-        }
-        if let Err(error) = output.flush() {
-            tracing::debug!(%error, "output of the console is lost");
-        }
-        Ok(Rest::Drained)
+impl Drop for Console {
+    fn drop(&mut self) {
+        self.stop();
+        self.forget();
     }
 }
 
@@ -158,71 +141,118 @@ impl VirtioDevice for Console {
     }
 
     fn features(&self) -> u64 {
-        SIZE
+        SIZE | PORTS
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
-        vec![QUEUE_SIZE; 2]
+        vec![QUEUE_SIZE; 4 + 2 * self.ports.len()]
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let running = self.lock();
-        let [a, b] = running.columns.to_le_bytes();
-        let [c, d] = running.rows.to_le_bytes();
+        let (columns, rows) = self.window.get();
+        let mut bytes = [0; 8];
+        bytes[..2].copy_from_slice(&columns.to_le_bytes());
+        bytes[2..4].copy_from_slice(&rows.to_le_bytes());
+        bytes[4..].copy_from_slice(&(1 + self.ports.len() as u32).to_le_bytes());
         for (at, byte) in (offset as usize..).zip(data) {
-            *byte = [a, b, c, d].get(at).copied().unwrap_or(0);
+            *byte = bytes.get(at).copied().unwrap_or(0);
         }
     }
 
+    fn begin(&self, _: u64) {
+        self.forget();
+    }
+
     fn start(&self, session: Session) -> Result<(), StartError> {
-        let Session { queues, interrupt, .. } = session;
-        let mut queues = queues.into_iter();
-        let mut next = |index: u16| {
-            queues.next().flatten().ok_or(StartError::MissingQueue(usize::from(index)))
-        };
-        let (receive, transmit) = (next(RECEIVE)?, next(TRANSMIT)?);
-        let mut workers = Workers::default();
-        let receiver = Receiver(self.input.clone());
-        let name = |way: &str| format!("console {way}");
-        workers.add(Some(Worker::start(
-            name("in"),
-            Kick::new()?,
-            RECEIVE,
-            receive,
-            interrupt.clone(),
-            receiver,
-        )?));
-        workers.add(Some(Worker::start(
-            name("out"),
-            Kick::new()?,
-            TRANSMIT,
-            transmit,
-            interrupt.clone(),
-            Transmitter(self.output.clone()),
-        )?));
-        let mut running = self.lock();
-        running.workers = workers;
-        running.interrupt = Some(interrupt);
+        let Session { queues, features, interrupt } = session;
+        let mut queues = queues.into_iter().enumerate();
+        let mut inner = Inner::default();
+        if let Some(terminal) = &self.terminal {
+            let mut next = || match queues.next() {
+                Some((_, Some(queue))) => Ok(queue),
+                other => Err(StartError::MissingQueue(other.map_or(0, |(index, _)| index))),
+            };
+            let (receive, transmit) = (next()?, next()?);
+            let receiver = Receiver(terminal.input.clone());
+            let transmitter = Transmitter(terminal.output.clone());
+            let (kick, theirs) = (Kick::new()?, interrupt.clone());
+            let name = "console in".to_owned();
+            let worker = Worker::start(name, kick, RECEIVE, receive, theirs, receiver)?;
+            inner.workers.add(Some(worker));
+            let (kick, theirs) = (Kick::new()?, interrupt.clone());
+            let name = "console out".to_owned();
+            let worker = Worker::start(name, kick, TRANSMIT, transmit, theirs, transmitter)?;
+            inner.workers.add(Some(worker));
+        } else {
+            inner.unused = queues.by_ref().take(2).map(|(_, queue)| queue).collect();
+        }
+        let conversation = self.lock().conversation.take().unwrap_or_else(|| self.fresh());
+        if features & PORTS != 0 {
+            let mut next = || match queues.next() {
+                Some((_, Some(queue))) => Ok(queue),
+                other => Err(StartError::MissingQueue(other.map_or(0, |(index, _)| index))),
+            };
+            let (to_driver, from_driver) = (next()?, next()?);
+            let mut named = Vec::new();
+            for _ in &self.ports {
+                named.push((next()?, next()?));
+            }
+            let queues = Queues { to_driver, from_driver, ports: named };
+            let (ports, window) = (self.ports.clone(), self.window.clone());
+            inner.server =
+                Some(PortsWorker::start(queues, conversation, ports, window, interrupt.clone())?);
+        } else {
+            inner.conversation = Some(conversation);
+        }
+        inner.interrupt = Some(interrupt);
+        *self.lock() = inner;
         Ok(())
     }
 
     fn stop(&self) -> Vec<Option<Queue>> {
-        let mut workers = {
-            let mut running = self.lock();
-            running.interrupt = None;
-            std::mem::take(&mut running.workers)
+        let (mut workers, server, mut queues) = {
+            let mut inner = self.lock();
+            inner.interrupt = None;
+            let unused = std::mem::take(&mut inner.unused);
+            (std::mem::take(&mut inner.workers), inner.server.take(), unused)
         };
-        workers.stop()
+        queues.extend(workers.stop());
+        if let Some((theirs, conversation)) = server.and_then(PortsWorker::stop) {
+            queues.extend(theirs.into_list().map(Some));
+            self.lock().conversation = Some(conversation);
+        }
+        queues
     }
 
     fn notify(&self, queue: u16) {
-        if let Some(kick) = self.lock().workers.kick(queue) {
+        let inner = self.lock();
+        if queue >= CONTROL {
+            inner.server.iter().for_each(PortsWorker::ring);
+        } else if let Some(kick) = inner.workers.kick(queue) {
             kick.ring();
         }
     }
 
     fn doorbell(&self, queue: u16) -> Option<Arc<OwnedFd>> {
-        self.lock().workers.kick(queue).map(|kick| kick.fd().clone())
+        let inner = self.lock();
+        if queue >= CONTROL {
+            return inner.server.as_ref().map(PortsWorker::doorbell);
+        }
+        inner.workers.kick(queue).map(|kick| kick.fd().clone())
+    }
+
+    fn state(&self) -> DeviceState {
+        let conversation = self.lock().conversation.clone();
+        DeviceState::Console(ConsoleState(conversation.unwrap_or_else(|| self.fresh())))
+    }
+
+    fn set_state(&self, state: &DeviceState) -> bool {
+        let DeviceState::Console(ConsoleState(saved)) = state else { return false };
+        let fits = saved.fits(&self.fresh());
+        if fits {
+            self.lock().conversation = Some(saved.clone());
+        }
+        fits
     }
 }
 

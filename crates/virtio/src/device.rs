@@ -6,6 +6,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::balloon::BalloonState;
+use crate::console::ConsoleState;
+use crate::mem::MemState;
 use crate::net::NetState;
 use crate::queue::Queue;
 use crate::transport::Interrupt;
@@ -30,6 +32,8 @@ pub enum DeviceState {
     None,
     Net(NetState),
     Balloon(BalloonState),
+    Console(ConsoleState),
+    Mem(MemState),
 }
 
 /// What a device could not be started for.

@@ -9,9 +9,10 @@
 //! | [`transport`] | virtio over PCI with MSI-X |
 //! | [`block`] | disks |
 //! | [`net`] | network interfaces |
-//! | [`console`] | a terminal |
+//! | [`console`] | a terminal, and ports to Unix sockets |
 //! | [`fs`] | directories of the host |
 //! | [`balloon`] | memory that the guest gives back |
+//! | [`mem`] | memory that comes and goes |
 //! | [`rng`] | random numbers |
 //! | [`vsock`] | sockets between the guest and the host |
 //!
@@ -24,6 +25,8 @@ pub mod block;
 pub mod console;
 pub mod device;
 pub mod fs;
+mod listening;
+pub mod mem;
 pub mod net;
 pub mod queue;
 pub mod rate;

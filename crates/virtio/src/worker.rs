@@ -1,7 +1,7 @@
 //! A thread for a queue. It sleeps on an eventfd, which the driver's notifications and
 //! the host's side tick, and does not wake up for anything else.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -32,6 +32,11 @@ pub trait Handler: Send + 'static {
     /// nothing more to be taken.
     fn process(&mut self, queue: &mut Queue, stopping: &AtomicBool) -> Result<Rest, QueueError>;
 
+    /// What besides the kick makes the thread look again, as long as it is readable.
+    fn watched(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     /// The device stops: gives back what has been taken, and takes nothing more.
     fn finish(&mut self, queue: &mut Queue) -> Result<(), QueueError> {
         let _ = queue;
@@ -61,11 +66,15 @@ impl Kick {
         _ = retry_on_intr(|| read(&self.0, &mut [0; 8]));
     }
 
-    fn wait_for(&self, time: Duration) {
-        let limit = Timespec::try_from(time).ok();
-        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+    /// Waits for a ring, for another descriptor that becomes readable, or for so long.
+    fn wait_also_for(&self, other: Option<BorrowedFd>, time: Option<Duration>) {
+        let limit = time.and_then(|time| Timespec::try_from(time).ok());
+        let kick = PollFd::new(&self.0, PollFlags::IN);
+        // Without another one it is the kick twice.
+        let other = other.unwrap_or(self.0.as_fd());
+        let mut fds = [kick, PollFd::from_borrowed_fd(other, PollFlags::IN)];
         // A signal is as good as a ring: the handler looks, and comes back.
-        if poll(&mut fds, limit.as_ref()).is_ok_and(|ready| ready > 0) {
+        if poll(&mut fds, limit.as_ref()).is_ok() && fds[0].revents().contains(PollFlags::IN) {
             self.wait();
         }
     }
@@ -141,8 +150,11 @@ fn serve(
         }
         match rest {
             Rest::Drained if queue.enable_notification()? => {}
-            Rest::Drained | Rest::WaitingForHost => kick.wait(),
-            Rest::Until(time) => kick.wait_for(time),
+            Rest::Until(time) => kick.wait_also_for(handler.watched(), Some(time)),
+            Rest::Drained | Rest::WaitingForHost => match handler.watched() {
+                Some(other) => kick.wait_also_for(Some(other), None),
+                None => kick.wait(),
+            },
         }
     }
     handler.finish(queue)?;

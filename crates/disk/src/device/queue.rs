@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, types};
@@ -170,13 +170,13 @@ impl Queue {
         self.ring.is_some()
     }
 
-    /// Lets the kernel signal completions on an event descriptor: those that come after
-    /// `submit` has returned.
-    pub fn signal(&self, event: RawFd) -> Result<()> {
-        let Some(ring) = &self.ring else { return Ok(()) };
-        ring.submitter()
-            .register_eventfd_async(event)
-            .map_err(|e| Error::io("register an event for", "io_uring", e))
+    /// Readable while the kernel has completions that were not taken. An event descriptor
+    /// would not do: for what is done by the time `submit` returns it would be rung in
+    /// vain, and one that is only rung for what the kernel's own threads have done misses a
+    /// read that waited for a page of the cache and ended in the submitter's name.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: the ring, and so its descriptor, lives as long as `self` is borrowed.
+        self.ring.as_ref().map(|ring| unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) })
     }
 
     /// Requests that are not completed yet.

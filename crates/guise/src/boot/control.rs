@@ -48,6 +48,9 @@ enum Command {
     Balloon {
         size: String,
     },
+    Memory {
+        size: String,
+    },
     Link {
         name: String,
         up: bool,
@@ -243,6 +246,9 @@ fn execute(
         Command::Remove { name } => backends.remove(&name, machine)?,
         Command::Resize { name, size } => backends.resize(&name, super::parse_bytes(&size)?)?,
         Command::Balloon { size } => backends.set_balloon(super::parse_bytes(&size)?)?,
+        Command::Memory { size } => {
+            machine.set_memory(super::parse_bytes(&size)?).map_err(text)?;
+        }
         Command::Link { name, up } => backends.set_link(&name, up)?,
     }
     Ok(json!({}))
@@ -252,7 +258,9 @@ fn statistics(machine: &Machine, backends: &Backends) -> Value {
     let map = |counters: Vec<(String, u64)>| -> Value {
         counters.into_iter().map(|(name, count)| (name, Value::from(count))).collect()
     };
+    let (wanted, present) = machine.memory();
     json!({
+        "memory": { "wanted": wanted, "present": present },
         "exits": map(machine.exits()),
         "engine": map(machine.engine_statistics()),
         "devices": backends.list(),

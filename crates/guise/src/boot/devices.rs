@@ -1,8 +1,10 @@
-//! What `--disk`, `--share`, `--net`, `--vsock`, `--rng`, `--balloon` and `--console` put on the machine. Backends are opened once;
-//! every machine of a run, when the guest resets, gets devices over the same ones.
+//! What `--disk`, `--share`, `--net`, `--vsock`, `--rng`, `--balloon`, `--console` and
+//! `--port` put on the machine. Backends are opened once; every machine of a run, when the
+//! guest resets, gets devices over the same ones.
 
+use std::io::Write;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -13,7 +15,7 @@ use guise_machine::{Machine, MachineError};
 use guise_virtio::VirtioDevice;
 use guise_virtio::balloon::Balloon;
 use guise_virtio::block::{Block, BlockOptions, WhenFull};
-use guise_virtio::console::Console;
+use guise_virtio::console::{Console, Port};
 use guise_virtio::fs::Share;
 use guise_virtio::net::Net;
 use guise_virtio::rate::Rate;
@@ -22,6 +24,7 @@ use guise_virtio::vsock::{Host, Vsock};
 use serde_json::{Value, json};
 
 use super::network::Interface;
+use super::ports::NamedPort;
 use super::share::Shared;
 use super::sockets::Sockets;
 use crate::Failure;
@@ -58,6 +61,10 @@ pub struct DeviceArguments {
     /// What this terminal is connected to: the serial port (ttyS0) or a virtio console (hvc0)
     #[arg(long, value_enum, default_value_t = ConsoleKind::Serial)]
     console: ConsoleKind,
+    /// A port of a virtio console that programs of the guest find by its name, and processes
+    /// of the host at a socket; may be repeated
+    #[arg(long, value_name = "SOCKET,name=NAME")]
+    port: Vec<NamedPort>,
 }
 
 impl DeviceArguments {
@@ -69,6 +76,7 @@ impl DeviceArguments {
             || self.rng
             || self.balloon
             || self.console == ConsoleKind::Virtio
+            || !self.port.is_empty()
     }
 }
 
@@ -82,7 +90,10 @@ enum ConsoleKind {
 /// machine that runs now.
 pub struct Backends {
     entries: Mutex<Vec<Entry>>,
-    console: ConsoleKind,
+    terminal: ConsoleKind,
+    ports: Vec<Arc<Port>>,
+    /// The console of the machine that runs now.
+    console: Mutex<Weak<Console>>,
     vcpus: u32,
     /// Told the name of a disk for which the host has no space.
     alarm: OnceLock<Alarm>,
@@ -197,8 +208,14 @@ impl Backends {
             let name = free_name(&entries, backend.kind());
             entries.push(Entry { name, backend, plugged: None });
         }
-        let (entries, console) = (Mutex::new(entries), arguments.console);
-        Ok(Backends { entries, console, vcpus, alarm: OnceLock::new() })
+        Ok(Backends {
+            entries: Mutex::new(entries),
+            terminal: arguments.console,
+            ports: super::ports::open(&arguments.port)?,
+            console: Mutex::default(),
+            vcpus,
+            alarm: OnceLock::new(),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Entry>> {
@@ -213,17 +230,26 @@ impl Backends {
             let slot = machine.add_device(device.virtio())?;
             entry.plugged = Some((slot, device));
         }
-        Ok(match self.console {
-            ConsoleKind::Serial => machine.serial(),
-            ConsoleKind::Virtio => {
-                let console = Console::new(Box::new(std::io::stdout()));
-                if let Ok(size) = rustix::termios::tcgetwinsize(std::io::stdout()) {
-                    console.set_size(size.ws_col, size.ws_row);
-                }
-                machine.add_device(console.clone())?;
-                console
-            }
-        })
+        let on_virtio = self.terminal == ConsoleKind::Virtio;
+        if !on_virtio && self.ports.is_empty() {
+            return Ok(machine.serial());
+        }
+        let output = on_virtio.then(|| Box::new(std::io::stdout()) as Box<dyn Write + Send>);
+        let console = Console::new(output, self.ports.clone());
+        *self.console.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&console);
+        self.tell_window_size();
+        machine.add_device(console.clone())?;
+        Ok(if on_virtio { console } else { machine.serial() })
+    }
+
+    /// The terminal's window may have another size.
+    pub fn tell_window_size(&self) {
+        let console = self.console.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        if let Some(console) = console
+            && let Ok(size) = rustix::termios::tcgetwinsize(std::io::stdout())
+        {
+            console.set_size(size.ws_col, size.ws_row);
+        }
     }
 
     /// Says who is told when a disk waits for space on the host.

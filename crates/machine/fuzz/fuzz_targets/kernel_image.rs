@@ -8,7 +8,7 @@ use guise_machine::boot::{BootSource, Target, load};
 use guise_machine::{Ram, layout};
 use libfuzzer_sys::fuzz_target;
 
-static RAM: LazyLock<Ram> = LazyLock::new(|| Ram::new(32 * layout::MIB).expect("32 MiB"));
+static RAM: LazyLock<Ram> = LazyLock::new(|| Ram::new(32 * layout::MIB, 0).expect("32 MiB"));
 
 fuzz_target!(|image: &[u8]| {
     let path = std::env::temp_dir().join(format!("guise-fuzz-{}", std::process::id()));

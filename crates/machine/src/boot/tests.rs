@@ -11,7 +11,7 @@ struct Bench {
 
 impl Bench {
     fn new(mebibytes: u64) -> Self {
-        Bench { ram: Ram::new(mebibytes * MIB).unwrap() }
+        Bench { ram: Ram::new(mebibytes * MIB, 0).unwrap() }
     }
 
     fn load(

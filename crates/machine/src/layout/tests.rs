@@ -3,7 +3,7 @@ use super::*;
 #[test]
 fn memory_below_three_gibibytes_is_one_piece() {
     let layout = RamLayout::new(512 * MIB);
-    assert_eq!(layout, RamLayout { low: 512 * MIB, high: 0 });
+    assert_eq!(layout, RamLayout { low: 512 * MIB, high: 0, addable: 0 });
     let ram: u64 = usable(layout);
     assert_eq!(ram, 512 * MIB - (EXTENDED_RAM_START - BASE_RAM_END));
 }
@@ -11,7 +11,7 @@ fn memory_below_three_gibibytes_is_one_piece() {
 #[test]
 fn memory_above_continues_at_four_gibibytes() {
     let layout = RamLayout::new(5 * GIB);
-    assert_eq!(layout, RamLayout { low: 3 * GIB, high: 2 * GIB });
+    assert_eq!(layout, RamLayout { low: 3 * GIB, high: 2 * GIB, addable: 0 });
     let last = layout.map().pop().unwrap();
     assert_eq!((last.start, last.size, last.usage), (4 * GIB, 2 * GIB, Usage::Ram));
 }
@@ -26,6 +26,14 @@ fn the_map_ascends_without_overlaps_up_to_the_largest_machine() {
         let last = map[map.len() - 1];
         assert!(last.start + last.size <= PCI_WINDOW_64.start);
     }
+}
+
+#[test]
+fn what_can_be_added_is_apart_and_not_in_the_map() {
+    let layout = RamLayout::new(3 * GIB + MIB).with_room(ADDABLE_UNIT);
+    assert_eq!(layout.addable_range(), 5 * GIB..5 * GIB + ADDABLE_UNIT);
+    assert_eq!(layout.map(), RamLayout::new(3 * GIB + MIB).map());
+    assert_eq!(RamLayout::new(64 * MIB).with_room(GIB).addable_range(), 4 * GIB..5 * GIB);
 }
 
 fn usable(layout: RamLayout) -> u64 {

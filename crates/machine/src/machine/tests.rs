@@ -13,6 +13,7 @@ const PATIENCE: Option<Duration> = Some(Duration::from_secs(30));
 fn config(vcpus: u32) -> MachineConfig {
     MachineConfig {
         memory: 16 * MIB,
+        addable_memory: 0,
         vcpus,
         board: BoardKind::Pc,
         model: CpuModel::Host,

@@ -27,7 +27,7 @@ struct ring {
 	u16 taken;
 };
 
-static struct ring rings[4];
+static struct ring rings[6];
 static u8 buffer[3][4096] __attribute__((aligned(4096)));
 static volatile u32 interrupts;
 /* The device that is being driven. */
@@ -83,7 +83,7 @@ static void enable_messages(u32 slot)
 }
 
 /* Puts the device's registers into memory, negotiates, and sets up so many queues. */
-static void start(u32 slot, u32 number, u32 queues)
+static void start(u32 slot, u32 number, u32 queues, u32 features)
 {
 	config_write(slot, 0x10, FIRST_BAR + number * 0x10000);
 	config_write(slot, 0x14, 0);
@@ -92,6 +92,8 @@ static void start(u32 slot, u32 number, u32 queues)
 	enable_messages(slot);
 	put8(0x14, 0);
 	put8(0x14, 3);
+	put32(0x08, 0);
+	put32(0x0c, features);
 	put32(0x08, 1);
 	put32(0x0c, 1);
 	put8(0x14, 11);
@@ -195,12 +197,69 @@ static void network(void)
 	print("network: 10.0.2.2 answers\n");
 }
 
+/* Tells the console something of a port: an event, and a value. */
+static void tell(u32 port, u16 event, u16 value)
+{
+	u16 *message = (u16 *)buffer[0];
+	message[0] = (u16)port, message[1] = 0, message[2] = event, message[3] = value;
+	describe(3, 0, message, 8, 0);
+	offer(3);
+	wait(3);
+}
+
+/* Waits for such a message. Returns how long it is with what follows. */
+static u32 hear(u32 port, u16 event)
+{
+	volatile u16 *message = (volatile u16 *)buffer[1];
+	clear(buffer[1], 4096);
+	describe(2, 0, buffer[1], 256, WRITE);
+	offer(2);
+	u32 length = wait(2);
+	if (message[0] != port || message[2] != event)
+		fail("the console says something else");
+	return length;
+}
+
 static void console(void)
 {
 	static char text[] = "console: hello\n";
+	tell(0, 0, 1);
+	hear(0, 1);
+	hear(1, 1);
+	tell(1, 3, 1);
+	u32 length = hear(1, 7);
+	print("port: ");
+	print((const char *)buffer[1] + 8);
+	print(length > 8 ? "\n" : "without a name\n");
+	hear(1, 6);
 	describe(1, 0, text, sizeof text - 1, 0);
 	offer(1);
 	wait(1);
+}
+
+/* Blocks at the beginning of the memory that can be added: the answer. */
+static u16 blocks(u16 request, u16 count)
+{
+	volatile u16 *answer = (volatile u16 *)buffer[1];
+	clear(buffer, sizeof buffer);
+	*(u16 *)buffer[0] = request;
+	for (u32 n = 0; n < 8; n++)
+		buffer[0][8 + n] = get8(0x2010 + n);
+	*(u16 *)(buffer[0] + 16) = count;
+	describe(0, 0, buffer[0], 24, NEXT);
+	describe(0, 1, buffer[1], 10, WRITE);
+	offer(0);
+	if (wait(0) != 10)
+		fail("the memory answers too little");
+	return answer[0];
+}
+
+static void memory(void)
+{
+	/* None was granted. */
+	if (blocks(0, 1) != 1 || blocks(1, 1) != 3 || blocks(3, 1) || blocks(2, 0))
+		fail("the memory answers wrongly");
+	print("memory: none to be had\n");
 }
 
 static void entropy(void)
@@ -267,10 +326,11 @@ static void share(void)
 int main(void)
 {
 	static const struct {
-		u32 kind, queues;
+		u32 kind, queues, features;
 		void (*drive)(void);
-	} drivers[] = { { 1, 2, network }, { 2, 1, disk }, { 3, 2, console }, { 4, 1, entropy },
-		{ 5, 2, balloon }, { 19, 3, sockets }, { 26, 2, share } };
+	} drivers[] = { { 1, 2, 0, network }, { 2, 1, 0, disk }, { 3, 6, 2, console },
+		{ 4, 1, 0, entropy }, { 5, 2, 0, balloon }, { 19, 3, 0, sockets },
+		{ 24, 1, 0, memory }, { 26, 2, 0, share } };
 	u32 number = 0;
 	apic_enable();
 	set_handler(VECTOR, on_message);
@@ -281,7 +341,7 @@ int main(void)
 			continue;
 		for (u32 n = 0; n < sizeof drivers / sizeof *drivers; n++)
 			if (drivers[n].kind == (id >> 16) - 0x1040) {
-				start(slot, number++, drivers[n].queues);
+				start(slot, number++, drivers[n].queues, drivers[n].features);
 				drivers[n].drive();
 				put8(0x14, 0);
 			}

@@ -50,7 +50,7 @@ impl Private {
             fs::create_dir_all(&path).map_err(TestkitError::file("making", &path))?;
         }
         let apt = Private { root, suite };
-        let source = format!("deb [signed-by={KEYRING}] {} {suite} main\n", mirror());
+        let source = source(suite) + "\n";
         for (name, text) in [("sources.list", source.as_str()), ("state/status", "")] {
             let path = apt.root.join(name);
             fs::write(&path, text).map_err(TestkitError::file("writing", &path))?;
@@ -97,6 +97,11 @@ impl Private {
                 problem: "names no kernel package that it depends on",
             })
     }
+}
+
+/// Where a suite comes from, as apt writes it.
+pub fn source(suite: &str) -> String {
+    format!("deb [signed-by={KEYRING}] {} {suite} main", mirror())
 }
 
 /// The Debian mirror among the host's own sources.

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use guise_testkit::assets::Kernel;
-use guise_testkit::{TestkitError, assets, baremetal, initramfs};
+use guise_testkit::{TestkitError, assets, baremetal, debian_root, initramfs};
 
 fn main() -> ExitCode {
     match prepare() {
@@ -32,6 +32,8 @@ fn prepare() -> Result<(), TestkitError> {
     for kernel in [Kernel::Debian12Cloud, Kernel::Debian13Cloud] {
         println!("{:<16} {}", "virtio", initramfs::with_virtio(kernel)?.display());
     }
+    println!("{:<16} {}", "disk", debian_root::image()?.display());
+    println!("{:<16} {}", "its RAM disk", debian_root::ram_disk(Kernel::Debian12Cloud)?.display());
     for program in baremetal::Program::ALL {
         println!("{:<16} {}", program.name(), program.image()?.display());
     }

@@ -1,6 +1,7 @@
 //! The thread of a disk's queue: requests go to a ring of the disk's own, come back in
 //! any order, and wake the thread when they do.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -265,6 +266,10 @@ impl Handler for Server {
         }
         self.collect(queue)?;
         Ok(rest)
+    }
+
+    fn watched(&self) -> Option<BorrowedFd<'_>> {
+        (self.ring.under_way() > 0).then(|| self.ring.descriptor()).flatten()
     }
 
     fn finish(&mut self, queue: &mut Queue) -> Result<(), QueueError> {

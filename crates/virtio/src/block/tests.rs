@@ -311,3 +311,24 @@ fn what_has_no_space_fails_or_waits() {
     storage.read_at(0, &mut written).unwrap();
     assert_eq!(written, [7; 512]);
 }
+
+/// A read of which the host has a part at hand and has to wait for the rest is done by
+/// neither the call that begins it nor a thread of the kernel.
+#[test]
+fn a_read_that_is_half_in_the_hosts_cache_comes_back() {
+    for packed in [false, true] {
+        let mut rig = rig(BlockOptions::default(), 0, packed);
+        rig.image.as_file().sync_all().unwrap();
+        for round in 0..20_u64 {
+            rustix::fs::fadvise(rig.image.as_file(), 0, None, rustix::fs::Advice::Random).unwrap();
+            rustix::fs::fadvise(rig.image.as_file(), 0, None, rustix::fs::Advice::DontNeed)
+                .unwrap();
+            let offset = round * 0xc000;
+            assert_eq!(rig.contents(offset, 4096).len(), 4096);
+            let (status, length) = rig.request(0, offset / 512, &[(DATA, 0xc000, true)]);
+            assert_eq!((status, length), (0, 0xc001));
+            let read = rig.guest.queues[0].get::<0xc000>(DATA);
+            assert_eq!(read.to_vec(), rig.contents(offset, 0xc000), "round {round}");
+        }
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! A server that runs as root passes owners on. One that runs as a plain user can make
 //! files of that user only; in the guest they belong to root, which is who the user is
-//! there.
+//! there. Root of a user namespace that knows a few users only is such a user too.
 
 use std::os::fd::AsFd;
 
@@ -20,7 +20,9 @@ pub enum Owners {
 impl Owners {
     pub fn of_this_process() -> Self {
         let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
-        if user.is_root() {
+        let known = std::fs::read_to_string("/proc/self/uid_map");
+        // Without such a file there are no namespaces.
+        if user.is_root() && known.map_or(true, |map| knows_many(&map)) {
             return Owners::Same;
         }
         Owners::Root { uid: user.as_raw(), gid: group.as_raw() }
@@ -61,5 +63,28 @@ impl Owners {
             // It is this process's user's, whoever made it.
             Owners::Root { .. } => Ok(()),
         }
+    }
+}
+
+/// Whether a namespace has as many users as a system needs: a line of its map has the first
+/// number inside, the first outside, and how many there are.
+fn knows_many(map: &str) -> bool {
+    const SYSTEM: u64 = 1 << 16;
+    let counts = map.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse().ok());
+    counts.fold(0, u64::saturating_add) >= SYSTEM
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_of_a_small_namespace_is_a_plain_user() {
+        assert!(knows_many("         0          0 4294967295\n"));
+        assert!(knows_many("0 1000 1\n1 100000 65536\n"));
+        assert!(!knows_many("         0       1000          1\n"));
+        assert!(!knows_many(""));
+        let root = Owners::Root { uid: 0, gid: 0 };
+        assert_eq!(root.shown(0, 5), (0, 5));
     }
 }

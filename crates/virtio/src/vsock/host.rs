@@ -9,15 +9,15 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::listening::Listening;
 use crate::worker::Kick;
 
 /// Connections of this process that wait for the device, or for `accept`.
@@ -60,7 +60,7 @@ pub struct Order {
 /// What the guest's sockets lead to. It outlives devices: a machine that is made anew
 /// gets a new device over the same host.
 pub struct Host {
-    socket: Option<(UnixListener, PathBuf)>,
+    socket: Option<Listening>,
     listeners: Mutex<HashMap<u32, SyncSender<UnixStream>>>,
     orders: Mutex<Vec<Order>>,
     bell: Kick,
@@ -71,7 +71,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Host {
-    fn make(socket: Option<(UnixListener, PathBuf)>) -> Result<Arc<Self>, HostError> {
+    fn make(socket: Option<Listening>) -> Result<Arc<Self>, HostError> {
         let bell = Kick::new().map_err(|error| HostError::Io {
             doing: "making an eventfd".to_owned(),
             source: io::Error::other(error),
@@ -87,20 +87,9 @@ impl Host {
     /// A host that other processes reach, and are reached, through Unix sockets. The
     /// socket is this user's alone, and goes away with the host.
     pub fn at(path: &Path) -> Result<Arc<Self>, HostError> {
-        let doing = || format!("listening at {}", path.display());
-        // Left behind by a process that was killed: nobody listens there.
-        let is_socket = path.metadata().is_ok_and(|found| found.file_type().is_socket());
-        if is_socket
-            && UnixStream::connect(path)
-                .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-        {
-            std::fs::remove_file(path).map_err(io_error(doing()))?;
-        }
-        let listener = UnixListener::bind(path).map_err(io_error(doing()))?;
-        let owned = std::fs::Permissions::from_mode(0o600);
-        std::fs::set_permissions(path, owned).map_err(io_error(doing()))?;
-        listener.set_nonblocking(true).map_err(io_error(doing()))?;
-        Self::make(Some((listener, path.to_owned())))
+        let listening = Listening::at(path);
+        let listening = listening.map_err(io_error(format!("listening at {}", path.display())))?;
+        Self::make(Some(listening))
     }
 
     /// Connects to a port of the guest. A guest whose driver is not up yet is waited for,
@@ -142,8 +131,7 @@ impl Host {
             let (ours, theirs) = UnixStream::pair().ok()?;
             return listener.try_send(theirs).ok().map(|()| ours);
         }
-        let (_, path) = self.socket.as_ref()?;
-        let mut name = path.as_os_str().as_bytes().to_vec();
+        let mut name = self.socket.as_ref()?.path().as_os_str().as_bytes().to_vec();
         name.extend(format!("_{port}").as_bytes());
         match connect_now(&name) {
             Ok(stream) => Some(stream),
@@ -160,29 +148,15 @@ impl Host {
 
     /// The next process that has come to the Unix socket.
     pub(super) fn visitor(&self) -> Option<UnixStream> {
-        let (stream, _) = self.socket.as_ref()?.0.accept().ok()?;
-        Some(stream)
+        self.socket.as_ref()?.visitor()
     }
 
     pub(super) fn socket(&self) -> Option<&UnixListener> {
-        self.socket.as_ref().map(|(listener, _)| listener)
+        self.socket.as_ref().map(Listening::listener)
     }
 
     pub(super) fn bell(&self) -> &Kick {
         &self.bell
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        if let Some((listener, path)) = &self.socket {
-            // Somebody may have put something else there.
-            let ours = listener.local_addr().ok();
-            let ours = ours.as_ref().and_then(SocketAddr::as_pathname) == Some(path.as_path());
-            if ours {
-                let _ = std::fs::remove_file(path);
-            }
-        }
     }
 }
 

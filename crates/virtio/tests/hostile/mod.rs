@@ -14,8 +14,9 @@ use guise_engine::{GuestMemory, Msi};
 use guise_net::user::{Config, UserNetwork};
 use guise_virtio::balloon::Balloon;
 use guise_virtio::block::{Block, BlockOptions};
-use guise_virtio::console::Console;
+use guise_virtio::console::{Console, Port};
 use guise_virtio::fs::{Cache, Share, ShareOptions};
+use guise_virtio::mem::{BLOCK, Mem};
 use guise_virtio::net::{Net, NetOptions};
 use guise_virtio::rate::Rate;
 use guise_virtio::rng::Rng;
@@ -33,6 +34,14 @@ const DATA: u64 = 0x4_0000;
 const SIZE: u16 = 16;
 /// A bit of the device's status.
 const NEEDS_RESET: u8 = 64;
+/// How many devices there are to harass.
+pub const DEVICES: u8 = 8;
+/// Memory that can be added.
+const ADDED: u64 = 1 << 30;
+/// The kind of a console, its feature for ports, and the queue of messages about them.
+const CONSOLE: u16 = 3;
+const PORTS: u64 = 1 << 1;
+const MESSAGES: u16 = 3;
 /// The kind of a shared directory, and one of its requests.
 const SHARE: u16 = 26;
 const WAIT_FOR_LOCK: u8 = 33;
@@ -59,12 +68,14 @@ pub struct Hostile {
 }
 
 impl Hostile {
-    /// The disk, the terminal, the interface, the balloon, the entropy source, the
-    /// sockets, or the shared directory.
+    /// The disk, the terminal and a port, the interface, the balloon, the entropy source,
+    /// the sockets, the shared directory, or the memory that can be added.
     pub fn new(which: u8) -> Self {
+        let ranges = [(GuestAddress(0), MEMORY), (GuestAddress(ADDED), 4 * BLOCK as usize)];
+        let memory = GuestMemory::from_ranges(&ranges).expect("memory");
         let mut listener = None;
         let mut shared = None;
-        let device: Arc<dyn VirtioDevice> = match which % 7 {
+        let device: Arc<dyn VirtioDevice> = match which % DEVICES {
             0 => {
                 let file = tempfile::NamedTempFile::new().expect("a temporary file");
                 file.as_file().set_len(64 << 10).expect("a size");
@@ -73,7 +84,10 @@ impl Hostile {
                 Block::new(disk, BlockOptions { queues: 2, ..Default::default() })
             }
             1 => {
-                let console = Console::new(Box::new(io::sink()));
+                let directory = tempfile::tempdir().expect("a directory");
+                let port = Port::at("a", &directory.path().join("port")).expect("a port");
+                let console = Console::new(Some(Box::new(io::sink())), vec![port]);
+                shared = Some(directory);
                 console.input(b"something to read");
                 console
             }
@@ -89,6 +103,12 @@ impl Hostile {
                 let host = vsock::Host::private().expect("a host");
                 listener = Some(host.listen(1).expect("a port"));
                 Vsock::new(CID, host)
+            }
+            7 => {
+                // Small for what it stands for, and all of the driver's memory is outside.
+                let mem = Mem::new(memory.clone(), ADDED..ADDED + 4 * BLOCK);
+                mem.request(2 * BLOCK);
+                mem
             }
             _ => {
                 let directory = tempfile::tempdir().expect("a directory");
@@ -111,8 +131,7 @@ impl Hostile {
         // An interface's last queue is for commands, which have to be negotiated.
         // A driver gets back what it sends through its sockets, and not what it gives for
         // news.
-        let plain = if matches!(kind, 1 | 19) { 1 } else { queues - 1 };
-        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).expect("memory");
+        let plain = if matches!(kind, 1 | CONSOLE | 19) { 1 } else { queues - 1 };
         let messages: Arc<AtomicU64> = Arc::default();
         let counter = messages.clone();
         let sink = Arc::new(move |_: Msi| _ = counter.fetch_add(1, Ordering::Relaxed));
@@ -189,7 +208,7 @@ impl Hostile {
         match what % 16 {
             0 => {
                 let features = [0, PACKED, EVENT_INDEX, PACKED | EVENT_INDEX][usize::from(a & 3)];
-                self.start(VERSION_1 | features | u64::from(b & 0xf) << 9);
+                self.start(VERSION_1 | features | u64::from(b & 0xf) << 9 | u64::from(b >> 4 & 3));
             }
             // A descriptor: a sensible address and length, or not.
             1..5 => {
@@ -225,6 +244,13 @@ impl Hostile {
                 self.put(packet + 24, &(number & 0x1f).to_le_bytes());
                 self.put(packet + 28, &[1, 0, b & 7, 0, a >> 6, 0, 0, 0]);
                 self.put(packet + 36, &number.to_le_bytes());
+            }
+            // A message about ports, or a request for memory.
+            15 if b & 2 != 0 => {
+                let message = DATA + 64 * u64::from(a & 15);
+                self.put(message, &[place & 3, 0, 0, 0, b >> 4, 0, place >> 7, 0]);
+                self.put(message + 8, &(ADDED + u64::from(place >> 4) * BLOCK).to_le_bytes());
+                self.put(message + 16, &u16::from(a >> 4).to_le_bytes());
             }
             // A request to a shared directory: any kind, a file that is known or not, and a
             // name in the place where many have theirs.
@@ -266,14 +292,14 @@ impl Hostile {
         self.function.bar_read(0, 0x14, &mut status);
         assert_eq!(status, [15], "the device does not come up any more");
         self.put(DATA, &[0; 64]);
-        assert!(self.exchange(1, 44, 1), "the device breaks over nothing");
+        assert!(self.exchange(self.plain, 1, 44, 1), "the device breaks over nothing");
     }
 
     /// Hands a request to the device, which lies in the data, and waits for it. It is
     /// request number `count` since the start. Says whether it came back; a device that
     /// needs a reset gives nothing back.
-    fn exchange(&self, count: u16, length: u32, room: u32) -> bool {
-        let base = u64::from(self.plain) * RINGS;
+    fn exchange(&self, queue: u16, count: u16, length: u32, room: u32) -> bool {
+        let base = u64::from(queue) * RINGS;
         let descriptors = [(DATA, length, 1_u16, 1_u16), (DATA + 0x8000, room, 2, 0)];
         for (at, (address, length, flags, next)) in (0..).zip(descriptors) {
             let at = base + DESCRIPTORS + 16 * at;
@@ -283,7 +309,7 @@ impl Hostile {
             self.put(at + 14, &next.to_le_bytes());
         }
         self.put(base + DRIVER + 2, &count.to_le_bytes());
-        self.function.bar_write(0, 0x3000 + 4 * u64::from(self.plain), &[0, 0]);
+        self.function.bar_write(0, 0x3000 + 4 * u64::from(queue), &[0, 0]);
         let deadline = Instant::now() + Duration::from_secs(60);
         let used = || self.memory.read_obj::<u16>(GuestAddress(base + DEVICE + 2)).expect("inside");
         while used() != count {
@@ -304,7 +330,10 @@ impl Hostile {
     pub fn requests(program: &[u8]) {
         let Some((which, mut rest)) = program.split_first() else { return };
         let hostile = Self::new(*which);
-        hostile.start(VERSION_1);
+        // Messages about ports are more than a terminal's bytes.
+        let console = hostile.kind == CONSOLE;
+        let (features, queue) = if console { (PORTS, MESSAGES) } else { (0, hostile.plain) };
+        hostile.start(VERSION_1 | features);
         let mut count = 0;
         while let Some(([length, room], more)) = rest.split_first_chunk() {
             let (request, more) = more.split_at(more.len().min(usize::from(*length)));
@@ -315,7 +344,7 @@ impl Hostile {
             }
             hostile.put(DATA, request);
             count += 1;
-            if !hostile.exchange(count, request.len() as u32, 64 * u32::from(*room) + 1) {
+            if !hostile.exchange(queue, count, request.len() as u32, 64 * u32::from(*room) + 1) {
                 break;
             }
         }

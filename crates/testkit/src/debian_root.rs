@@ -1,0 +1,75 @@
+//! A Debian that lives on a disk: ext4, systemd, a login on the serial port, and a package
+//! of a few thousand files that waits to be installed.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::TestkitError;
+use crate::assets::{self, Kernel, apt_source};
+use crate::error::run;
+use crate::initramfs::Initramfs;
+use crate::modules;
+
+const IMAGE: &str = "images/debian-12.ext4";
+/// Sparse; what is in it takes less than a third.
+const SIZE: &str = "640M";
+const PACKAGES: &str = "systemd-sysv,udev,login,dbus";
+/// Makes a bootable system and an image of what mmdebstrap has unpacked.
+const FINISH: &str = include_str!("../guests/root-finish.sh");
+/// The first program of the RAM disk.
+const INIT: &str = include_str!("../guests/root-init.sh");
+
+/// The image of the disk. Tests work on copies of it.
+pub fn image() -> Result<PathBuf, TestkitError> {
+    // The hook below runs in a directory of its own.
+    let root = assets::directory();
+    let root = std::path::absolute(&root).map_err(TestkitError::file("finding", &root))?;
+    let image = root.join(IMAGE);
+    if image.is_file() {
+        return Ok(image);
+    }
+    let parent = image.parent().unwrap_or(&root);
+    fs::create_dir_all(parent).map_err(TestkitError::file("making", parent))?;
+    let _lock = assets::lock(&root)?;
+    if image.is_file() {
+        return Ok(image);
+    }
+    let partial = image.with_extension("partial");
+    // Where this is not root, it is the root of a user namespace that fills the image.
+    fs::write(&partial, b"").map_err(TestkitError::file("making", &partial))?;
+    fs::set_permissions(&partial, Permissions::from_mode(0o666))
+        .map_err(TestkitError::file("opening up", &partial))?;
+    let script = image.with_extension("sh");
+    fs::write(&script, FINISH).map_err(TestkitError::file("writing", &script))?;
+    let hook = format!("sh '{}' \"$1\" '{}' {SIZE}", script.display(), partial.display());
+    let mut command = Command::new("mmdebstrap");
+    command.args(["--quiet", "--variant=minbase", "--format=null"]);
+    command.arg(format!("--include={PACKAGES}"));
+    for excluded in ["doc", "man", "locale", "info"] {
+        command.arg(format!("--dpkgopt=path-exclude=/usr/share/{excluded}/*"));
+    }
+    command.arg(format!("--customize-hook={hook}"));
+    command.args(["bookworm", "-"]).arg(apt_source("bookworm"));
+    run(&mut command)?;
+    fs::rename(&partial, &image).map_err(TestkitError::file("renaming", &partial))?;
+    Ok(image)
+}
+
+/// A RAM disk that loads the disk's driver and goes on from `/dev/vda`.
+pub fn ram_disk(kernel: Kernel) -> Result<PathBuf, TestkitError> {
+    let mut archive = Initramfs::new();
+    for directory in ["bin", "dev", "modules", "proc", "root"] {
+        archive.directory(directory);
+    }
+    archive.character_device("dev/console", 5, 1);
+    archive.file_from(&assets::busybox()?, "bin/busybox")?;
+    archive.symlink("bin/sh", "busybox");
+    archive.file("init", 0o755, INIT.as_bytes());
+    let drivers = modules::with_needs(kernel, &["virtio_pci", "virtio_blk"])?;
+    for (number, (name, content)) in drivers.into_iter().enumerate() {
+        archive.file(&format!("modules/{number:02}-{name}.ko"), 0o644, &content);
+    }
+    archive.store(&format!("root-{}", kernel.name()))
+}
