@@ -202,7 +202,8 @@ impl Store {
 
     /// What another user has prepared, in a place that all can write to, is not believed.
     fn check_owner(&self) -> Result<()> {
-        let stat = fs::metadata(&self.root).during(|| format!("look at {}", self.root.display()))?;
+        let stat =
+            fs::metadata(&self.root).during(|| format!("look at {}", self.root.display()))?;
         let own = stat.uid() == rustix::process::geteuid().as_raw();
         if !own || stat.mode() & 0o022 != 0 {
             return Err(Error::unsupported(

@@ -73,8 +73,7 @@ impl Landlock {
                     if let Some(path) = list.iter().find(|p| !p.starts_with('/')) {
                         return Err(wrong(&format!("{path:?} is not an absolute path")));
                     }
-                    let place =
-                        if name == "read" { &mut rules.read } else { &mut rules.write };
+                    let place = if name == "read" { &mut rules.read } else { &mut rules.write };
                     *place = Some(list);
                 }
                 "bind" | "connect" => {
@@ -85,8 +84,7 @@ impl Landlock {
                         .map(|p| p.parse().ok())
                         .collect();
                     let list = list.ok_or_else(|| wrong("is not a list of ports"))?;
-                    let place =
-                        if name == "bind" { &mut rules.bind } else { &mut rules.connect };
+                    let place = if name == "bind" { &mut rules.bind } else { &mut rules.connect };
                     *place = Some(list);
                 }
                 _ => return Err(wrong("is unknown: there are read, write, bind and connect")),

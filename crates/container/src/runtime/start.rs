@@ -42,7 +42,7 @@ pub fn start(store: &Store, id: &str) -> Result<()> {
     let filter = match &spec.linux.seccomp {
         Some(profile) if profile.listener_path.is_some() => {
             Some(Filter::of(profile, store.root())?)
-        },
+        }
         _ => None,
     };
     let mut talk = Conversation {

@@ -101,9 +101,7 @@ impl Ruleset {
     /// no_new_privs.
     pub fn restrict(self) -> io::Result<()> {
         // SAFETY: takes a descriptor and a number.
-        check(unsafe {
-            libc::syscall(libc::SYS_landlock_restrict_self, self.0.as_raw_fd(), 0u32)
-        })
-        .map(drop)
+        check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, self.0.as_raw_fd(), 0u32) })
+            .map(drop)
     }
 }

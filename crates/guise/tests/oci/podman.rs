@@ -143,8 +143,19 @@ fn podman_runs_execs_stops_and_removes() {
     fs::create_dir(&data).unwrap();
     fs::write(data.join("file"), "shared").unwrap();
     let volume = format!("{}:/data:ro", data.display());
-    let options =
-        ["-d", "--name", "one", "-e", "A=b", "-v", &volume, "--memory", "64m", "--pids-limit", "50"];
+    let options = [
+        "-d",
+        "--name",
+        "one",
+        "-e",
+        "A=b",
+        "-v",
+        &volume,
+        "--memory",
+        "64m",
+        "--pids-limit",
+        "50",
+    ];
     let script = "trap 'exit 9' TERM; cat /data/file; echo ' started'; while :; do sleep 0.1; done";
     let (status, _, err) = podman.run(&options, script);
     assert_eq!(status, 0, "{err}");
