@@ -61,7 +61,7 @@ const READONLY: [&str; 5] =
 const HOST_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 
 /// What is mounted over, and so must not be left in the layer if it was not there.
-const MOUNT_POINTS: [&str; 3] = ["proc", "sys", "dev"];
+const MOUNT_POINTS: [&str; 4] = ["proc", "sys", "dev", "etc"];
 
 /// A command to run.
 pub struct Run<'a> {
@@ -254,8 +254,8 @@ impl Missing {
         let Ok(dir) = guise_container::rootfs::path::open_host(root) else { return };
         let dir = RootDir::new(dir);
         for file in &self.files {
-            if let Ok((parent, name)) = dir.make_parent(file)
-                && dir.stat(file).is_ok_and(|s| s.st_size == 0)
+            if dir.stat(file).is_ok_and(|s| s.st_size == 0)
+                && let Ok((parent, name)) = dir.make_parent(file)
             {
                 let _ = rustix::fs::unlinkat(parent, name, rustix::fs::AtFlags::empty());
             }

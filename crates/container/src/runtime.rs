@@ -7,6 +7,7 @@ mod delete;
 mod events;
 mod exec;
 mod features;
+mod gate;
 mod kill;
 mod launch;
 mod list;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::conversation::Conversation;
 use super::create::write_pid_file;
+use super::gate::Gate;
 use super::relay;
 use crate::cgroup::Entrances;
 use crate::error::{Context, Error, Result};
@@ -208,14 +209,16 @@ fn intermediate(job: Job<'_>, channel: Channel) -> ! {
         if job.namespaces & libc::CLONE_NEWUSER != 0 {
             init::become_root()?;
         }
-        Ok(())
+        Gate::new()
     });
-    if let Err(e) = entered {
-        fail(&e);
-    }
+    let gate = match entered {
+        Ok(gate) => gate,
+        Err(e) => fail(&e),
+    };
     // SAFETY: this copy of the runtime has one thread.
     match unsafe { fork(libc::CLONE_PARENT as u64, None) } {
         Ok(Side::Child) => {
+            gate.wait();
             let error = become_program(&job, &runtime);
             let _ = channel.send(&init::encode_error(&error), None);
             exit_now(error.exit_code().into())

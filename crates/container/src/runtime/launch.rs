@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 
+use super::gate::Gate;
 use crate::error::{Context, Error, Result};
 use crate::init::{self, Job, message};
 use crate::namespaces::{self, Plan};
@@ -183,14 +184,19 @@ fn intermediate(job: Job<'_>, plan: &Plan, channel: Channel) -> ! {
             unshare(libc::CLONE_NEWUSER).during(|| "make a user namespace")?;
             runtime.ask(message::MAP_IDS)?;
         }
-        init::become_root()
+        init::become_root()?;
+        Gate::new()
     });
-    if let Err(e) = entered {
-        fail(&e);
-    }
+    let gate = match entered {
+        Ok(gate) => gate,
+        Err(e) => fail(&e),
+    };
     // SAFETY: this copy of the runtime has one thread.
     match unsafe { fork(flags | libc::CLONE_PARENT as u64, None) } {
-        Ok(Side::Child) => init::run(job, channel),
+        Ok(Side::Child) => {
+            gate.wait();
+            init::run(job, channel)
+        }
         Ok(Side::Parent(child)) => {
             let mut text = vec![message::PID];
             text.extend_from_slice(&child.pid.to_ne_bytes());
