@@ -274,7 +274,7 @@ fn random_layer(random: &mut Random) -> Layer {
     layer
 }
 
-/// `GUISE_LAYER_STACKS` says how many; `make soak` asks for 2,000.
+/// `GUISE_LAYER_STACKS` says how many.
 #[test]
 fn merged_layers_are_what_overlayfs_makes_of_them() {
     if !can_mount() {
