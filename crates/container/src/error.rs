@@ -42,7 +42,8 @@ pub enum Error {
     #[error("{text}")]
     Init { code: u8, text: String },
     /// The program does not exist in the container.
-    #[error("{0}: no such program in the container")]
+    // podman looks for these words to tell 127 from other failures.
+    #[error("{0}: executable file not found in the container")]
     ProgramNotFound(String),
     /// The program exists but cannot be executed.
     #[error("{program}: cannot be executed in the container: {source}")]

@@ -362,6 +362,7 @@ impl Ready<'_> {
         let entry = Entry {
             process: self.job.process,
             filter: self.job.filter,
+            annotations: &self.job.spec.annotations,
             personality: self.job.spec.linux.personality.as_ref(),
             proc: &self.proc,
             listen_fds: self.job.listen_fds,

@@ -28,6 +28,7 @@ pub use error::{Error, Result};
 pub fn probe_config(text: &[u8]) -> Result<()> {
     let spec = spec::parse_spec(text)?;
     namespaces::check_sysctls(&spec)?;
+    process::landlock::Landlock::of(&spec.annotations)?;
     for mount in &spec.mounts {
         rootfs::options::Options::parse(&mount.options, &mount.destination)?;
         rootfs::path::clean(&mount.destination);
@@ -36,7 +37,7 @@ pub fn probe_config(text: &[u8]) -> Result<()> {
         process::limits::check(&process.rlimits)?;
     }
     if let Some(profile) = &spec.linux.seccomp {
-        seccomp::Filter::of(profile)?;
+        seccomp::check(profile)?;
     }
     Ok(())
 }

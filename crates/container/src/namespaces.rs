@@ -150,6 +150,19 @@ pub fn enter_new_time(offsets: &BTreeMap<String, TimeOffset>) -> Result<()> {
     setns(file.as_fd(), libc::CLONE_NEWTIME).during(|| "enter a time namespace")
 }
 
+/// Gives the calling thread, and what it starts, mounts of its own: what is
+/// mounted on the host comes in, nothing goes out, and all of it ends with them.
+pub fn own_mounts() -> Result<()> {
+    unshare(libc::CLONE_NEWNS).during(|| "make a mount namespace")?;
+    let slash = crate::rootfs::path::open_host("/").during(|| "open /")?;
+    let change = crate::sys::mount::Change {
+        propagation: libc::MS_SLAVE,
+        recursive: true,
+        ..crate::sys::mount::Change::default()
+    };
+    crate::sys::mount::set_attributes(slash.as_fd(), change).during(|| "keep mounts to ourselves")
+}
+
 /// Whether this process is in a user namespace other than the host's.
 pub fn in_user_namespace() -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();

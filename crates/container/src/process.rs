@@ -4,6 +4,7 @@
 pub mod caps;
 pub mod enter;
 pub mod labels;
+pub mod landlock;
 pub mod limits;
 pub mod lookup;
 pub mod schedule;

@@ -1,10 +1,12 @@
 //! Seccomp profiles: from the configuration to a filter the kernel takes.
 
+mod cache;
 mod compile;
 mod table;
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use crate::error::Result;
 use crate::spec::Seccomp;
@@ -27,10 +29,15 @@ pub struct Listener {
     pub metadata: Option<String>,
 }
 
+/// Whether a profile can be compiled.
+pub fn check(profile: &Seccomp) -> Result<()> {
+    compile::compile(profile).map(drop)
+}
+
 impl Filter {
-    /// Compiles a profile.
-    pub fn of(profile: &Seccomp) -> Result<Self> {
-        let compiled = compile::compile(profile)?;
+    /// Compiles a profile; what comes of it is kept below the state's root.
+    pub fn of(profile: &Seccomp, root: &Path) -> Result<Self> {
+        let compiled = cache::compile(profile, root)?;
         let listener = profile
             .listener_path
             .clone()

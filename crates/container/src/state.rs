@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -155,6 +155,11 @@ impl Store {
         Store { root: root.into() }
     }
 
+    /// The directory that holds the containers' own.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Where containers are kept unless something else is asked for.
     pub fn default_root() -> PathBuf {
         let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|d| !d.is_empty());
@@ -165,7 +170,7 @@ impl Store {
             Some(directory) => PathBuf::from(directory).join("guise/oci"),
             None => {
                 let uid = rustix::process::getuid().as_raw();
-                PathBuf::from(format!("/tmp/guise-{uid}/oci"))
+                PathBuf::from(format!("/tmp/guise-oci-{uid}"))
             }
         }
     }
@@ -174,6 +179,7 @@ impl Store {
     pub fn create(&self, id: &str) -> Result<Entry> {
         check_id(id)?;
         make_private(&self.root)?;
+        self.check_owner()?;
         let directory = self.root.join(id);
         match fs::DirBuilder::new().mode(0o700).create(&directory) {
             Ok(()) => Ok(Entry { id: id.to_owned(), directory }),
@@ -187,10 +193,25 @@ impl Store {
         check_id(id)?;
         let directory = self.root.join(id);
         if directory.is_dir() {
+            self.check_owner()?;
             Ok(Entry { id: id.to_owned(), directory })
         } else {
             Err(Error::NotFound(id.to_owned()))
         }
+    }
+
+    /// What another user has prepared, in a place that all can write to, is not believed.
+    fn check_owner(&self) -> Result<()> {
+        let stat =
+            fs::metadata(&self.root).during(|| format!("look at {}", self.root.display()))?;
+        let own = stat.uid() == rustix::process::geteuid().as_raw();
+        if !own || stat.mode() & 0o022 != 0 {
+            return Err(Error::unsupported(
+                format!("{} as the state's root", self.root.display()),
+                "others can write to it: say a directory of your own with --root",
+            ));
+        }
+        Ok(())
     }
 
     /// All containers, by name.

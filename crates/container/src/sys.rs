@@ -7,6 +7,7 @@ pub mod clone;
 pub mod cred;
 pub mod exec;
 pub mod files;
+pub mod landlock;
 pub mod mount;
 pub mod sched;
 pub mod seccomp;

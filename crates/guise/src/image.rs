@@ -1,5 +1,6 @@
 //! `guise image …`: what instances start from.
 
+mod build;
 mod progress;
 mod show;
 
@@ -8,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
 use guise_image::spec::Platform;
-use guise_image::{Limits, Name, Pull, Result, Store, archive, registry};
+use guise_image::{Limits, Name, Pull, Store, archive, registry};
 
 use progress::Bars;
 pub use show::{human_size, parse_size};
@@ -121,8 +122,14 @@ enum ImageCommand {
         #[arg(short, long)]
         quiet: bool,
     },
+    /// Build an image from a Containerfile
+    Build(build::BuildArgs),
     /// Remove what no image needs any more
-    Gc,
+    Gc {
+        /// Forget also what builds keep of their steps
+        #[arg(long)]
+        build_cache: bool,
+    },
 }
 
 #[derive(Args)]
@@ -193,7 +200,7 @@ pub fn run(args: ImageArgs) -> ExitCode {
     }
 }
 
-fn dispatch(args: ImageArgs) -> Result<()> {
+fn dispatch(args: ImageArgs) -> guise_build::Result<()> {
     let path = match args.store {
         Some(path) => path,
         None => Store::default_path()?,
@@ -224,8 +231,10 @@ fn dispatch(args: ImageArgs) -> Result<()> {
             }
             Ok(())
         }
-        ImageCommand::Ls { output } => show::list(&store, output.output),
-        ImageCommand::Inspect { name, platform } => show::inspect(&store, &name, platform.as_ref()),
+        ImageCommand::Ls { output } => Ok(show::list(&store, output.output)?),
+        ImageCommand::Inspect { name, platform } => {
+            Ok(show::inspect(&store, &name, platform.as_ref())?)
+        }
         ImageCommand::Push { name, to, quiet } => {
             let bars = Bars::new(quiet);
             let to = to.unwrap_or_else(|| name.clone());
@@ -250,7 +259,7 @@ fn dispatch(args: ImageArgs) -> Result<()> {
             Ok(())
         }
         ImageCommand::Export { name, path, format, platform } => {
-            archive::export(&store, &name, platform.as_ref(), format.into(), &path)
+            Ok(archive::export(&store, &name, platform.as_ref(), format.into(), &path)?)
         }
         ImageCommand::Rm { names, remote: true } => {
             for name in &names {
@@ -263,11 +272,11 @@ fn dispatch(args: ImageArgs) -> Result<()> {
                 store.remove_reference(name)?;
                 println!("{name}");
             }
-            show::collect(&store)
+            Ok(show::collect(&store)?)
         }
         ImageCommand::Tag { name, new } => {
             let session = store.session()?;
-            session.set_reference(&new, &store.reference(&name)?.target)
+            Ok(session.set_reference(&new, &store.reference(&name)?.target)?)
         }
         ImageCommand::Unpack { name, form, platform, limits, output, quiet } => {
             let bars = Bars::new(quiet);
@@ -276,6 +285,12 @@ fn dispatch(args: ImageArgs) -> Result<()> {
             show::print_made(&made?, output.output);
             Ok(())
         }
-        ImageCommand::Gc => show::collect(&store),
+        ImageCommand::Build(args) => build::run(&store, args),
+        ImageCommand::Gc { build_cache } => {
+            if build_cache {
+                guise_build::forget_cache(&store)?;
+            }
+            Ok(show::collect(&store)?)
+        }
     }
 }

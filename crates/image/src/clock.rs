@@ -8,7 +8,7 @@ pub(crate) fn seconds() -> i64 {
 }
 
 /// The current time.
-pub(crate) fn now() -> String {
+pub fn now() -> String {
     format(seconds())
 }
 

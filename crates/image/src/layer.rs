@@ -8,6 +8,7 @@
 
 mod dirs;
 mod lower;
+mod pack;
 pub(crate) mod path;
 mod root;
 pub(crate) mod source;

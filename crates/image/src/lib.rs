@@ -6,7 +6,7 @@
 //! directories for overlayfs, one EROFS file, a kernel with its modules.
 
 pub mod archive;
-mod clock;
+pub mod clock;
 mod codec;
 mod digest;
 mod erofs;
@@ -26,9 +26,10 @@ pub mod debian;
 pub mod registry;
 
 pub use codec::{Compression, compress};
-pub use digest::{BadDigest, Digest};
+pub use digest::{BadDigest, Digest, Hasher};
 pub use error::{Error, LayerError, Mismatch, Result};
+pub use layer::source::Source as LayerReader;
 pub use limits::Limits;
 pub use name::Name;
 pub use pull::Pull;
-pub use store::{Collected, Image, Reference, Session, Store};
+pub use store::{Collected, Image, Reference, Scratch, Session, Store};

@@ -22,11 +22,13 @@ mod blobs;
 mod gc;
 mod lock;
 mod refs;
+mod scratch;
 
 pub use gc::Collected;
 pub(crate) use gc::remove_tree;
 pub use lock::FileLock;
 pub use refs::Reference;
+pub use scratch::Scratch;
 
 use std::fs;
 use std::path::{Path, PathBuf};

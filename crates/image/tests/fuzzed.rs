@@ -1,11 +1,20 @@
 //! What the fuzz targets run, over a corpus and over mutations of it: so that
 //! `cargo test` on stable notices what fuzzing once found.
 
+use std::fs;
 use std::io::Read;
+use std::path::Path;
 
 use guise_image::Name;
 use guise_image::spec::{Config, Document, chain_ids, media};
 use guise_image::tar::{Device, Entry, Kind, Reader, Writer};
+
+/// The files that fuzzing begins with, too.
+fn corpus(name: &str) -> Vec<Vec<u8>> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+    let files = fs::read_dir(directory).unwrap();
+    files.map(|file| fs::read(file.unwrap().path()).unwrap()).collect()
+}
 
 /// Calls `check` with each seed and with changed, cut and doubled ones.
 fn mutations(seeds: &[Vec<u8>], mut check: impl FnMut(&[u8])) {
@@ -18,7 +27,7 @@ fn mutations(seeds: &[Vec<u8>], mut check: impl FnMut(&[u8])) {
     };
     for seed in seeds {
         check(seed);
-        for _ in 0..4000 {
+        for _ in 0..2000 {
             let mut bytes = seed.clone();
             for _ in 0..1 + random(4) {
                 if bytes.is_empty() {
@@ -60,7 +69,9 @@ fn tar() {
     ] {
         rich.append(&Entry::new("other", kind, 0o755), &b""[..]).unwrap();
     }
-    mutations(&[rich.finish().unwrap()], |bytes| {
+    let mut seeds = corpus("tar");
+    seeds.push(rich.finish().unwrap());
+    mutations(&seeds, |bytes| {
         let mut reader = Reader::new(bytes);
         let mut total = 0;
         while let Ok(Some(_)) = reader.next_entry() {
@@ -86,6 +97,7 @@ fn manifest() {
         ),
     ]
     .map(String::into_bytes);
+    let seeds = [corpus("manifest"), seeds.into()].concat();
     mutations(&seeds, |bytes| {
         for media_type in ["", media::OCI_MANIFEST, media::OCI_INDEX] {
             let _ = Document::parse(bytes, media_type);
@@ -106,7 +118,9 @@ fn config() {
         r#"{{"architecture":"amd64","os":"linux","config":{{"Env":["A=b"],"Cmd":null}},
             "rootfs":{{"type":"layers","diff_ids":["{digest}","{digest}"]}}}}"#
     );
-    mutations(&[seed.into_bytes()], |bytes| {
+    let mut seeds = corpus("config");
+    seeds.push(seed.into_bytes());
+    mutations(&seeds, |bytes| {
         if let Ok(config) = Config::parse(bytes) {
             let ids = &config.rootfs.diff_ids;
             assert_eq!(chain_ids(ids).len(), ids.len());

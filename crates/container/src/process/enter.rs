@@ -1,10 +1,12 @@
 //! The way from "inside the container, as its root" to the program itself.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use super::caps::Sets;
+use super::landlock::Landlock;
 use super::{labels, lookup, schedule};
 use crate::error::{Context, Error, Result};
 use crate::rootfs::proc::PrivateProc;
@@ -17,6 +19,8 @@ use crate::sys::{cred, files};
 pub struct Entry<'a> {
     pub process: &'a Process,
     pub filter: Option<&'a Filter>,
+    /// Those of the container, which may hold Landlock rules.
+    pub annotations: &'a BTreeMap<String, String>,
     pub personality: Option<&'a Personality>,
     pub proc: &'a PrivateProc,
     /// Extra environment, such as the socket-activation process id.
@@ -94,6 +98,10 @@ impl Entry<'_> {
             report: Some(report).filter(|_| early.is_none()),
         };
         let trampoline = Trampoline::new(&program).during(|| "prepare the program's start")?;
+        if let Some(landlock) = Landlock::of(self.annotations)? {
+            // All that is opened after this is the program.
+            landlock.apply()?;
+        }
         let held = cred::permitted_capabilities().during(|| "read the capabilities")?;
         files::close_on_exec_from(3 + self.preserve_fds)
             .during(|| "mark descriptors to be closed")?;

@@ -17,7 +17,7 @@ use crate::error::{Context, Error, Result};
 use crate::hooks;
 use crate::init::{Console, Job, Start};
 use crate::namespaces::{self, Plan, check_sysctls};
-use crate::process::{labels, limits};
+use crate::process::{labels, landlock, limits};
 use crate::rootfs::mounts::open_sources;
 use crate::seccomp::Filter;
 use crate::spec::{NamespaceKind, Process, Spec, load_spec};
@@ -111,7 +111,8 @@ fn make(store: &Store, options: &CreateOptions, runs: bool, foreground: bool) ->
         .ok_or_else(|| Error::config("process", "is missing: name the program to run"))?;
     let rootfs = find_rootfs(&bundle, &spec)?;
     check(&spec, &process)?;
-    let filter = spec.linux.seccomp.as_ref().map(Filter::of).transpose()?;
+    let filter = spec.linux.seccomp.as_ref();
+    let filter = filter.map(|profile| Filter::of(profile, store.root())).transpose()?;
     let plan = Plan::of(&spec)?;
     let console = open_console(&process, options, runs && foreground)?;
 
@@ -146,6 +147,7 @@ fn make(store: &Store, options: &CreateOptions, runs: bool, foreground: bool) ->
 fn check(spec: &Spec, process: &Process) -> Result<()> {
     check_sysctls(spec)?;
     limits::check(&process.rlimits)?;
+    landlock::check(&spec.annotations, process)?;
     if !spec.linux.net_devices.is_empty() {
         return Err(Error::unsupported(
             "linux.netDevices",

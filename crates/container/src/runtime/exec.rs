@@ -13,7 +13,7 @@ use crate::error::{Context, Error, Result};
 use crate::init::{self, Console, Runtime, hand_out, message};
 use crate::process::enter::Entry;
 use crate::process::terminal::{Terminal, own_standard_streams};
-use crate::process::{limits, schedule};
+use crate::process::{landlock, limits, schedule};
 use crate::rootfs::path::{RootDir, open_host};
 use crate::rootfs::proc::PrivateProc;
 use crate::seccomp::Filter;
@@ -67,7 +67,9 @@ pub fn exec(store: &Store, options: &ExecOptions) -> Result<i32> {
     let spec = entry.config()?;
     options.process.check()?;
     limits::check(&options.process.rlimits)?;
-    let filter = spec.linux.seccomp.as_ref().map(Filter::of).transpose()?;
+    landlock::check(&spec.annotations, &options.process)?;
+    let filter = spec.linux.seccomp.as_ref();
+    let filter = filter.map(|profile| Filter::of(profile, store.root())).transpose()?;
     let console = open_console(options)?;
     let setgroups = std::fs::read_to_string(format!("/proc/{}/setgroups", state.pid));
     let job = Job {
@@ -278,6 +280,7 @@ fn become_program(job: &Job<'_>, runtime: &Runtime<'_>) -> Error {
     let entry = Entry {
         process: &job.options.process,
         filter: job.filter,
+        annotations: &job.spec.annotations,
         personality: job.spec.linux.personality.as_ref(),
         proc: &proc,
         listen_fds: 0,

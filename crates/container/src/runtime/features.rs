@@ -39,7 +39,12 @@ pub fn features() -> Value {
             "intelRdt": { "enabled": false },
             "mountExtensions": { "idmap": { "enabled": true } },
         },
-        "annotations": {},
+        "annotations": {
+            "org.guise.landlock.read": "paths, separated by colons, that may be read",
+            "org.guise.landlock.write": "paths, separated by colons, that may be changed",
+            "org.guise.landlock.bind": "TCP ports, separated by commas, to listen on",
+            "org.guise.landlock.connect": "TCP ports, separated by commas, to connect to",
+        },
         "potentiallyUnsafeConfigAnnotations": [],
     })
 }

@@ -40,7 +40,9 @@ pub fn start(store: &Store, id: &str) -> Result<()> {
     connect(&socket, &address).during(|| "connect to the waiting container")?;
     let channel = Channel::from_fd(socket);
     let filter = match &spec.linux.seccomp {
-        Some(profile) if profile.listener_path.is_some() => Some(Filter::of(profile)?),
+        Some(profile) if profile.listener_path.is_some() => {
+            Some(Filter::of(profile, store.root())?)
+        }
         _ => None,
     };
     let mut talk = Conversation {

@@ -162,16 +162,22 @@ impl Bundle {
 
     /// The container's cgroup directories that exist.
     pub fn cgroups(&self) -> Vec<PathBuf> {
-        let base = Path::new("/sys/fs/cgroup");
-        let mut found = Vec::new();
-        for entry in fs::read_dir(base).into_iter().flatten().flatten() {
-            let candidate = entry.path().join(&self.id);
-            if candidate.is_dir() {
-                found.push(candidate);
-            }
-        }
-        found.extend(Some(base.join(&self.id)).filter(|p| p.is_dir()));
-        found
+        self.cgroups_of(|name| name == self.id)
+    }
+
+    /// The cgroup directories with such names, in every hierarchy's root.
+    pub fn cgroups_of(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+        let below = |directory: &Path| -> Vec<PathBuf> {
+            fs::read_dir(directory).into_iter().flatten().flatten().map(|e| e.path()).collect()
+        };
+        let top = below(Path::new("/sys/fs/cgroup"));
+        let mut all: Vec<PathBuf> = top.iter().flat_map(|directory| below(directory)).collect();
+        all.extend(top);
+        all.retain(|path| {
+            let name = path.file_name().and_then(|n| n.to_str());
+            path.is_dir() && name.is_some_and(&is_wanted)
+        });
+        all
     }
 }
 

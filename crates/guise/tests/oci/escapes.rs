@@ -134,7 +134,8 @@ fn release_agents_cannot_be_set() {
     }
 }
 
-/// Device nodes: a container that may make them still cannot use them.
+/// CVE-2013-6456 and its kind, device nodes: a container that may make them still cannot
+/// use them.
 #[test]
 fn device_nodes_give_no_access() {
     let script = "mknod /tmp/disk b 254 0 && (head -c 1 /tmp/disk || echo denied); \
@@ -147,7 +148,7 @@ fn device_nodes_give_no_access() {
     assert_eq!(out, "denied\ndenied\n", "{err}");
 }
 
-/// The host's keys: the session keyring is a new one.
+/// CVE-2016-0728 and its kind, the host's keys: the session keyring is a new one.
 #[test]
 fn the_keyring_is_its_own() {
     let Some(mut bundle) = Bundle::new("keyring", "cat /proc/keys") else { return };
@@ -169,7 +170,7 @@ fn the_callers_terminal_is_not_controlling() {
     assert_eq!(out, "");
 }
 
-/// Setuid programs in volumes, and no_new_privs.
+/// CVE-2016-1576 and its kind: setuid programs in volumes, and no_new_privs.
 #[test]
 fn setuid_gives_nothing() {
     for (name, options, no_new_privileges) in
@@ -191,7 +192,8 @@ fn setuid_gives_nothing() {
     }
 }
 
-/// A user namespace without mappings would run as an id that nobody set up.
+/// CVE-2018-18955 and its kind: a user namespace without mappings would run as an id that
+/// nobody set up.
 #[test]
 fn a_user_namespace_needs_mappings() {
     let Some(mut bundle) = Bundle::new("nomap", "true") else { return };
@@ -202,7 +204,7 @@ fn a_user_namespace_needs_mappings() {
     assert!(err.contains("uidMappings"), "{err}");
 }
 
-/// CVE-2021-43784 and others: what cannot be honoured is refused, not cut short.
+/// CVE-2014-9358 and its kind: names that are paths.
 #[test]
 fn hostile_names_do_not_leave_the_state_directory() {
     let Some(bundle) = Bundle::new("names", "true") else { return };
@@ -211,4 +213,146 @@ fn hostile_names_do_not_leave_the_state_directory() {
         assert!(!status.success(), "{id:?}");
     }
     assert!(!bundle.directory.join("x").exists());
+}
+
+/// CVE-2024-45310: what is missing on the way to a mount's target is made, but not on the host.
+#[test]
+fn targets_of_mounts_are_made_inside() {
+    let Some(mut bundle) = Bundle::new("maketarget", "ls /outside/new") else { return };
+    let outside = bundle.directory.join("outside");
+    fs::create_dir(&outside).unwrap();
+    let data = bundle.directory.join("data");
+    fs::create_dir(&data).unwrap();
+    fs::write(data.join("file"), "data").unwrap();
+    fs::create_dir(bundle.path("outside")).unwrap();
+    symlink("../../../../../../../../outside", bundle.path("link")).unwrap();
+    for target in ["/link/new/dir", "/../../link/new/other", "/link/../../../link/new/third"] {
+        bundle.config["mounts"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({ "destination": target, "source": data, "options": ["bind"] }));
+    }
+    let (status, out, err) = bundle.run();
+    assert_eq!((status, out.as_str()), (0, "dir\nother\nthird\n"), "{err}");
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+}
+
+/// CVE-2013-6456: `/dev` of the image leads out, so that the device nodes that the runtime
+/// makes are made on the host.
+#[test]
+fn devices_are_made_inside() {
+    let Some(mut bundle) = Bundle::new("devlink", "ls /outside") else { return };
+    let outside = bundle.directory.join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::create_dir(bundle.path("outside")).unwrap();
+    fs::remove_dir(bundle.path("dev")).unwrap();
+    symlink("../../../../../../outside", bundle.path("dev")).unwrap();
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    mounts.retain(|m| !m["destination"].as_str().unwrap().starts_with("/dev"));
+    bundle.run();
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    assert!(!std::path::Path::new("/outside").exists());
+}
+
+/// CVE-2022-0811: sysctls that are the host's, or by way of a path another's.
+#[test]
+fn sysctls_of_the_host_are_refused() {
+    let Some(mut bundle) = Bundle::new("sysctls", "true") else { return };
+    for key in [
+        "kernel.core_pattern",
+        "kernel/core_pattern",
+        "net.ipv4/../../kernel.core_pattern",
+        "net/../kernel/core_pattern",
+        "net.ipv4....kernel.core_pattern",
+        "vm.overcommit_memory",
+    ] {
+        bundle.config["linux"]["sysctl"] = json!({ key: "|/evil" });
+        let (status, _, err) = bundle.run();
+        assert_eq!(status, 1, "{key}");
+        assert!(err.contains("linux.sysctl") && err.trim_end().lines().count() == 1, "{err}");
+    }
+    let pattern = fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
+    assert!(!pattern.contains("evil"));
+}
+
+/// CVE-2019-16884, CVE-2023-28642 and their kind: what makes `/proc` and `/sys` harmless is
+/// taken away, or they are mounted anew beside it. A container has no rights to do so.
+#[test]
+fn the_hosts_knobs_cannot_be_turned() {
+    let script = "echo /evil > /sys/kernel/uevent_helper && echo uevent; \
+                  echo '|/evil' > /proc/sys/kernel/core_pattern && echo pattern; \
+                  echo h > /proc/sysrq-trigger && echo sysrq; \
+                  mount -o remount,rw /sys && echo remounted; \
+                  mount -o remount,rw,bind /proc/sys && echo remounted; \
+                  mkdir /tmp/s /tmp/p; \
+                  mount -t sysfs s /tmp/s && echo mounted; \
+                  mount -t proc p /tmp/p && echo mounted; \
+                  head -c 1 /proc/kcore; ls /sys/firmware; true";
+    let Some(bundle) = Bundle::new("knobs", script) else { return };
+    let (status, out, err) = bundle.run();
+    assert_eq!((status, out.as_str()), (0, ""), "{err}");
+}
+
+/// CVE-2023-25809: without a cgroup namespace of its own the container sees the host's
+/// cgroups; read-only has to mean so.
+#[test]
+fn the_hosts_cgroups_cannot_be_written() {
+    let script = "for d in /sys/fs/cgroup /sys/fs/cgroup/*; do \
+                  mkdir $d/evil && echo $d; done; true";
+    let Some(mut bundle) = Bundle::new("nocgroupns", script) else { return };
+    let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.retain(|n| n["type"] != "cgroup");
+    let (status, out, err) = bundle.run();
+    assert_eq!((status, out.as_str()), (0, ""), "{err}");
+}
+
+/// CVE-2016-8867, CVE-2022-24769: capabilities that are inheritable or ambient without having
+/// been asked for.
+#[test]
+fn capabilities_are_those_asked_for() {
+    let script = "grep -E '^Cap(Inh|Amb|Prm|Eff|Bnd)' /proc/self/status";
+    let Some(mut bundle) = Bundle::new("inheritable", script) else { return };
+    let none = "0000000000000000";
+    // CAP_KILL, CAP_SETGID, CAP_SETUID.
+    let some = "00000000000000e0";
+    let (_, out, _) = bundle.run();
+    let wanted = format!(
+        "CapInh:\t{none}\nCapPrm:\t{some}\nCapEff:\t{some}\nCapBnd:\t{some}\nCapAmb:\t{none}\n"
+    );
+    assert_eq!(out, wanted);
+    bundle.config["process"]["user"] = json!({ "uid": 1234, "gid": 1234 });
+    bundle.config["process"]["capabilities"] = json!({ "bounding": ["CAP_KILL"] });
+    let (_, out, _) = bundle.run();
+    let bound = "0000000000000020";
+    let wanted = format!(
+        "CapInh:\t{none}\nCapPrm:\t{none}\nCapEff:\t{none}\nCapBnd:\t{bound}\nCapAmb:\t{none}\n"
+    );
+    assert_eq!(out, wanted);
+}
+
+/// CVE-2016-9962: a process on its way into a running container is seen there before it has
+/// let go of the host's descriptors.
+#[test]
+fn a_process_on_its_way_in_shows_nothing() {
+    let script = "while [ ! -e /tmp/enough ]; do \
+                  ls -l /proc/[0-9]*/fd /proc/[0-9]*/exe >> /tmp/seen 2>/dev/null; done";
+    let Some(mut bundle) = Bundle::new("ptrace", script) else { return };
+    // The right to trace what is not dumpable is not the container's to have.
+    bundle.config["process"]["noNewPrivileges"] = json!(false);
+    bundle.start();
+    bundle.wait_for_file("tmp/seen");
+    for _ in 0..20 {
+        let mut command = bundle.command(&["exec", &bundle.id, "true"]);
+        assert!(command.status().unwrap().success());
+    }
+    fs::write(bundle.path("tmp/enough"), "").unwrap();
+    bundle.wait_for("stopped");
+    let seen = fs::read_to_string(bundle.path("tmp/seen")).unwrap();
+    let directory = bundle.directory.to_str().unwrap();
+    for line in seen.lines().filter(|line| line.contains("->")) {
+        // What the script itself has open: the file it writes to.
+        let target = line.split("-> ").nth(1).unwrap();
+        assert!(!target.contains(GUISE) && !target.contains("guise"), "{line}");
+        assert!(!target.contains(directory), "{line}");
+    }
 }

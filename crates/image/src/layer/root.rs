@@ -315,7 +315,7 @@ pub fn replacing<T>(
 }
 
 /// Removes a file or a whole directory.
-fn remove(parent: BorrowedFd<'_>, last: &[u8]) -> io::Result<()> {
+pub fn remove(parent: BorrowedFd<'_>, last: &[u8]) -> io::Result<()> {
     match rustix::fs::unlinkat(parent, as_path(last), AtFlags::empty()) {
         Ok(()) => Ok(()),
         Err(Errno::ISDIR) => std::fs::remove_dir_all(as_path(&by_descriptor(parent, last))),

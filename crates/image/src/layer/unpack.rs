@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
@@ -72,41 +72,13 @@ impl Unpacked {
     pub fn settle(mut self, below: &[Root]) -> Result<Root, LayerError> {
         let mut whiteouts = Vec::new();
         let mut implied = vec![(Vec::new(), Made::Existed)];
+        let mut copies = BTreeMap::new();
         for fixup in std::mem::take(&mut self.fixups) {
             match fixup {
                 Fixup::Implied(path, made) => implied.push((path, made)),
                 Fixup::Whiteout(path) => whiteouts.push(path),
                 Fixup::Link { path, target } => {
-                    let io = |e| LayerError::io("linking", &path, e);
-                    let parts = components(&target)?;
-                    let from = lower::find(below, &parts).map_err(io)?.ok_or_else(|| {
-                        LayerError::hostile(&path, "is a hard link to a file that is nowhere")
-                    })?;
-                    let Some((last, parents)) = parts.split_last() else { continue };
-                    let dir = self
-                        .root
-                        .dir_or_make(parents, |path, made| implied.push((join(path), made)))?;
-                    let dir = dir
-                        .try_clone_to_owned()
-                        .map_err(|e| LayerError::io("entering", &path, e))?;
-                    // Two links may share a target: it is copied once.
-                    if !exists(dir.as_fd(), last) {
-                        lower::copy(&from, dir.as_fd(), last, &target, self.root.rights)?;
-                    }
-                    let parts = components(&path)?;
-                    let Some((to, parents)) = parts.split_last() else { continue };
-                    let to_dir = self
-                        .root
-                        .dir_or_make(parents, |path, made| implied.push((join(path), made)))?;
-                    replacing(to_dir, to, &path, || {
-                        rustix::fs::linkat(
-                            &dir,
-                            as_path(last),
-                            to_dir,
-                            as_path(to),
-                            AtFlags::empty(),
-                        )
-                    })?;
+                    self.link_below(&path, &target, below, &mut copies, &mut implied)?;
                 }
             }
         }
@@ -142,6 +114,81 @@ impl Unpacked {
             }
         }
         Ok(self.root)
+    }
+
+    /// Makes a hard link to a file of a lower layer, which comes up into this one. Entries
+    /// that came after the link's count as they would if it had been made at once: what they
+    /// put in its place stays, and what they put in the target's place is another file.
+    fn link_below(
+        &mut self,
+        path: &[u8],
+        target: &[u8],
+        below: &[Root],
+        copies: &mut BTreeMap<Vec<u8>, Vec<u8>>,
+        implied: &mut Vec<(Vec<u8>, Made)>,
+    ) -> Result<(), LayerError> {
+        let io = |e| LayerError::io("linking", path, e);
+        let from = lower::find(below, &components(target)?)
+            .map_err(io)?
+            .ok_or_else(|| LayerError::hostile(path, "is a hard link to a file that is nowhere"))?;
+        if from.is_directory() {
+            return Err(LayerError::hostile(path, "is a hard link to a directory: refused"));
+        }
+        let parts = components(path)?;
+        let Some((last, parents)) = parts.split_last() else { return Ok(()) };
+        let dir = self.enter(parents, path, implied)?;
+        match rustix::fs::statat(&dir, as_path(last), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if root::is_whiteout(&stat) => {}
+            Ok(stat)
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+                    && !self.directories.contains_key(path) =>
+            {
+                return Err(LayerError::hostile(path, "has files below it but is a hard link"));
+            }
+            Ok(_) => return Ok(()),
+            Err(Errno::NOENT) => {}
+            Err(e) => return Err(io(e.into())),
+        }
+        // The first link to a file may be its only copy, if the target has been replaced.
+        let copy = match copies.get(target) {
+            Some(copy) => copy.clone(),
+            None => {
+                let parts = components(target)?;
+                let Some((last, parents)) = parts.split_last() else { return Ok(()) };
+                let target_dir = self.enter(parents, path, implied)?;
+                let place = if exists(target_dir.as_fd(), last) { path } else { target };
+                copies.insert(target.to_vec(), place.to_vec());
+                place.to_vec()
+            }
+        };
+        let parts = components(&copy)?;
+        let Some((copy_last, parents)) = parts.split_last() else { return Ok(()) };
+        let copy_dir = self.enter(parents, path, implied)?;
+        if copy == path {
+            let rights = self.root.rights;
+            // A whiteout may be there.
+            let _ = rustix::fs::unlinkat(&dir, as_path(last), AtFlags::empty());
+            return lower::copy(&from, dir.as_fd(), last, path, rights);
+        }
+        if !exists(copy_dir.as_fd(), copy_last) {
+            lower::copy(&from, copy_dir.as_fd(), copy_last, target, self.root.rights)?;
+        }
+        replacing(dir.as_fd(), last, path, || {
+            let (from, to) = (as_path(copy_last), as_path(last));
+            rustix::fs::linkat(&copy_dir, from, &dir, to, AtFlags::empty())
+        })
+        .map(drop)
+    }
+
+    /// Opens a directory of this layer, made if only layers below have it.
+    fn enter(
+        &mut self,
+        parents: &[&[u8]],
+        path: &[u8],
+        implied: &mut Vec<(Vec<u8>, Made)>,
+    ) -> Result<OwnedFd, LayerError> {
+        let dir = self.root.dir_or_make(parents, |made, how| implied.push((join(made), how)))?;
+        dir.try_clone_to_owned().map_err(|e| LayerError::io("entering", path, e))
     }
 
     /// Removes a whiteout that hides nothing.
@@ -207,7 +254,7 @@ impl Unpacker {
     }
 
     /// The directory that an entry is in. Made if no entry described it.
-    fn parent(&mut self, parents: &[&[u8]]) -> Result<std::os::fd::OwnedFd, LayerError> {
+    fn parent(&mut self, parents: &[&[u8]]) -> Result<OwnedFd, LayerError> {
         let fixups = &mut self.fixups;
         let fd = self
             .root
@@ -318,10 +365,8 @@ impl Unpacker {
         let Some((target_last, target_parents)) = parts.split_last() else {
             return Err(LayerError::hostile(path, "is a hard link to the root: refused"));
         };
-        let later = Fixup::Link { path: path.to_vec(), target: join(&parts) };
         let Some(target_dir) = self.root.dir(target_parents).map_err(io)? else {
-            self.fixups.push(later);
-            return Ok(false);
+            return self.link_later(dir, last, path, join(&parts));
         };
         let (from, to) = (as_path(target_last), as_path(last));
         match rustix::fs::statat(&target_dir, from, AtFlags::SYMLINK_NOFOLLOW) {
@@ -339,15 +384,34 @@ impl Unpacker {
                     return Ok(false);
                 }
             }
-            Err(Errno::NOENT) => {
-                self.fixups.push(later);
-                return Ok(false);
-            }
+            Err(Errno::NOENT) => return self.link_later(dir, last, path, join(&parts)),
             Err(e) => return Err(io(e)),
         }
         let ((), replaced) = replacing(dir, last, path, || {
             rustix::fs::linkat(&target_dir, from, dir, to, AtFlags::empty())
         })?;
         Ok(replaced)
+    }
+
+    /// Leaves a link for later. What this layer has in its place goes now, so that what is
+    /// there later came later.
+    fn link_later(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        last: &[u8],
+        path: &[u8],
+        target: Vec<u8>,
+    ) -> Result<bool, LayerError> {
+        self.fixups.push(Fixup::Link { path: path.to_vec(), target });
+        self.directories.remove(path);
+        match rustix::fs::statat(dir, as_path(last), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if root::is_whiteout(&stat) => Ok(false),
+            Err(Errno::NOENT) => Ok(false),
+            Err(e) => Err(LayerError::io("linking", path, e)),
+            Ok(_) => {
+                root::remove(dir, last).map_err(|e| LayerError::io("replacing", path, e))?;
+                Ok(true)
+            }
+        }
     }
 }

@@ -23,6 +23,8 @@ pub struct Reference {
 /// What an instance keeps.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Lease {
+    #[serde(default)]
+    pub owner: String,
     pub target: Descriptor,
 }
 
@@ -97,6 +99,26 @@ impl Store {
         }
     }
 
+    /// What a lease of this owner keeps alive, if there is one.
+    pub fn held(&self, owner: &str) -> Result<Option<Descriptor>> {
+        let path = self.lease_path(owner);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice::<Lease>(&bytes)
+                .map(|lease| Some(lease.target))
+                .map_err(|e| Error::malformed(path.display().to_string(), e)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e).at("reading", path),
+        }
+    }
+
+    /// Ends all leases whose owners' names begin so.
+    pub fn release_all(&self, prefix: &str) -> Result<()> {
+        for lease in self.leases()?.iter().filter(|l| l.owner.starts_with(prefix)) {
+            self.release(&lease.owner)?;
+        }
+        Ok(())
+    }
+
     fn lease_path(&self, owner: &str) -> PathBuf {
         self.path("leases").join(format!("{}.json", Digest::of(owner.as_bytes()).hex()))
     }
@@ -113,7 +135,10 @@ impl Session<'_> {
     /// Keeps an image alive for an instance, even when its name goes or moves
     /// on, until `release` of the same owner.
     pub fn hold(&self, owner: &str, target: &Descriptor) -> Result<()> {
-        self.write_record(&self.lease_path(owner), &Lease { target: target.clone() })
+        self.write_record(
+            &self.lease_path(owner),
+            &Lease { owner: owner.to_owned(), target: target.clone() },
+        )
     }
 
     fn write_record(&self, path: &std::path::Path, record: &impl Serialize) -> Result<()> {
