@@ -9,6 +9,8 @@ mod doctor;
 mod engines;
 mod handover;
 mod linux;
+mod network;
 mod soak;
+mod space;
 mod support;
 mod upkeep;

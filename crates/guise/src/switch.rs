@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::Failure;
+use crate::boot::descriptors;
 use crate::boot::network::{parse_prefix, parse_resolver};
 
 /// A switch for instances without root: `guise boot --net switch=SOCKET,name=NAME` plugs
@@ -92,6 +93,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         resolvers: arguments.dns.clone(),
     };
     let subnet = book.subnet();
+    // Each connection outward is a socket here.
+    descriptors::most();
     let mut switch = Switch::open(&arguments.socket, book, config).map_err(Failure::failed)?;
     let stopper = switch.stopper();
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])

@@ -17,7 +17,7 @@ use crate::bytes::{be16, be32, be64, put};
 use crate::error::{Blame, Error, Result};
 use crate::format::{
     BackingReference, Below, CheckReport, Detail, Extent, Format, FormatKind, Place, Preallocation,
-    Repair, State,
+    Repair, Run, State,
 };
 use crate::storage::{SharedStorage, Storage, read_vec};
 
@@ -411,10 +411,13 @@ impl Format for Vhd {
         }
     }
 
-    fn write_in_place(&self, offset: u64, len: u64) -> Result<Option<Vec<(Place, u64)>>> {
+    fn write_in_place(&self, offset: u64, len: u64, to: &mut Vec<Run>) -> Result<bool> {
         match &self.body {
-            Body::Fixed => Ok(Some(vec![(Place { file: 0, offset }, len)])),
-            Body::Dynamic(blocks) => blocks.in_place(offset, len),
+            Body::Fixed => {
+                to.push((Place { file: 0, offset }, len));
+                Ok(true)
+            }
+            Body::Dynamic(blocks) => blocks.in_place(offset, len, to),
         }
     }
 
