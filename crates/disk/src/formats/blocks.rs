@@ -413,6 +413,13 @@ impl WordTable {
         }
     }
 
+    /// Another place, to which all entries are still to be written.
+    pub(crate) fn move_to(&mut self, offset: u64, entries: usize, value: u32) {
+        self.grow(entries, value);
+        self.offset = offset;
+        self.dirty = Some((0, entries));
+    }
+
     pub(crate) fn is_dirty(&self) -> bool {
         self.dirty.is_some()
     }

@@ -5,6 +5,7 @@
 //! starts with a bitmap of its sectors, which differencing images use to tell
 //! their own sectors from those of the parent.
 
+mod grow;
 mod parent;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -409,6 +410,10 @@ impl Format for Vhd {
             Body::Fixed => self.storages[0].flush(),
             Body::Dynamic(blocks) => blocks.flush(),
         }
+    }
+
+    fn resize(&self, size: u64, _preallocation: Preallocation) -> Result<()> {
+        self.grow(size)
     }
 
     fn write_in_place(&self, offset: u64, len: u64, to: &mut Vec<Run>) -> Result<bool> {
