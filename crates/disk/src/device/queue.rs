@@ -5,8 +5,8 @@
 //! is done at once, the synchronous way, and completes immediately. So are
 //! small writes for which the kernel would wake a worker thread, which costs
 //! several times what they do (`Storage::write_here`). While the kernel works
-//! on a request the queue holds its buffer and a guard that keeps its clusters
-//! from being used for something else.
+//! on a request the queue holds its buffer, and for all requests of a batch a
+//! guard that keeps their clusters from being used for something else.
 
 use std::collections::VecDeque;
 use std::io;
@@ -126,7 +126,15 @@ struct Pending {
     left: usize,
     failed: Option<io::Error>,
     short: bool,
+    /// Which of the queue's batches it belongs to.
+    batch: usize,
+}
+
+/// Requests between two calls of `submit`, whose clusters one guard keeps.
+#[derive(Default)]
+struct Batch {
     guard: Guard,
+    requests: usize,
 }
 
 /// What goes to one place of a file.
@@ -200,6 +208,10 @@ pub struct Queue {
     free: Vec<usize>,
     /// Where the request that is being taken goes.
     runs: Vec<Run>,
+    batches: Vec<Batch>,
+    free_batches: Vec<usize>,
+    /// The batch that takes requests.
+    batch: Option<usize>,
     under_way: usize,
     done: VecDeque<Completion>,
 }
@@ -224,6 +236,9 @@ impl Queue {
             slots: Vec::new(),
             free: Vec::new(),
             runs: Vec::new(),
+            batches: Vec::new(),
+            free_batches: Vec::new(),
+            batch: None,
             under_way: 0,
             done: VecDeque::new(),
         }
@@ -251,6 +266,9 @@ impl Queue {
     /// Takes a request. Completions come from `take`; call `submit` after a
     /// batch.
     pub fn push(&mut self, tag: u64, request: Request) {
+        if !matches!(request, Request::Read { .. } | Request::Write { .. }) {
+            self.close_batch();
+        }
         match request {
             Request::Read { offset, buffer } => self.transfer(tag, offset, buffer, false),
             Request::Write { offset, buffer } => self.transfer(tag, offset, buffer, true),
@@ -278,15 +296,15 @@ impl Queue {
             let result = at_once(&*self.node, offset, &mut buffer, write);
             return self.complete(tag, result, Some(buffer));
         }
-        let guard = self.image.format().guard();
+        let batch = self.open_batch();
         let placed = self.place(offset, buffer.len() as u64, write);
         let result = match placed {
             Ok(true) if self.ring.is_some() => match self.write_here(&mut buffer, write) {
-                Ok(false) => return self.hand_over(tag, offset, buffer, write, guard),
+                Ok(false) => return self.hand_over(tag, offset, buffer, write, batch),
                 result => result.map(drop),
             },
             Ok(_) => {
-                drop(guard);
+                self.close_batch();
                 at_once(&*self.image, offset, &mut buffer, write)
             }
             Err(error) => Err(error),
@@ -340,8 +358,38 @@ impl Queue {
         Ok(all)
     }
 
+    /// The batch for the next request. Its guard is there before places are
+    /// asked for.
+    fn open_batch(&mut self) -> usize {
+        if let Some(batch) = self.batch {
+            return batch;
+        }
+        let batch = self.free_batches.pop().unwrap_or_else(|| {
+            self.batches.push(Batch::default());
+            self.batches.len() - 1
+        });
+        self.batches[batch].guard = self.image.format().guard();
+        self.batch = Some(batch);
+        batch
+    }
+
+    /// No more requests come to the batch.
+    fn close_batch(&mut self) {
+        if let Some(batch) = self.batch.take() {
+            self.end_batch(batch);
+        }
+    }
+
+    /// Lets the clusters go when the last request of a closed batch is done.
+    fn end_batch(&mut self, batch: usize) {
+        if self.batches[batch].requests == 0 {
+            self.batches[batch].guard = Guard::default();
+            self.free_batches.push(batch);
+        }
+    }
+
     /// Gives a request to the ring.
-    fn hand_over(&mut self, tag: u64, offset: u64, buffer: Buffer, write: bool, guard: Guard) {
+    fn hand_over(&mut self, tag: u64, offset: u64, buffer: Buffer, write: bool, batch: usize) {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Box::default());
             self.slots.len() - 1
@@ -351,13 +399,14 @@ impl Queue {
         if !fits {
             self.free.push(slot);
             let Some(mut buffer) = pending.buffer.take() else { return };
-            drop(guard);
+            self.close_batch();
             let result = at_once(&*self.image, offset, &mut buffer, write);
             return self.complete(tag, result, Some(buffer));
         }
         (pending.tag, pending.offset, pending.write) = (tag, offset, write);
         (pending.left, pending.failed, pending.short) = (pending.pieces.len(), None, false);
-        pending.guard = guard;
+        pending.batch = batch;
+        self.batches[batch].requests += 1;
         self.under_way += 1;
         for number in 0..self.slots[slot].pieces.len() {
             let pending = &self.slots[slot];
@@ -381,6 +430,7 @@ impl Queue {
 
     /// Hands everything to the kernel.
     pub fn submit(&mut self) -> Result<()> {
+        self.close_batch();
         let Some(first) = self.submit_once() else { return Ok(()) };
         let full = |error: &std::io::Error| {
             matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
@@ -413,6 +463,7 @@ impl Queue {
 
     /// Waits until there is a completion to take. `false`: nothing is under way.
     pub fn wait(&mut self) -> Result<bool> {
+        self.close_batch();
         loop {
             self.reap();
             if !self.done.is_empty() {
@@ -454,7 +505,7 @@ impl Queue {
 
     fn finish(&mut self, slot: usize) {
         let pending = &mut self.slots[slot];
-        drop(std::mem::take(&mut pending.guard));
+        let batch = pending.batch;
         let retry = pending.failed.as_ref().is_some_and(|error| {
             matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::EINVAL))
         });
@@ -471,6 +522,10 @@ impl Queue {
             }
             _ => Ok(()),
         };
+        self.batches[batch].requests -= 1;
+        if self.batch != Some(batch) {
+            self.end_batch(batch);
+        }
         self.complete(tag, result, buffer);
     }
 }
@@ -495,6 +550,7 @@ impl Drop for Queue {
                 // memory keeps that sound.
                 Err(_) => {
                     std::mem::forget(std::mem::take(&mut self.slots));
+                    std::mem::forget(std::mem::take(&mut self.batches));
                     break;
                 }
             }

@@ -169,7 +169,8 @@ impl Meta {
     /// Where in L1 and L2 a guest address is.
     pub(super) fn split(&self, guest: u64) -> (usize, u64) {
         let index = guest >> self.shape.cluster_bits;
-        ((index / self.shape.entries()) as usize, index % self.shape.entries())
+        let bits = self.shape.entry_bits();
+        ((index >> bits) as usize, index & ((1 << bits) - 1))
     }
 
     fn load(&mut self, storage: &dyn Storage, offset: u64) -> Result<&mut Table> {
