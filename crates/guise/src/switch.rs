@@ -22,7 +22,7 @@ pub struct Arguments {
     /// Where it listens; the network has this file's name, without what follows a dot
     socket: PathBuf,
     /// Say which ports there are, and end
-    #[arg(long, exclusive = true)]
+    #[arg(long, conflicts_with_all = ["subnet", "lease", "state", "mtu", "host", "restrict", "deny", "dns"])]
     status: bool,
     /// Addresses: 10.90.1.0/24, for instance; without it one is chosen that is free
     #[arg(long, value_name = "NETWORK/LENGTH")]
