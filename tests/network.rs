@@ -441,8 +441,7 @@ fn guests_meet_on_a_switch() {
     let mut far = guest(&initrd, &switch.port("far", ",vlan=9"));
     far.says(LEASE, "lease: 10.90.7.");
     far.says("ping -c 2 -W 2 10.90.7.80", "0 packets received");
-    far.says("nslookup web; echo $((7 * 7)) asked", "49 asked");
-    assert!(!far.output.contains("10.90.7.80\r\n"), "{}", far.output);
+    far.says("nslookup web", "can't find web: NXDOMAIN");
     end(far);
 
     let mut client = guest(&initrd, &switch.port("client", ""));
