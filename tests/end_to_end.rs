@@ -11,6 +11,5 @@ mod handover;
 mod linux;
 mod network;
 mod soak;
-mod space;
 mod support;
 mod upkeep;
