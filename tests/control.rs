@@ -1,61 +1,23 @@
 //! The control socket of the real binary: a machine is paused, changed and ended.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::support::control::Client;
 use crate::support::{Boot, PATIENCE, Running, alone, have};
 use guise_testkit::assets::Kernel;
 use guise_testkit::initramfs;
-use serde_json::{Value, json};
+use serde_json::json;
 
-/// A client of the socket.
-struct Client(BufReader<UnixStream>);
-
-impl Client {
-    fn open(path: &Path) -> Self {
-        Client(BufReader::new(UnixStream::connect(path).expect("the machine listens")))
-    }
-
-    fn ask(&mut self, command: &Value) -> Value {
-        writeln!(self.0.get_mut(), "{command}").expect("it listens");
-        let mut answer = String::new();
-        self.0.read_line(&mut answer).expect("it answers");
-        serde_json::from_str(&answer).unwrap_or_else(|_| panic!("{command}: {answer:?}"))
-    }
-
-    #[track_caller]
-    fn done(&mut self, command: &Value) -> Value {
-        let answer = self.ask(command);
-        assert_eq!(answer["ok"], true, "{command}: {answer}");
-        answer
-    }
-
-    /// Waits until the guest has so many bytes of memory.
-    fn wait_for_memory(&mut self, bytes: u64) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let memory = self.done(&json!({ "command": "stats" }))["memory"].clone();
-            if memory["present"] == bytes {
-                return;
-            }
-            assert!(Instant::now() < deadline, "{memory}");
-            std::thread::sleep(Duration::from_millis(200));
+/// Waits until a figure of the statistics is so many bytes.
+fn wait_for(client: &mut Client, device: &str, figure: &str, bytes: u64) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let found = client.done(&json!({ "command": "stats" }))[device].clone();
+        if found[figure] == bytes {
+            return;
         }
-    }
-
-    /// Waits until the guest has given up so many bytes.
-    fn wait_for_balloon(&mut self, bytes: u64) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let balloon = self.done(&json!({ "command": "stats" }))["balloon"].clone();
-            if balloon["actual"] == bytes {
-                return;
-            }
-            assert!(Instant::now() < deadline, "{balloon}");
-            std::thread::sleep(Duration::from_millis(200));
-        }
+        assert!(Instant::now() < deadline, "{device}: {found}");
+        std::thread::sleep(Duration::from_millis(200));
     }
 }
 
@@ -103,9 +65,9 @@ fn a_running_machine_is_changed() {
     succeeds(&mut guest, "[ ! -e /sys/class/net/eth0 ]");
 
     client.done(&json!({ "command": "balloon", "size": "128M" }));
-    client.wait_for_balloon(128 << 20);
+    wait_for(&mut client, "balloon", "actual", 128 << 20);
     client.done(&json!({ "command": "balloon", "size": "0" }));
-    client.wait_for_balloon(0);
+    wait_for(&mut client, "balloon", "actual", 0);
 
     for nonsense in [
         json!({ "command": "dance" }),
@@ -142,7 +104,7 @@ fn memory_is_added_and_taken_away() {
             assert_eq!(answer["ok"], false, "{answer}");
         }
         client.done(&json!({ "command": "memory", "size": "768M" }));
-        client.wait_for_memory(768 << 20);
+        wait_for(&mut client, "memory", "present", 768 << 20);
         let total = "$(awk '/MemTotal/ { print $2 }' /proc/meminfo)";
         succeeds(&mut guest, &format!("until [ {total} -gt 640000 ]; do sleep 1; done"));
         // What was added is memory: more than there was before fits into it.
@@ -154,7 +116,7 @@ fn memory_is_added_and_taken_away() {
         );
         succeeds(&mut guest, "umount /mnt");
         client.done(&json!({ "command": "memory", "size": "256M" }));
-        client.wait_for_memory(256 << 20);
+        wait_for(&mut client, "memory", "present", 256 << 20);
         succeeds(&mut guest, &format!("[ {total} -lt 260000 ]"));
         client.done(&json!({ "command": "quit" }));
         guest.finish().expect_code(0).expect_clean_log();
