@@ -8,11 +8,13 @@
 //! - `root`: the root file system and what is mounted in it; `files` writes names and
 //!   resolvers into its `/etc`;
 //! - `network`: addresses and routes; `statistics`;
-//! - `server`: the loop; `session`: a process; `user`: as whom it runs;
+//! - `server`: the loop; `session`: a process; `user`: as whom it runs; `cgroup`: how
+//!   many there may be;
 //! - `archive`: files as tar;
 //! - `sys`: system calls that need unsafe code.
 
 pub mod archive;
+mod cgroup;
 mod channel;
 mod files;
 mod init;

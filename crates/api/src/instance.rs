@@ -33,6 +33,8 @@ pub struct Instance {
 pub struct InstanceSpec {
     pub image: String,
     pub guise: Guise,
+    /// What executes a machine; containers have none.
+    pub engine: Engine,
     /// Instead of the image's entry point.
     pub entrypoint: Option<Vec<String>>,
     /// Instead of the image's arguments.
@@ -70,6 +72,7 @@ pub enum Guise {
     #[default]
     Auto,
     Container,
+    Microvm,
 }
 
 impl Guise {
@@ -78,8 +81,20 @@ impl Guise {
         match self {
             Guise::Auto => "auto",
             Guise::Container => "container",
+            Guise::Microvm => "microvm",
         }
     }
+}
+
+/// What executes a machine's instructions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// KVM where it runs what kernels consist of, the software engine elsewhere.
+    #[default]
+    Auto,
+    Kvm,
+    Soft,
 }
 
 /// Limits; none is no limit, or the guise's default.

@@ -14,6 +14,8 @@ pub struct Config {
     pub run: PathBuf,
     /// The image store.
     pub images: PathBuf,
+    /// A kernel's unpacked package, which microVMs boot instead of the store's.
+    pub kernel: Option<PathBuf>,
 }
 
 impl Config {
@@ -38,7 +40,8 @@ impl Config {
                 .map_or_else(|| state.join("run"), |runtime| runtime.join("guise")),
         };
         let images = variable("GUISE_IMAGES").unwrap_or_else(|| state.join("images"));
-        Ok(Config { state, run, images })
+        let kernel = variable("GUISE_KERNEL").filter(|path| !path.as_os_str().is_empty());
+        Ok(Config { state, run, images, kernel })
     }
 
     #[must_use]

@@ -162,6 +162,7 @@ impl Task {
             status.starts = job.life;
             status.guise = match job.form {
                 Form::Container { .. } => Guise::Container,
+                Form::Microvm { .. } => Guise::Microvm,
             };
         })
         .await

@@ -24,6 +24,7 @@ use guise_machine::{BoardKind, BootSource, Ending, Machine, MachineConfig, Machi
 use guise_net::frame::Counters;
 use guise_net::user::{Config as NetworkConfig, Forward, NetError, UserNetwork};
 use guise_virtio::block::{Block, BlockOptions};
+use guise_virtio::fs::{Cache, Share, ShareOptions};
 use guise_virtio::net::{Net, NetOptions};
 use guise_virtio::rate::Rate;
 use guise_virtio::vsock::{FIRST_CID, Host, HostError, Vsock};
@@ -67,11 +68,24 @@ pub struct MicroVmConfig {
     pub vcpus: u32,
     pub model: CpuModel,
     pub host_name: String,
+    /// How many processes there may be; none is no limit.
+    pub processes: Option<u64>,
     /// None is a guest with nothing but a loopback.
     pub network: Option<Network>,
+    /// Folders of the host that [`Mount`]s can name.
+    pub shares: Vec<SharedFolder>,
     pub mounts: Vec<Mount>,
     /// More lines for /etc/hosts.
     pub hosts: Vec<(IpAddr, String)>,
+}
+
+/// A folder of the host that the guest can mount.
+#[derive(Clone, Debug)]
+pub struct SharedFolder {
+    pub path: PathBuf,
+    /// What the guest mounts it by.
+    pub tag: String,
+    pub read_only: bool,
 }
 
 /// Where changes of the root file system go.
@@ -99,6 +113,8 @@ pub enum MicroVmError {
     Network(#[from] NetError),
     #[error(transparent)]
     Sockets(#[from] HostError),
+    #[error("{}: cannot be shared with a guest: {source}", path.display())]
+    Share { path: PathBuf, source: std::io::Error },
     #[error("the agent's connection: {0}")]
     Connection(std::io::Error),
     #[error("the guest did not come up within {limit:?}; its kernel's last words: {messages}")]
@@ -175,6 +191,7 @@ impl MicroVm {
         let disks = add_disks(&machine, config)?;
         let network = config.network.as_ref().map(|network| add_network(&machine, config, network));
         let network = network.transpose()?;
+        add_shares(&machine, config)?;
         let sockets = Host::private()?;
         let listener = sockets.listen(VSOCK_PORT)?;
         machine.add_device(Vsock::new(FIRST_CID, sockets))?;
@@ -338,6 +355,25 @@ fn add_disks(machine: &Machine, config: &MicroVmConfig) -> Result<Vec<BlockDevic
     Ok(disks)
 }
 
+/// Descriptors that one share may keep open for files which its guest knows.
+const MOST_FILES: usize = 4096;
+
+fn add_shares(machine: &Machine, config: &MicroVmConfig) -> Result<(), MicroVmError> {
+    for folder in &config.shares {
+        let options = ShareOptions {
+            tag: folder.tag.clone(),
+            read_only: folder.read_only,
+            // Others of this host, and other guests, may change what is in it.
+            cache: Cache::Auto,
+            most_files: MOST_FILES,
+            queues: 1,
+        };
+        let refused = |source| MicroVmError::Share { path: folder.path.clone(), source };
+        machine.add_device(Share::new(&folder.path, &options).map_err(refused)?)?;
+    }
+    Ok(())
+}
+
 fn add_network(
     machine: &Machine,
     config: &MicroVmConfig,
@@ -395,6 +431,7 @@ fn set_up(config: &MicroVmConfig) -> SetUp {
         resolvers: network.map(|user| user.dns4.into()).into_iter().collect(),
         search: Vec::new(),
         hosts: config.hosts.clone(),
+        processes: config.processes,
         clock: now(),
         entropy,
     }

@@ -8,6 +8,7 @@ use guise_agent::protocol::{Frame, GUEST, Hello, Kind, ToGuest, ToHost, VERSION}
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 
+use super::cgroup::Cgroup;
 use super::channel::Channel;
 use super::root::MountedRoot;
 use super::session::{Port, Session};
@@ -29,6 +30,8 @@ pub struct Server {
     children: ChildSignals,
     sessions: BTreeMap<u32, Session>,
     root: Option<MountedRoot>,
+    /// Where processes that the host starts are limited.
+    cgroup: Option<Cgroup>,
 }
 
 /// What a descriptor that `poll` looks at belongs to.
@@ -42,7 +45,7 @@ enum Watched {
 impl Server {
     pub fn new(channel: Channel) -> io::Result<Self> {
         let children = ChildSignals::open()?;
-        Ok(Server { channel, children, sessions: BTreeMap::new(), root: None })
+        Ok(Server { channel, children, sessions: BTreeMap::new(), root: None, cgroup: None })
     }
 
     pub fn run(&mut self) -> io::Result<End> {
@@ -56,6 +59,9 @@ impl Server {
             }),
         );
         loop {
+            self.channel.flush()?;
+            // Those that waited for the channel: what comes next need not be about them.
+            self.finish_sessions();
             self.channel.flush()?;
             for (watched, ready) in self.wait()? {
                 match watched {
@@ -78,7 +84,6 @@ impl Server {
                     return Ok(End::Shutdown);
                 }
             }
-            self.finish_sessions();
         }
     }
 
@@ -153,7 +158,7 @@ impl Server {
         let session = if self.sessions.len() >= MOST_SESSIONS {
             Err(Session::failed("the guest runs as many processes for the host as it can"))
         } else {
-            Session::start(open)
+            Session::start(open, self.cgroup.as_ref())
         };
         match session {
             Ok(session) => {
@@ -175,6 +180,7 @@ impl Server {
         root.mount_into(&set_up.mounts)?;
         root.enter()?;
         files::write(set_up)?;
+        self.cgroup = set_up.processes.map(Cgroup::limited_to).transpose()?;
         root.seal(set_up.root.read_only)?;
         self.root = Some(root);
         Ok(())

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use guise_api::{
-    ApiError, Code, Create, Ended, Explanation, Instance, InstanceSpec, InstanceStatus, Phase,
+    ApiError, Code, Create, Ended, Explanation, Guise, Instance, InstanceSpec, InstanceStatus, Phase,
     Stats,
 };
 use guise_container::state::timestamp;
@@ -129,6 +129,9 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
             ApiError::new(Code::Conflict, format!("the name {name} is taken"))
                 .hint(format!("choose another --name, or remove it: guise rm {name}")),
         ));
+    }
+    if choose::choose(&spec).guise == Guise::Microvm {
+        launch::check_kernel(&daemon)?;
     }
     for mount in &spec.mounts {
         if let Some(volume) = mount.volume() {
