@@ -61,12 +61,7 @@ pub fn connect_to_host(port: u32) -> io::Result<OwnedFd> {
 
 /// Lets the command begin as a user, in a session of its own, with its standard input as
 /// terminal where it has one, and in the control group whose list of processes is given.
-pub fn prepare(
-    command: &mut Command,
-    user: &User,
-    terminal: bool,
-    cgroup: Option<BorrowedFd<'_>>,
-) {
+pub fn prepare(command: &mut Command, user: &User, terminal: bool, cgroup: Option<BorrowedFd<'_>>) {
     let (uid, gid, groups) = (user.uid, user.gid, user.groups.clone());
     let cgroup = cgroup.map(|fd| fd.as_raw_fd());
     let prepare = move || {

@@ -38,9 +38,8 @@ pub fn files(daemon: &Daemon, session: &Session<'_>) -> Result<Files, ApiError> 
         return in_folder(folder, &folder.join("guise"));
     }
     check(daemon)?;
-    let kernel = session
-        .kernel(&name()?)
-        .map_err(|error| ApiError::internal(error).exit_code(125))?;
+    let kernel =
+        session.kernel(&name()?).map_err(|error| ApiError::internal(error).exit_code(125))?;
     // It goes with the kernel.
     let folder = kernel.vmlinuz.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
     let cache = folder.join("guise");

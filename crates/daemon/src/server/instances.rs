@@ -3,8 +3,8 @@
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use guise_api::{
-    ApiError, Code, Create, Ended, Explanation, Guise, Instance, InstanceSpec, InstanceStatus, Phase,
-    Stats,
+    ApiError, Code, Create, Ended, Explanation, Guise, Instance, InstanceSpec, InstanceStatus,
+    Phase, Stats,
 };
 use guise_container::state::timestamp;
 use guise_worker::body::Size;

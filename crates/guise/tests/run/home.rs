@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use guise_image::tar::{Entry, Kind, Writer};
+use guise_testkit::assets::Kernel;
 
 pub const GUISE: &str = env!("CARGO_BIN_EXE_guise");
 /// The image that every home has.
@@ -16,7 +17,43 @@ pub const BOX: &str = "box:1";
 /// What is waited for comes within this, on the slowest machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The form in which a home's instances run where a command does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guise {
+    Container,
+    Microvm,
+}
+
+impl Guise {
+    pub fn name(self) -> &'static str {
+        match self {
+            Guise::Container => "container",
+            Guise::Microvm => "microvm",
+        }
+    }
+}
+
+/// Makes a test for each guise of functions that take one.
+macro_rules! in_every_guise {
+    ($($test:ident),+ $(,)?) => {
+        mod container {
+            $(#[test]
+            fn $test() {
+                super::$test(crate::home::Guise::Container);
+            })+
+        }
+        mod microvm {
+            $(#[test]
+            fn $test() {
+                super::$test(crate::home::Guise::Microvm);
+            })+
+        }
+    };
+}
+pub(crate) use in_every_guise;
+
 pub struct Home {
+    guise: Guise,
     directory: PathBuf,
     daemon: Option<Child>,
 }
@@ -60,24 +97,28 @@ fn image() -> &'static [u8] {
 
 impl Home {
     /// A home with a running daemon; none, said aloud, where containers cannot be run.
-    pub fn new(test: &str) -> Option<Home> {
+    pub fn new(test: &str, guise: Guise) -> Option<Home> {
         if !rustix::process::geteuid().is_root() {
             not_run(test, "needs root");
             return None;
         }
-        let mut home = Home::without_daemon(test)?;
+        let mut home = Home::without_daemon(test, guise)?;
         home.start_daemon();
         Some(home)
     }
 
-    pub fn without_daemon(test: &str) -> Option<Home> {
+    pub fn without_daemon(test: &str, guise: Guise) -> Option<Home> {
         if busybox().is_none() {
             not_run(test, "needs a static busybox (Debian: busybox-static)");
             return None;
         }
-        let directory = std::env::temp_dir().join(format!("gr-{test}-{}", std::process::id()));
+        let directory = std::env::temp_dir().join(format!(
+            "gr-{test}{}-{}",
+            &guise.name()[..1],
+            std::process::id()
+        ));
         fs::create_dir_all(&directory).unwrap();
-        let home = Home { directory, daemon: None };
+        let home = Home { guise, directory, daemon: None };
         let tar = home.path("box.tar");
         fs::write(&tar, image()).unwrap();
         let images = home.path("images");
@@ -93,17 +134,25 @@ impl Home {
     }
 
     /// The environment that makes commands use this home.
-    pub fn places(&self) -> [(&'static str, PathBuf); 4] {
+    pub fn places(&self) -> [(&'static str, PathBuf); 5] {
         [
             ("GUISE_STATE", self.path("state")),
             ("GUISE_RUN", self.path("run")),
             ("GUISE_IMAGES", self.path("images")),
             ("HOME", self.path("home")),
+            ("GUISE_KERNEL", Kernel::Debian12Cloud.root().unwrap()),
         ]
     }
 
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(GUISE);
+        let mut args = args.into_iter();
+        if let Some(first) = args.next() {
+            command.arg(&first);
+            if ["run", "create"].contains(&first.as_ref().to_str().unwrap_or_default()) {
+                command.args(["--as", self.guise.name()]);
+            }
+        }
         command.args(args).envs(self.places()).stdin(Stdio::null());
         command
     }
