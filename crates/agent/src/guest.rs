@@ -4,7 +4,7 @@
 //! processes' output, so nothing needs a lock. What would block (copying files) is done by
 //! further processes of the same program.
 //!
-//! - `init`: what the kernel leaves to do: `/dev`, modules, the connection to the host;
+//! - `init`: what the kernel leaves to do: `/dev`, the connection to the host; `modules`;
 //! - `root`: the root file system and what is mounted in it; `files` writes names and
 //!   resolvers into its `/etc`;
 //! - `network`: addresses and routes; `statistics`;
@@ -18,6 +18,7 @@ mod cgroup;
 mod channel;
 mod files;
 mod init;
+mod modules;
 mod network;
 mod root;
 mod server;

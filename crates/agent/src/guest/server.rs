@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use guise_agent::protocol::{Frame, GUEST, Hello, Kind, ToGuest, ToHost, VERSION};
+use guise_agent::protocol::{
+    Frame, GUEST, Hello, Kind, MODULES_OF_NETWORKS, ToGuest, ToHost, VERSION,
+};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 
@@ -13,7 +15,7 @@ use super::channel::Channel;
 use super::root::MountedRoot;
 use super::session::{Port, Session};
 use super::sys::ChildSignals;
-use super::{files, init, network, root, statistics, sys};
+use super::{files, init, modules, network, root, statistics, sys};
 
 /// More than this many processes at once are not started for the host.
 const MOST_SESSIONS: usize = 1024;
@@ -175,6 +177,9 @@ impl Server {
         }
         init::set_clock(set_up.clock)?;
         init::add_entropy(&set_up.entropy);
+        if !set_up.interfaces.is_empty() {
+            modules::load(MODULES_OF_NETWORKS)?;
+        }
         network::set_up(&set_up.interfaces)?;
         let root = root::mount_all(&set_up.root)?;
         root.mount_into(&set_up.mounts)?;

@@ -170,12 +170,13 @@ impl Queue {
         self.ring.is_some()
     }
 
-    /// Lets the kernel signal completions on an event descriptor: those that come after
-    /// `submit` has returned.
+    /// Lets the kernel signal completions on an event descriptor. All of them, also those
+    /// that `submit` finds done when it returns: what the kernel calls asynchronous leaves
+    /// out reads that wait for the page cache, which end in the thread that sleeps.
     pub fn signal(&self, event: RawFd) -> Result<()> {
         let Some(ring) = &self.ring else { return Ok(()) };
         ring.submitter()
-            .register_eventfd_async(event)
+            .register_eventfd(event)
             .map_err(|e| Error::io("register an event for", "io_uring", e))
     }
 
