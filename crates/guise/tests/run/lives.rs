@@ -62,7 +62,9 @@ fn stopping_is_asked_for_first(guise: Guise) {
 
 fn logs_follow_and_end_with_the_instance(guise: Guise) {
     let Some(home) = Home::new("logs", guise) else { return };
-    let script = "for i in 1 2 3; do echo line $i; done; cat /tmp/go; echo line 5; echo last >&2";
+    // Two pipes lead to the log: what comes out of one is there before the other is used.
+    let script = "for i in 1 2 3; do echo line $i; done; cat /tmp/go; echo line 5; \
+                  read end < /tmp/go; echo last >&2";
     home.good(&[
         "run",
         "-d",
@@ -77,6 +79,8 @@ fn logs_follow_and_end_with_the_instance(guise: Guise) {
     let follow =
         home.command(["logs", "-f", "it"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     home.good(&["exec", "it", "sh", "-c", "echo line 4 > /tmp/go"]);
+    home.until("it waits again", || home.good(&["logs", "it"]).ends_with("line 5"));
+    home.good(&["exec", "it", "sh", "-c", "echo end > /tmp/go"]);
     let output = follow.unwrap().wait_with_output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "line 1\nline 2\nline 3\nline 4\nline 5\n");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "last\n");
