@@ -25,10 +25,19 @@ pub enum Guise {
 }
 
 impl Guise {
-    pub fn name(self) -> &'static str {
+    /// What `run` and `create` are told. The engine is the one that every host has.
+    pub fn options(self) -> &'static [&'static str] {
         match self {
-            Guise::Container => "container",
-            Guise::Microvm => "microvm",
+            Guise::Container => &["--as", "container"],
+            Guise::Microvm => &["--as", "microvm", "--engine", "soft"],
+        }
+    }
+
+    /// Tells homes of the same test apart.
+    fn letter(self) -> char {
+        match self {
+            Guise::Container => 'c',
+            Guise::Microvm => 'm',
         }
     }
 }
@@ -112,11 +121,8 @@ impl Home {
             not_run(test, "needs a static busybox (Debian: busybox-static)");
             return None;
         }
-        let directory = std::env::temp_dir().join(format!(
-            "gr-{test}{}-{}",
-            &guise.name()[..1],
-            std::process::id()
-        ));
+        let name = format!("gr-{test}-{}{}", guise.letter(), std::process::id());
+        let directory = std::env::temp_dir().join(name);
         fs::create_dir_all(&directory).unwrap();
         let home = Home { guise, directory, daemon: None };
         let tar = home.path("box.tar");
@@ -150,7 +156,7 @@ impl Home {
         if let Some(first) = args.next() {
             command.arg(&first);
             if ["run", "create"].contains(&first.as_ref().to_str().unwrap_or_default()) {
-                command.args(["--as", self.guise.name()]);
+                command.args(self.guise.options());
             }
         }
         command.args(args).envs(self.places()).stdin(Stdio::null());

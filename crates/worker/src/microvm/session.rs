@@ -49,7 +49,10 @@ impl Running {
 
     /// Asks it to end, and ends it.
     pub fn stop(&self, signal: i32, grace: Duration) -> Result<(), BodyError> {
-        self.0.signal(signal).map_err(failed)?;
+        // Without any time to end there is nothing to ask for.
+        if !grace.is_zero() {
+            self.0.signal(signal).map_err(failed)?;
+        }
         if self.0.wait_within(grace).map_err(failed)?.is_none() {
             self.0.signal(SIGKILL).map_err(failed)?;
             self.0.wait().map_err(failed)?;
