@@ -152,14 +152,17 @@ impl Home {
 
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(GUISE);
-        let mut args = args.into_iter();
-        if let Some(first) = args.next() {
-            command.arg(&first);
-            if ["run", "create"].contains(&first.as_ref().to_str().unwrap_or_default()) {
+        let args: Vec<S> = args.into_iter().collect();
+        let is = |arg: &S, text: &str| arg.as_ref() == text;
+        if let [first, rest @ ..] = &args[..] {
+            command.arg(first);
+            let makes_one = is(first, "run") || is(first, "create");
+            if makes_one && !rest.iter().any(|arg| is(arg, "--as")) {
                 command.args(self.guise.options());
             }
+            command.args(rest);
         }
-        command.args(args).envs(self.places()).stdin(Stdio::null());
+        command.envs(self.places()).stdin(Stdio::null());
         command
     }
 
