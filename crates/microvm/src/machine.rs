@@ -41,7 +41,7 @@ use crate::kernel::PreparedKernel;
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 cryptomgr.notests tsc=reliable \
     no_timer_check 8250.nr_uarts=1 rcupdate.rcu_expedited=1 random.trust_cpu=on \
     initcall_blacklist=trace_eval_init,tracer_init_tracefs,init_kprobe_trace,\
-init_trace_printk_function_export,crypto_kdf108_init,load_system_certificate_list,cmos_init";
+    init_trace_printk_function_export,crypto_kdf108_init,load_system_certificate_list,cmos_init";
 /// What keeps user programs from what the kernel speculates on is for real processors: the
 /// software engine runs both in one process of the host, and with the same code.
 const SOFTWARE_ENGINE: &str = " mitigations=off";
