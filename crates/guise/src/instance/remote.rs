@@ -34,10 +34,13 @@ impl Revive for Starter {
             loop {
                 match client.connect().await {
                     Ok(_) => return Ok(()),
+                    // No socket, nobody behind it, or somebody who is just ending.
                     Err(ClientError::Unreachable { source, .. })
                         if matches!(
                             source.kind(),
-                            ErrorKind::NotFound | ErrorKind::ConnectionRefused
+                            ErrorKind::NotFound
+                                | ErrorKind::ConnectionRefused
+                                | ErrorKind::ConnectionReset
                         ) => {}
                     Err(error) => return Err(error.to_string()),
                 }
