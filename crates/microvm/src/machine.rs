@@ -22,6 +22,9 @@ use guise_disk::format::FormatKind;
 use guise_engine::{CpuModel, Engine};
 use guise_machine::{BoardKind, BootSource, Ending, Machine, MachineConfig, MachineError, Stopper};
 use guise_net::frame::Counters;
+use guise_net::switch::SwitchError;
+use guise_net::switch::client::SwitchPort;
+use guise_net::switch::hello::Join;
 use guise_net::user::{Config as NetworkConfig, Forward, NetError, UserNetwork};
 use guise_virtio::block::{Block, BlockOptions};
 use guise_virtio::fs::{Cache, Share, ShareOptions};
@@ -76,6 +79,8 @@ pub struct MicroVmConfig {
     pub processes: Option<u64>,
     /// None is a guest with nothing but a loopback.
     pub network: Option<Network>,
+    /// A port of a switch besides, where others of this host are.
+    pub plug: Option<Plug>,
     /// Folders of the host that [`Mount`]s can name.
     pub shares: Vec<SharedFolder>,
     pub mounts: Vec<Mount>,
@@ -107,6 +112,19 @@ pub struct Network {
     pub forwards: Vec<Forward>,
 }
 
+/// A port of a switch.
+#[derive(Clone, Debug)]
+pub struct Plug {
+    /// The switch's socket.
+    pub socket: PathBuf,
+    /// What the others call this guest.
+    pub name: String,
+    /// The length of the subnet's prefix.
+    pub prefix: u8,
+    /// Who knows the others by their names.
+    pub resolver: IpAddr,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum MicroVmError {
     #[error(transparent)]
@@ -115,6 +133,8 @@ pub enum MicroVmError {
     Disk(#[from] guise_disk::Error),
     #[error(transparent)]
     Network(#[from] NetError),
+    #[error(transparent)]
+    Switch(#[from] SwitchError),
     #[error(transparent)]
     Sockets(#[from] HostError),
     #[error("{}: cannot be shared with a guest: {source}", path.display())]
@@ -195,6 +215,8 @@ impl MicroVm {
         let disks = add_disks(&machine, config)?;
         let network = config.network.as_ref().map(|network| add_network(&machine, config, network));
         let network = network.transpose()?;
+        let plugged =
+            config.plug.as_ref().map(|plug| plug_in(&machine, config, plug)).transpose()?;
         add_shares(&machine, config)?;
         let sockets = Host::private()?;
         let listener = sockets.listen(VSOCK_PORT)?;
@@ -227,7 +249,7 @@ impl MicroVm {
         end.set_agent(&agent);
         let hello = agent.hello(ANSWER_LIMIT)?;
         tracing::debug!(kernel = hello.kernel, uptime = hello.uptime_ms, "the guest is up");
-        agent.set_up(set_up(config), ANSWER_LIMIT)?;
+        agent.set_up(set_up(config, plugged), ANSWER_LIMIT)?;
         let watcher = booting.watcher.take();
         let vm =
             MicroVm { stopper: machine.stopper(), machine, agent, end, watcher, network, disks };
@@ -359,6 +381,31 @@ fn add_disks(machine: &Machine, config: &MicroVmConfig) -> Result<Vec<BlockDevic
     Ok(disks)
 }
 
+/// Makes an interface at a switch. Says what the guest is to make of it.
+fn plug_in(
+    machine: &Machine,
+    config: &MicroVmConfig,
+    plug: &Plug,
+) -> Result<Interface, MicroVmError> {
+    let who = Join { name: plug.name.clone(), mac: None, vlan: 0, isolated: false };
+    let port = SwitchPort::open(&plug.socket, who)?;
+    let welcome = port.welcome();
+    let options = NetOptions {
+        mac: welcome.mac,
+        mtu: welcome.mtu,
+        pairs: config.vcpus.min(8) as u16,
+        rate: Rate::default(),
+    };
+    machine.add_device(Net::new(Arc::new(Mutex::new(port)), options))?;
+    Ok(Interface {
+        mac: welcome.mac,
+        mtu: welcome.mtu.into(),
+        addresses: vec![(welcome.address4.into(), plug.prefix)],
+        // Outwards leads the other network.
+        gateways: Vec::new(),
+    })
+}
+
 /// Descriptors that one share may keep open for files which its guest knows.
 const MOST_FILES: usize = 4096;
 
@@ -408,7 +455,7 @@ fn boot_source(engine: &dyn Engine, kernel: &PreparedKernel) -> BootSource {
 }
 
 /// What the agent is to make of the guest.
-fn set_up(config: &MicroVmConfig) -> SetUp {
+fn set_up(config: &MicroVmConfig, plugged: Option<Interface>) -> SetUp {
     let mut entropy = vec![0; 64];
     // Without it the guest has what its processor gives.
     let got = rustix::rand::getrandom(&mut entropy[..], rustix::rand::GetRandomFlags::empty());
@@ -420,6 +467,9 @@ fn set_up(config: &MicroVmConfig) -> SetUp {
         addresses: vec![(user.guest4.into(), user.prefix4), (user.guest6.into(), user.prefix6)],
         gateways: vec![user.router4.into(), user.router6.into()],
     };
+    // A switch's knows the others, and asks the host's resolvers for everybody else.
+    let resolver = config.plug.as_ref().map(|plug| plug.resolver);
+    let resolver = resolver.or_else(|| network.map(|user| user.dns4.into()));
     SetUp {
         host_name: config.host_name.clone(),
         root: Root {
@@ -431,8 +481,8 @@ fn set_up(config: &MicroVmConfig) -> SetUp {
             read_only: config.read_only,
         },
         mounts: config.mounts.clone(),
-        interfaces: network.map(interface).into_iter().collect(),
-        resolvers: network.map(|user| user.dns4.into()).into_iter().collect(),
+        interfaces: network.map(interface).into_iter().chain(plugged).collect(),
+        resolvers: resolver.into_iter().collect(),
         search: Vec::new(),
         hosts: config.hosts.clone(),
         processes: config.processes,

@@ -68,6 +68,7 @@ fn config() -> MicroVmConfig {
         host_name: "box".to_owned(),
         processes: None,
         network: Some(Network::default()),
+        plug: None,
         shares: Vec::new(),
         mounts: Vec::new(),
         hosts: vec![("10.0.2.99".parse().unwrap(), "db".to_owned())],

@@ -115,6 +115,7 @@ impl MicroVm {
             host_name: job.host_name.clone(),
             processes: job.resources.processes,
             network: network(job)?,
+            plug: None,
             shares,
             mounts,
             hosts: Vec::new(),
