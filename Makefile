@@ -51,9 +51,9 @@ bench-container: ## Time containers beside crun, runc and bwrap, where they are 
 	@$(CARGO) build --quiet --release --package guise
 	@bench/container/run.py $(GUISE) 100
 
-bench-run: packages ## Time `guise run` beside podman, where that is installed
+bench-run: setup ## Time `guise run` beside podman, where that is installed
 	@$(CARGO) build --quiet --release --package guise
-	@bench/run/run.py $(GUISE) 20
+	@GUISE_KERNEL=$$(realpath $${GUISE_ASSETS:-assets})/kernels/debian-12-cloud bench/run/run.py $(GUISE) 20
 
 bench-image: ## Time pulling and unpacking beside umoci and podman, where they are installed
 	@$(CARGO) build --quiet --release --package guise

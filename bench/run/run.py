@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Times `guise run --rm IMAGE true` beside podman, in turns, and prints medians.
 
-usage: run.py GUISE [ROUNDS]
+usage: run.py GUISE [ROUNDS [IDLE]]
 
 The image is a static busybox. The daemon is up, and keeps its things in a folder of its
-own. podman takes part where it is installed.
+own. podman takes part where it is installed. With GUISE_KERNEL (docs/microvms.md) microVMs
+on the software engine take part, and IDLE of them (4 where it is not said) are left idle
+to see what that costs.
 """
 
+import json
 import os
 import shutil
 import statistics
@@ -46,9 +49,44 @@ def memory_and_time(pid):
     return int(resident) / 1024, ticks / os.sysconf("SC_CLK_TCK")
 
 
+def idle_machines(guise, count, environment):
+    """What machines cost that nobody asks for anything."""
+    names = [f"idle{number}" for number in range(count)]
+    for name in names:
+        subprocess.run([guise, "run", "-d", "--name", name, "--as", "microvm", "--engine", "soft",
+                        "-m", "128M", "box:1", "sleep", "100000"], env=environment, check=True,
+                       stdout=subprocess.DEVNULL)
+    text = subprocess.run([guise, "inspect"] + names, env=environment, check=True,
+                          stdout=subprocess.PIPE).stdout
+    pids = [instance["status"]["pid"] for instance in json.loads(text)]
+    time.sleep(5)
+    costs = []
+    for pid in pids:
+        # The guest's memory is a file in memory; all else that is resident is the worker's.
+        with open(f"/proc/{pid}/status", encoding="ascii") as status:
+            fields = dict(line.split(":", 1) for line in status)
+        kibibytes = lambda name: int(fields[name].split()[0])
+        costs.append((kibibytes("RssShmem") / 1024, kibibytes("RssAnon") / 1024,
+                      kibibytes("RssFile") / 1024, memory_and_time(pid)[1]))
+    begin = time.monotonic()
+    time.sleep(20)
+    passed = time.monotonic() - begin
+    used = [memory_and_time(pid)[1] - before[3] for pid, before in zip(pids, costs)]
+    answers = [timed([guise, "exec", name, "true"], environment) for name in names]
+    median = [statistics.median(column) for column in zip(*costs)]
+    print(f"{'idle microVM':20} {median[0]:8.1f} MiB of the guest, {median[1]:.1f} MiB of the "
+          f"worker, {median[2]:.1f} MiB of files; "
+          f"{statistics.median(used) / passed * 100:.2f} % of a processor")
+    print(f"{'exec in one of ' + str(count):20} {statistics.median(answers):8.1f} ms median, "
+          f"{max(answers):.1f} at worst")
+    subprocess.run([guise, "rm", "-f"] + names, env=environment, check=True,
+                   stdout=subprocess.DEVNULL)
+
+
 def main():
     guise = os.path.abspath(sys.argv[1])
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 20
+    idle = int(sys.argv[3]) if len(sys.argv) > 3 else 4
     folder = tempfile.mkdtemp(prefix="guise-bench-")
     environment = dict(os.environ, GUISE_STATE=f"{folder}/state", GUISE_RUN=f"{folder}/run",
                        GUISE_IMAGES=f"{folder}/images")
@@ -60,6 +98,9 @@ def main():
         "guise": run + ["box:1", "true"],
         "guise, no network": run + ["--network", "none", "box:1", "true"],
     }
+    if os.environ.get("GUISE_KERNEL"):
+        commands["guise, microVM"] = [
+            guise, "run", "--rm", "--as", "microvm", "--engine", "soft", "box:1", "true"]
     if shutil.which("podman"):
         subprocess.run(["podman", "import", "-q", tar, "guise-bench:1"], check=True,
                        stdout=subprocess.DEVNULL)
@@ -89,6 +130,8 @@ def main():
     time.sleep(10)
     _, after = memory_and_time(pid)
     print(f"{'idle daemon':20} {memory:8.1f} MiB resident, {(after - before) * 10:.2f} % of a processor")
+    if os.environ.get("GUISE_KERNEL") and idle:
+        idle_machines(guise, idle, environment)
     os.kill(pid, 15)
     if "podman, no network" in commands:
         subprocess.run(["podman", "rmi", "-f", "guise-bench:1"], check=False,

@@ -6,11 +6,12 @@ guise=$1
 image=debian:12-slim
 
 "$guise" image pull --missing --quiet "$image" >/dev/null
+"$guise" image pull --missing --quiet kernel:debian-12 >/dev/null
 if [ -t 0 ] && [ -t 1 ]; then
 	echo "A shell in $image, as: $("$guise" run --explain "$image" | head -n 1). Leave with 'exit'."
 	exec "$guise" run --rm -it "$image" sh
 fi
-for as in container; do
+for as in container microvm; do
 	"$guise" run --rm --as "$as" "$image" true
 	begin=$(date +%s%N)
 	"$guise" run --rm --as "$as" "$image" sh -c '. /etc/os-release; echo "$PRETTY_NAME on $(uname -r)"'

@@ -4,18 +4,21 @@
 //! processes' output, so nothing needs a lock. What would block (copying files) is done by
 //! further processes of the same program.
 //!
-//! - `init`: what the kernel leaves to do: `/dev`, modules, the connection to the host;
+//! - `init`: what the kernel leaves to do: `/dev`, the connection to the host; `modules`;
 //! - `root`: the root file system and what is mounted in it; `files` writes names and
 //!   resolvers into its `/etc`;
 //! - `network`: addresses and routes; `statistics`;
-//! - `server`: the loop; `session`: a process; `user`: as whom it runs;
+//! - `server`: the loop; `session`: a process; `user`: as whom it runs; `cgroup`: how
+//!   many there may be;
 //! - `archive`: files as tar;
 //! - `sys`: system calls that need unsafe code.
 
 pub mod archive;
+mod cgroup;
 mod channel;
 mod files;
 mod init;
+mod modules;
 mod network;
 mod root;
 mod server;

@@ -21,6 +21,14 @@ pub use message::*;
 /// Raised when a message changes its meaning. The agent is of the same build as its host,
 /// so there is one version at a time.
 pub const VERSION: u32 = 1;
+
+/// Lists of modules in the initial RAM disk: what every guest loads, and what it loads for
+/// a disk to write to, for a network, for folders of the host.
+pub const MODULES_OF_ALL: &str = "all";
+pub const MODULES_OF_DISKS: &str = "disks";
+pub const MODULES_OF_NETWORKS: &str = "networks";
+pub const MODULES_OF_SHARES: &str = "shares";
+
 /// Data of one stream that may be under way.
 pub const WINDOW: u32 = 256 << 10;
 /// Data in one frame.

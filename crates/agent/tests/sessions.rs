@@ -241,6 +241,28 @@ fn a_guest_that_dies_is_noticed() {
     assert!(guest.agent.open(&shell("true")).is_err());
 }
 
+/// As two threads would that copy the streams to two places.
+#[test]
+fn streams_can_be_read_apart() {
+    const LENGTH: usize = 2 << 20;
+    let guest = Guest::start();
+    let text = "head -c 2097152 /dev/zero & head -c 2097152 /dev/zero >&2; wait; exit 5";
+    let session = guest.agent.open(&shell(text)).unwrap();
+    let read = |stream| {
+        let mut length = 0;
+        while let Some(bytes) = session.read(stream).unwrap() {
+            length += bytes.len();
+        }
+        length
+    };
+    std::thread::scope(|scope| {
+        let output = scope.spawn(|| read(Stream::Output));
+        let errors = scope.spawn(|| read(Stream::Errors));
+        assert_eq!(session.wait().unwrap(), Exit::Code(5));
+        assert_eq!((output.join().unwrap(), errors.join().unwrap()), (LENGTH, LENGTH));
+    });
+}
+
 #[test]
 fn standard_output_is_a_stream_of_its_own() {
     let guest = Guest::start();

@@ -28,6 +28,8 @@ pub enum Code {
     NotFound,
     /// The instance's image is not in the store yet.
     ImageMissing,
+    /// The kernel of microVMs is not in the store yet.
+    KernelMissing,
     /// There is such an object already, or it has been changed meanwhile.
     Conflict,
     /// The object's state does not allow it.
@@ -48,7 +50,7 @@ impl Code {
     pub fn http_status(self) -> u16 {
         match self {
             Code::Invalid => 400,
-            Code::NotFound | Code::ImageMissing => 404,
+            Code::NotFound | Code::ImageMissing | Code::KernelMissing => 404,
             Code::Conflict | Code::State | Code::Exhausted => 409,
             Code::Unsupported | Code::NotStarted => 422,
             Code::Internal => 500,

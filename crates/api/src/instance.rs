@@ -43,6 +43,8 @@ impl Instance {
 pub struct InstanceSpec {
     pub image: String,
     pub guise: Guise,
+    /// What executes a machine; containers have none.
+    pub engine: Engine,
     /// Instead of the image's entry point.
     pub entrypoint: Option<Vec<String>>,
     /// Instead of the image's arguments.
@@ -82,6 +84,7 @@ pub enum Guise {
     #[default]
     Auto,
     Container,
+    Microvm,
 }
 
 impl Guise {
@@ -90,8 +93,20 @@ impl Guise {
         match self {
             Guise::Auto => "auto",
             Guise::Container => "container",
+            Guise::Microvm => "microvm",
         }
     }
+}
+
+/// What executes a machine's instructions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// KVM where it runs what kernels consist of, the software engine elsewhere.
+    #[default]
+    Auto,
+    Kvm,
+    Soft,
 }
 
 /// Limits; none is no limit, or the guise's default.

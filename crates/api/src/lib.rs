@@ -24,3 +24,6 @@ pub use volume::Volume;
 
 /// The version in every path.
 pub const PREFIX: &str = "/v1";
+
+/// The image of the kernel that microVMs boot.
+pub const KERNEL: &str = "kernel:debian-12";

@@ -12,10 +12,15 @@ pub fn choose(spec: &InstanceSpec) -> Explanation {
         Guise::Auto => {}
         guise => return asked(guise),
     }
-    let mut reasons = vec!["the image is a root file system, which containers run".to_owned()];
+    let mut reasons =
+        vec!["the image is a root file system, which containers and microVMs run".to_owned()];
     if spec.network == Network::Host {
         reasons.push("the host's own network was asked for, which only containers have".to_owned());
     }
-    reasons.push("a container starts in milliseconds and shares the host's kernel".to_owned());
+    reasons.push(
+        "a container starts in milliseconds and shares the host's kernel; \
+         --as microvm gives it a kernel of its own"
+            .to_owned(),
+    );
     Explanation { guise: Guise::Container, reasons }
 }

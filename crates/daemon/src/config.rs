@@ -17,6 +17,8 @@ pub struct Config {
     pub images: PathBuf,
     /// How much memory is given out.
     pub memory: Rules,
+    /// A kernel's unpacked package, which microVMs boot instead of the store's.
+    pub kernel: Option<PathBuf>,
 }
 
 /// What the environment says about memory: `GUISE_KEEP_MEMORY` in MiB, `GUISE_OVERCOMMIT`.
@@ -55,7 +57,8 @@ impl Config {
                 .map_or_else(|| state.join("run"), |runtime| runtime.join("guise")),
         };
         let images = variable("GUISE_IMAGES").unwrap_or_else(|| state.join("images"));
-        Ok(Config { state, run, images, memory: memory_rules()? })
+        let kernel = variable("GUISE_KERNEL").filter(|path| !path.as_os_str().is_empty());
+        Ok(Config { state, run, images, memory: memory_rules()?, kernel })
     }
 
     #[must_use]

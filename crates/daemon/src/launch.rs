@@ -1,6 +1,7 @@
 //! From an instance to a worker that runs it.
 
 mod job;
+mod kernel;
 mod spawn;
 
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use guise_worker::place::Place;
 
 use crate::table::Entry;
 use crate::{Daemon, admission};
+pub use kernel::check as check_kernel;
 pub use spawn::{Born, died};
 
 /// The file of an instance that says which image it was made of, even when the image's

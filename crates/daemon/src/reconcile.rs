@@ -179,6 +179,7 @@ impl Task {
             status.starts = job.life;
             status.guise = match job.form {
                 Form::Container { .. } => Guise::Container,
+                Form::Microvm { .. } => Guise::Microvm,
             };
         })
         .await

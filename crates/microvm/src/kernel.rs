@@ -85,8 +85,18 @@ fn initial_ram_disk(tree: &Path) -> Result<Vec<u8>, KernelError> {
     archive.directory("dev");
     archive.character_device("dev/console", 5, 1);
     archive.directory("modules");
-    for (number, module) in modules::collect(tree, &modules::NEEDED)?.iter().enumerate() {
-        archive.file(&format!("modules/{number:02}-{}.ko", module.name), 0o600, &module.content);
+    let mut packed = Vec::new();
+    for (purpose, names) in modules::NEEDED {
+        // What is to be loaded for it, in this order.
+        let mut list = String::new();
+        for module in modules::collect(tree, names)? {
+            list.push_str(&format!("{}.ko\n", module.name));
+            if !packed.contains(&module.name) {
+                archive.file(&format!("modules/{}.ko", module.name), 0o600, &module.content);
+                packed.push(module.name);
+            }
+        }
+        archive.file(&format!("modules/{purpose}"), 0o600, list.as_bytes());
     }
     archive.file("init", 0o700, AGENT);
     Ok(archive.finish())

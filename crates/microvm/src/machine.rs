@@ -22,8 +22,12 @@ use guise_disk::format::FormatKind;
 use guise_engine::{CpuModel, Engine};
 use guise_machine::{BoardKind, BootSource, Ending, Machine, MachineConfig, MachineError, Stopper};
 use guise_net::frame::Counters;
+use guise_net::switch::SwitchError;
+use guise_net::switch::client::SwitchPort;
+use guise_net::switch::hello::Join;
 use guise_net::user::{Config as NetworkConfig, Forward, NetError, UserNetwork};
 use guise_virtio::block::{Block, BlockOptions};
+use guise_virtio::fs::{Cache, Share, ShareOptions};
 use guise_virtio::net::{Net, NetOptions};
 use guise_virtio::rate::Rate;
 use guise_virtio::vsock::{FIRST_CID, Host, HostError, Vsock};
@@ -34,9 +38,13 @@ use crate::kernel::PreparedKernel;
 /// - nobody reads its messages unless it fails (`quiet`), and then it does not wait;
 /// - self-tests of its cryptography are a fifth of its start;
 /// - devices that are not there need not be looked for;
-/// - grace periods end at once, so that the root file system is there at once.
+/// - grace periods end at once, so that the root file system is there at once;
+/// - a seventh of the start is files of tracefs, one more self-test, certificates for
+///   modules that the host has verified, and a clock that the host sets.
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 cryptomgr.notests tsc=reliable \
-    no_timer_check 8250.nr_uarts=1 rcupdate.rcu_expedited=1 random.trust_cpu=on";
+    no_timer_check 8250.nr_uarts=1 rcupdate.rcu_expedited=1 random.trust_cpu=on \
+    initcall_blacklist=trace_eval_init,tracer_init_tracefs,init_kprobe_trace,\
+    init_trace_printk_function_export,crypto_kdf108_init,load_system_certificate_list,cmos_init";
 /// What keeps user programs from what the kernel speculates on is for real processors: the
 /// software engine runs both in one process of the host, and with the same code.
 const SOFTWARE_ENGINE: &str = " mitigations=off";
@@ -67,11 +75,26 @@ pub struct MicroVmConfig {
     pub vcpus: u32,
     pub model: CpuModel,
     pub host_name: String,
+    /// How many processes there may be; none is no limit.
+    pub processes: Option<u64>,
     /// None is a guest with nothing but a loopback.
     pub network: Option<Network>,
+    /// A port of a switch besides, where others of this host are.
+    pub plug: Option<Plug>,
+    /// Folders of the host that [`Mount`]s can name.
+    pub shares: Vec<SharedFolder>,
     pub mounts: Vec<Mount>,
     /// More lines for /etc/hosts.
     pub hosts: Vec<(IpAddr, String)>,
+}
+
+/// A folder of the host that the guest can mount.
+#[derive(Clone, Debug)]
+pub struct SharedFolder {
+    pub path: PathBuf,
+    /// What the guest mounts it by.
+    pub tag: String,
+    pub read_only: bool,
 }
 
 /// Where changes of the root file system go.
@@ -89,6 +112,19 @@ pub struct Network {
     pub forwards: Vec<Forward>,
 }
 
+/// A port of a switch.
+#[derive(Clone, Debug)]
+pub struct Plug {
+    /// The switch's socket.
+    pub socket: PathBuf,
+    /// What the others call this guest.
+    pub name: String,
+    /// The length of the subnet's prefix.
+    pub prefix: u8,
+    /// Who knows the others by their names.
+    pub resolver: IpAddr,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum MicroVmError {
     #[error(transparent)]
@@ -98,7 +134,11 @@ pub enum MicroVmError {
     #[error(transparent)]
     Network(#[from] NetError),
     #[error(transparent)]
+    Switch(#[from] SwitchError),
+    #[error(transparent)]
     Sockets(#[from] HostError),
+    #[error("{}: cannot be shared with a guest: {source}", path.display())]
+    Share { path: PathBuf, source: std::io::Error },
     #[error("the agent's connection: {0}")]
     Connection(std::io::Error),
     #[error("the guest did not come up within {limit:?}; its kernel's last words: {messages}")]
@@ -176,6 +216,9 @@ impl MicroVm {
         let disks = add_disks(&machine, config)?;
         let network = config.network.as_ref().map(|network| add_network(&machine, config, network));
         let network = network.transpose()?;
+        let plugged =
+            config.plug.as_ref().map(|plug| plug_in(&machine, config, plug)).transpose()?;
+        add_shares(&machine, config)?;
         let sockets = Host::private()?;
         let listener = sockets.listen(VSOCK_PORT)?;
         machine.add_device(Vsock::new(FIRST_CID, sockets))?;
@@ -207,7 +250,7 @@ impl MicroVm {
         end.set_agent(&agent);
         let hello = agent.hello(ANSWER_LIMIT)?;
         tracing::debug!(kernel = hello.kernel, uptime = hello.uptime_ms, "the guest is up");
-        agent.set_up(set_up(config), ANSWER_LIMIT)?;
+        agent.set_up(set_up(config, plugged), ANSWER_LIMIT)?;
         let watcher = booting.watcher.take();
         let vm =
             MicroVm { stopper: machine.stopper(), machine, agent, end, watcher, network, disks };
@@ -339,6 +382,50 @@ fn add_disks(machine: &Machine, config: &MicroVmConfig) -> Result<Vec<BlockDevic
     Ok(disks)
 }
 
+/// Makes an interface at a switch. Says what the guest is to make of it.
+fn plug_in(
+    machine: &Machine,
+    config: &MicroVmConfig,
+    plug: &Plug,
+) -> Result<Interface, MicroVmError> {
+    let who = Join { name: plug.name.clone(), mac: None, vlan: 0, isolated: false };
+    let port = SwitchPort::open(&plug.socket, who)?;
+    let welcome = port.welcome();
+    let options = NetOptions {
+        mac: welcome.mac,
+        mtu: welcome.mtu,
+        pairs: config.vcpus.min(8) as u16,
+        rate: Rate::default(),
+    };
+    machine.add_device(Net::new(Arc::new(Mutex::new(port)), options))?;
+    Ok(Interface {
+        mac: welcome.mac,
+        mtu: welcome.mtu.into(),
+        addresses: vec![(welcome.address4.into(), plug.prefix)],
+        // Outwards leads the other network.
+        gateways: Vec::new(),
+    })
+}
+
+/// Descriptors that one share may keep open for files which its guest knows.
+const MOST_FILES: usize = 4096;
+
+fn add_shares(machine: &Machine, config: &MicroVmConfig) -> Result<(), MicroVmError> {
+    for folder in &config.shares {
+        let options = ShareOptions {
+            tag: folder.tag.clone(),
+            read_only: folder.read_only,
+            // Others of this host, and other guests, may change what is in it.
+            cache: Cache::Auto,
+            most_files: MOST_FILES,
+            queues: 1,
+        };
+        let refused = |source| MicroVmError::Share { path: folder.path.clone(), source };
+        machine.add_device(Share::new(&folder.path, &options).map_err(refused)?)?;
+    }
+    Ok(())
+}
+
 fn add_network(
     machine: &Machine,
     config: &MicroVmConfig,
@@ -369,7 +456,7 @@ fn boot_source(engine: &dyn Engine, kernel: &PreparedKernel) -> BootSource {
 }
 
 /// What the agent is to make of the guest.
-fn set_up(config: &MicroVmConfig) -> SetUp {
+fn set_up(config: &MicroVmConfig, plugged: Option<Interface>) -> SetUp {
     let mut entropy = vec![0; 64];
     // Without it the guest has what its processor gives.
     let got = rustix::rand::getrandom(&mut entropy[..], rustix::rand::GetRandomFlags::empty());
@@ -381,6 +468,9 @@ fn set_up(config: &MicroVmConfig) -> SetUp {
         addresses: vec![(user.guest4.into(), user.prefix4), (user.guest6.into(), user.prefix6)],
         gateways: vec![user.router4.into(), user.router6.into()],
     };
+    // A switch's knows the others, and asks the host's resolvers for everybody else.
+    let resolver = config.plug.as_ref().map(|plug| plug.resolver);
+    let resolver = resolver.or_else(|| network.map(|user| user.dns4.into()));
     SetUp {
         host_name: config.host_name.clone(),
         root: Root {
@@ -392,10 +482,11 @@ fn set_up(config: &MicroVmConfig) -> SetUp {
             read_only: config.read_only,
         },
         mounts: config.mounts.clone(),
-        interfaces: network.map(interface).into_iter().collect(),
-        resolvers: network.map(|user| user.dns4.into()).into_iter().collect(),
+        interfaces: network.map(interface).into_iter().chain(plugged).collect(),
+        resolvers: resolver.into_iter().collect(),
         search: Vec::new(),
         hosts: config.hosts.clone(),
+        processes: config.processes,
         clock: now(),
         entropy,
     }

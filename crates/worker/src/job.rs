@@ -50,6 +50,26 @@ pub enum Form {
         /// The image's layers as directories, bottom first.
         layers: Vec<PathBuf>,
     },
+    Microvm {
+        /// The image as one read-only EROFS file.
+        root: PathBuf,
+        kernel: PathBuf,
+        /// The folder with the kernel's modules (`lib/modules/VERSION`).
+        modules: PathBuf,
+        /// Where what is made of the kernel is kept: for this kernel alone.
+        cache: PathBuf,
+        engine: Engine,
+    },
+}
+
+/// What executes a machine's instructions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    #[default]
+    Auto,
+    Kvm,
+    Soft,
 }
 
 /// Limits; none is no limit, or the form's default.

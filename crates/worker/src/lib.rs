@@ -14,6 +14,7 @@
 //! control   the control socket, and what can be asked over it
 //! place     the files of an instance, and who may run it
 //! container the container form
+//! microvm   the microVM form
 //! ```
 
 pub mod birth;
@@ -23,6 +24,7 @@ pub mod control;
 pub mod job;
 mod life;
 pub mod log;
+mod microvm;
 mod output;
 pub mod place;
 

@@ -15,6 +15,7 @@ use crate::container;
 use crate::control::{self, Input, Open, Served};
 use crate::job::{Form, Job};
 use crate::log::Stream;
+use crate::microvm::{MicroVm, Parts};
 use crate::output::Output;
 use crate::place::{End, Place};
 
@@ -112,6 +113,11 @@ fn prepare(job: &Job, midwife: &mut Midwife) -> Result<(Arc<dyn Body>, Vec<Strin
                 midwife.tell(&News::MapMe);
                 midwife.await_mapping()
             })?;
+            Ok((Arc::new(body), warnings))
+        }
+        Form::Microvm { root, kernel, modules, cache, engine } => {
+            let parts = Parts { root, kernel, modules, cache, engine: *engine };
+            let (body, warnings) = MicroVm::prepare(job, &parts)?;
             Ok((Arc::new(body), warnings))
         }
     }

@@ -37,7 +37,15 @@ fn import_from(path: &Path, archive: impl Read) -> io::Result<()> {
     archive.set_preserve_permissions(true);
     archive.set_preserve_ownerships(rustix::process::geteuid().is_root());
     archive.set_overwrite(true);
-    archive.unpack(path)
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        // Names with `..`, and those that a link of the archive leads out with.
+        if !entry.unpack_in(path)? {
+            let name = entry.path()?.into_owned();
+            return Err(io::Error::other(format!("{}: leads elsewhere", name.display())));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

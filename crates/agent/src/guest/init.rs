@@ -2,21 +2,17 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use guise_agent::protocol::{Clock, VSOCK_PORT};
+use guise_agent::protocol::{Clock, MODULES_OF_ALL, VSOCK_PORT};
 use rustix::mount::{MountFlags, mount};
 use rustix::system::RebootCommand;
 use rustix::time::{ClockId, Timespec};
 
 use super::channel::Channel;
 use super::server::Server;
-use super::sys;
-
-/// Modules in the initial RAM disk: loaded in the order of their names.
-const MODULES: &str = "/modules";
+use super::{modules, sys};
 
 pub fn run() -> io::Result<()> {
     for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
@@ -29,7 +25,7 @@ pub fn run() -> io::Result<()> {
         mount(kind, target, kind, flags, None)
             .map_err(|error| io::Error::other(format!("mounting {target}: {error}")))?;
     }
-    load_modules(Path::new(MODULES))?;
+    modules::load(MODULES_OF_ALL)?;
     Server::new(connect()?)?.run().map(|_| ())
 }
 
@@ -42,25 +38,6 @@ pub fn switch_off() -> ExitCode {
     loop {
         std::thread::sleep(Duration::from_secs(3600));
     }
-}
-
-fn load_modules(directory: &Path) -> io::Result<()> {
-    let mut files: Vec<_> = match fs::read_dir(directory) {
-        Ok(entries) => entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect(),
-        // A kernel that has everything built in.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    files.sort();
-    for path in files {
-        let file = File::open(&path)?;
-        match rustix::system::finit_module(&file, c"", 0) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            // Without it something else will fail, and say what it lacks.
-            Err(error) => eprintln!("guise-agent: {}: {error}", path.display()),
-        }
-    }
-    Ok(())
 }
 
 fn connect() -> io::Result<Channel> {

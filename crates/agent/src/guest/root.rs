@@ -15,9 +15,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use guise_agent::protocol::{Mount, Root, Source, Writes};
+use guise_agent::protocol::{MODULES_OF_DISKS, MODULES_OF_SHARES, Mount, Root, Source, Writes};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount, mount_move, mount_remount};
+
+use super::modules;
 
 const ROOT: &str = "/root";
 
@@ -105,6 +107,7 @@ impl MountedRoot {
             }
             match &wanted.source {
                 Source::Share(tag) => {
+                    modules::load(MODULES_OF_SHARES)?;
                     at(&wanted.target, mount(tag, &target, "virtiofs", flags, None))?;
                 }
                 Source::Memory { bytes } => mount_memory(&target, *bytes, "1777", flags)?,
@@ -200,6 +203,7 @@ fn mount_memory(target: &str, bytes: u64, mode: &str, flags: MountFlags) -> io::
 }
 
 fn mount_ext4(serial: &str, target: &str, flags: MountFlags) -> io::Result<()> {
+    modules::load(MODULES_OF_DISKS)?;
     let device = disk(serial)?;
     // Space of deleted files goes back to the host.
     let options = if flags.contains(MountFlags::RDONLY) { c"" } else { c"discard" };

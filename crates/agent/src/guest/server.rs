@@ -4,15 +4,18 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use guise_agent::protocol::{Frame, GUEST, Hello, Kind, ToGuest, ToHost, VERSION};
+use guise_agent::protocol::{
+    Frame, GUEST, Hello, Kind, MODULES_OF_NETWORKS, ToGuest, ToHost, VERSION,
+};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 
+use super::cgroup::Cgroup;
 use super::channel::Channel;
 use super::root::MountedRoot;
 use super::session::{Port, Session};
 use super::sys::ChildSignals;
-use super::{files, init, network, root, statistics, sys};
+use super::{files, init, modules, network, root, statistics, sys};
 
 /// More than this many processes at once are not started for the host.
 const MOST_SESSIONS: usize = 1024;
@@ -29,6 +32,8 @@ pub struct Server {
     children: ChildSignals,
     sessions: BTreeMap<u32, Session>,
     root: Option<MountedRoot>,
+    /// Where processes that the host starts are limited.
+    cgroup: Option<Cgroup>,
 }
 
 /// What a descriptor that `poll` looks at belongs to.
@@ -42,7 +47,7 @@ enum Watched {
 impl Server {
     pub fn new(channel: Channel) -> io::Result<Self> {
         let children = ChildSignals::open()?;
-        Ok(Server { channel, children, sessions: BTreeMap::new(), root: None })
+        Ok(Server { channel, children, sessions: BTreeMap::new(), root: None, cgroup: None })
     }
 
     pub fn run(&mut self) -> io::Result<End> {
@@ -56,6 +61,9 @@ impl Server {
             }),
         );
         loop {
+            self.channel.flush()?;
+            // Those that waited for the channel: what comes next need not be about them.
+            self.finish_sessions();
             self.channel.flush()?;
             for (watched, ready) in self.wait()? {
                 match watched {
@@ -78,7 +86,6 @@ impl Server {
                     return Ok(End::Shutdown);
                 }
             }
-            self.finish_sessions();
         }
     }
 
@@ -153,7 +160,7 @@ impl Server {
         let session = if self.sessions.len() >= MOST_SESSIONS {
             Err(Session::failed("the guest runs as many processes for the host as it can"))
         } else {
-            Session::start(open)
+            Session::start(open, self.cgroup.as_ref())
         };
         match session {
             Ok(session) => {
@@ -170,11 +177,15 @@ impl Server {
         }
         init::set_clock(set_up.clock)?;
         init::add_entropy(&set_up.entropy);
+        if !set_up.interfaces.is_empty() {
+            modules::load(MODULES_OF_NETWORKS)?;
+        }
         network::set_up(&set_up.interfaces)?;
         let root = root::mount_all(&set_up.root)?;
         root.mount_into(&set_up.mounts)?;
         root.enter()?;
         files::write(set_up)?;
+        self.cgroup = set_up.processes.map(Cgroup::limited_to).transpose()?;
         root.seal(set_up.root.read_only)?;
         self.root = Some(root);
         Ok(())

@@ -14,7 +14,9 @@ use rustix::process::{Pid, Signal, WaitStatus};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
+use super::cgroup::Cgroup;
 use super::channel::Channel;
+use super::statistics::memory_kills;
 use super::sys;
 use super::user::User;
 
@@ -41,6 +43,8 @@ pub struct Session {
     output: Output,
     errors: Output,
     is_terminal: bool,
+    /// How many the kernel had ended for lack of memory when this one began.
+    memory_kills: u64,
     exit: Option<Exit>,
 }
 
@@ -65,8 +69,10 @@ struct Streams {
 }
 
 impl Session {
-    pub fn start(open: &Open) -> Result<Self, Exit> {
-        let mut command = command(open)?;
+    /// Starts it, under the limits of `cgroup` where there are some.
+    pub fn start(open: &Open, cgroup: Option<&Cgroup>) -> Result<Self, Exit> {
+        let memory_kills = memory_kills();
+        let mut command = command(open, cgroup)?;
         let (child, streams) = match open.terminal {
             Some(size) => start_on_terminal(&mut command, size),
             None => start_on_pipes(&mut command, open.input),
@@ -87,6 +93,7 @@ impl Session {
             output: Output::new(streams.output),
             errors: Output::new(streams.errors),
             is_terminal: open.terminal.is_some(),
+            memory_kills,
             exit: None,
         })
     }
@@ -197,6 +204,7 @@ impl Session {
     pub fn set_status(&mut self, status: WaitStatus) {
         self.exit = Some(match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => Exit::Code(code),
+            (None, Some(libc::SIGKILL)) if memory_kills() > self.memory_kills => Exit::OutOfMemory,
             (None, Some(signal)) => Exit::Signal(signal),
             (None, None) => return,
         });
@@ -243,7 +251,7 @@ impl Output {
 }
 
 /// The command of a session, with nothing connected to it yet.
-fn command(open: &Open) -> Result<Command, Exit> {
+fn command(open: &Open, cgroup: Option<&Cgroup>) -> Result<Command, Exit> {
     let user = User::find(&open.user, &open.groups).map_err(|message| Session::failed(&message))?;
     let program = std::path::Path::new("/proc/self/exe");
     let mut command = match &open.task {
@@ -275,7 +283,8 @@ fn command(open: &Open) -> Result<Command, Exit> {
         let _ = std::fs::create_dir_all(directory);
     }
     command.current_dir(directory);
-    sys::prepare(&mut command, user.uid, user.gid, user.groups, open.terminal.is_some());
+    let cgroup = cgroup.map(Cgroup::processes);
+    sys::prepare(&mut command, &user, open.terminal.is_some(), cgroup);
     Ok(command)
 }
 

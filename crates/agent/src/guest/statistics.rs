@@ -28,6 +28,17 @@ pub fn read() -> Statistics {
     statistics
 }
 
+/// How many processes the kernel has ended for lack of memory.
+pub fn memory_kills() -> u64 {
+    counter(&text("/proc/vmstat"), "oom_kill")
+}
+
+fn counter(table: &str, name: &str) -> u64 {
+    let lines = table.lines().filter_map(|line| line.split_once(' '));
+    let mut values = lines.filter(|(key, _)| *key == name).map(|(_, value)| value);
+    values.next().and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+}
+
 fn text(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
 }
@@ -69,6 +80,7 @@ mod tests {
         let dev = "Inter-| Receive\n face |bytes\n lo: 5 0 0 0 0 0 0 0 5 0\n \
                    eth0:100 1 0 0 0 0 0 0 200 2 0\n";
         assert_eq!(traffic(dev), (100, 200));
+        assert_eq!(counter("oom_killer 9\noom_kill 3\n", "oom_kill"), 3);
         assert_eq!((busy_ticks(""), kibibytes("", "x"), traffic("")), (0, 0, (0, 0)));
     }
 

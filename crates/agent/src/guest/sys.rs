@@ -2,11 +2,11 @@
 
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use rustix::process::{Gid, Uid};
+use super::user::User;
 
 /// A descriptor that is readable when a child has ended, and never anything else.
 pub struct ChildSignals(OwnedFd);
@@ -60,9 +60,16 @@ pub fn connect_to_host(port: u32) -> io::Result<OwnedFd> {
 }
 
 /// Lets the command begin as a user, in a session of its own, with its standard input as
-/// terminal where it has one.
-pub fn prepare(command: &mut Command, uid: Uid, gid: Gid, groups: Vec<Gid>, terminal: bool) {
+/// terminal where it has one, and in the control group whose list of processes is given.
+pub fn prepare(command: &mut Command, user: &User, terminal: bool, cgroup: Option<BorrowedFd<'_>>) {
+    let (uid, gid, groups) = (user.uid, user.gid, user.groups.clone());
+    let cgroup = cgroup.map(|fd| fd.as_raw_fd());
     let prepare = move || {
+        if let Some(cgroup) = cgroup {
+            // SAFETY: the list of processes stays open as long as this program runs.
+            let cgroup = unsafe { BorrowedFd::borrow_raw(cgroup) };
+            rustix::io::write(cgroup, b"0")?;
+        }
         rustix::process::setsid()?;
         if terminal {
             rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;

@@ -123,6 +123,8 @@ pub enum Task {
 pub enum Exit {
     Code(i32),
     Signal(i32),
+    /// The guest's kernel ended it for lack of memory.
+    OutOfMemory,
     /// It did not begin.
     NotStarted {
         why: NotStarted,
@@ -143,6 +145,7 @@ impl Exit {
         match self {
             Exit::Code(code) => *code,
             Exit::Signal(signal) => 128 + signal,
+            Exit::OutOfMemory => 128 + 9,
             Exit::NotStarted { why: NotStarted::NotFound, .. } => 127,
             Exit::NotStarted { why: NotStarted::NotExecutable, .. } => 126,
             Exit::NotStarted { why: NotStarted::Failed, .. } => 125,
@@ -162,6 +165,8 @@ pub struct SetUp {
     pub search: Vec<String>,
     /// Lines of /etc/hosts besides those of the guest itself.
     pub hosts: Vec<(IpAddr, String)>,
+    /// How many processes there may be of what the host starts; none is no limit.
+    pub processes: Option<u64>,
     pub clock: Clock,
     /// Random bytes of the host.
     pub entropy: Vec<u8>,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use guise_api::{ApiError, Instance, InstanceSpec, Mount, Network, Protocol};
+use guise_api::{ApiError, Engine, Guise, Instance, InstanceSpec, Mount, Network, Protocol};
 use guise_container::runtime::parse_signal;
 use guise_image::progress::Silent;
 use guise_image::{Image, Limits};
@@ -10,9 +10,9 @@ use guise_worker::body::{Program, Size};
 use guise_worker::job::{self, Form, Job};
 use guise_worker::place::Place;
 
-use super::pinned;
+use super::{kernel, pinned};
 use crate::server::no_network;
-use crate::{Daemon, networks};
+use crate::{Daemon, choose, networks};
 
 const SIGTERM: i32 = 15;
 
@@ -26,8 +26,18 @@ pub fn of(
     let failed = |error: guise_image::Error| ApiError::internal(error).exit_code(125);
     let image = daemon.images.image_of(&pinned(place)?, &spec.image, None).map_err(failed)?;
     let session = daemon.images.session().map_err(failed)?;
-    let layers = session.layer_dirs(&image, Limits::default(), &Silent).map_err(failed)?;
-    let form = Form::Container { layers };
+    let guise = choose::choose(spec).guise;
+    let form = match guise {
+        Guise::Microvm => {
+            let root = session.erofs(&image, Limits::default(), &Silent).map_err(failed)?;
+            let kernel::Files { kernel, modules, cache } = kernel::files(daemon, &session)?;
+            Form::Microvm { root, kernel, modules, cache, engine: engine(spec.engine) }
+        }
+        Guise::Auto | Guise::Container => {
+            let layers = session.layer_dirs(&image, Limits::default(), &Silent).map_err(failed)?;
+            Form::Container { layers }
+        }
+    };
     let process = image.config.config.clone().unwrap_or_default();
     let stop_signal = spec.stop_signal.clone().or(Some(process.stop_signal.clone()));
     let stop_signal = stop_signal.filter(|name| !name.is_empty());
@@ -51,7 +61,7 @@ pub fn of(
         },
         read_only: spec.read_only,
         mounts: mounts?,
-        network: network(spec),
+        network: network(spec, guise),
         plug: spec.join.as_deref().map(|name| plug(daemon, instance, name)).transpose()?,
         ports: spec
             .ports
@@ -82,14 +92,24 @@ fn plug(daemon: &Daemon, instance: &Instance, name: &str) -> Result<job::Plug, A
 }
 
 /// Where it is not said: the user-mode network, if this user may have a tap.
-fn network(spec: &InstanceSpec) -> job::Network {
+fn network(spec: &InstanceSpec, guise: Guise) -> job::Network {
     match spec.network {
         Network::Host => job::Network::Host,
         Network::User => job::Network::User,
         Network::None => job::Network::None,
+        // A machine's network needs nothing of the host's.
+        Network::Auto if guise == Guise::Microvm => job::Network::User,
         // Ports that were asked for are worth an error.
         Network::Auto if !spec.ports.is_empty() || may_have_a_tap() => job::Network::User,
         Network::Auto => job::Network::None,
+    }
+}
+
+fn engine(wanted: Engine) -> job::Engine {
+    match wanted {
+        Engine::Auto => job::Engine::Auto,
+        Engine::Kvm => job::Engine::Kvm,
+        Engine::Soft => job::Engine::Soft,
     }
 }
 

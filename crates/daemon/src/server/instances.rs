@@ -3,8 +3,8 @@
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use guise_api::{
-    ApiError, Code, Create, Ended, Explanation, Instance, InstanceSpec, InstanceStatus, Network,
-    Phase, Stats,
+    ApiError, Code, Create, Ended, Explanation, Guise, Instance, InstanceSpec, InstanceStatus,
+    Network, Phase, Stats,
 };
 use guise_container::state::timestamp;
 use guise_worker::body::Size;
@@ -143,6 +143,9 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
         && daemon.objects.network(network)?.is_none()
     {
         return Err(no_network(network).into());
+    }
+    if choose::choose(&spec).guise == Guise::Microvm {
+        launch::check_kernel(&daemon)?;
     }
     for mount in &spec.mounts {
         if let Some(volume) = mount.volume() {

@@ -139,3 +139,44 @@ fn options_as_text() {
         assert!(DeviceOptions::parse(wrong).is_err(), "{wrong}");
     }
 }
+
+/// Also of reads that have to wait for the host's own disk, which end in another way than
+/// those whose bytes are in memory.
+#[test]
+fn every_completion_is_signalled() {
+    use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+    const READS: u64 = 64;
+    let file = Scratch::new(FormatKind::Raw);
+    let plain = std::fs::File::options().write(true).open(&file.0).expect("open");
+    std::os::unix::fs::FileExt::write_all_at(&plain, &vec![7; 8 << 20], 0).expect("fill");
+    plain.sync_all().expect("sync");
+    rustix::fs::fadvise(&plain, 0, None, rustix::fs::Advice::DontNeed).expect("forget");
+    let device = BlockDevice::open(&DeviceOptions::new(&file.0, FormatKind::Raw)).expect("open");
+    let mut queue = device.queue(8);
+    if !queue.has_ring() {
+        println!("not run: signals of a ring: this kernel, or its sandbox, has no io_uring");
+        return;
+    }
+    let event = eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
+    queue.signal(std::os::fd::AsRawFd::as_raw_fd(&event)).expect("signal");
+    let patience = Timespec { tv_sec: 60, tv_nsec: 0 };
+    for number in 0..READS {
+        // From the end, so that the kernel does not read ahead.
+        let offset = (READS - 1 - number) * (128 << 10);
+        let buffer = Buffer::Owned(vec![0; 4096]);
+        queue.push(number, Request::Read { offset, buffer });
+        queue.submit().expect("submit");
+        let done = loop {
+            // Only when there is a signal is it looked for what is done.
+            let mut fds = [PollFd::new(&event, PollFlags::IN)];
+            let ready = poll(&mut fds, Some(&patience)).expect("poll");
+            assert_eq!(ready, 1, "read {number} ended without a signal, or not at all");
+            rustix::io::read(&event, &mut [0; 8]).expect("read the eventfd");
+            if let Some(done) = queue.take() {
+                break done;
+            }
+        };
+        assert_eq!(done.tag, number);
+        done.result.expect("read");
+    }
+}

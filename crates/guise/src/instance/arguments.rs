@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use clap::Args;
-use guise_api::{Guise, InstanceSpec, Mount, Network, Port, Protocol, Resources, Restart};
+use guise_api::{Engine, Guise, InstanceSpec, Mount, Network, Port, Protocol, Resources, Restart};
 
 use crate::Failure;
 use crate::image::parse_size;
@@ -39,9 +39,12 @@ pub struct Create {
 
 #[derive(Args)]
 pub struct Options {
-    /// What to run it as: auto or container
+    /// What to run it as: auto, container or microvm
     #[arg(long = "as", value_name = "GUISE", default_value = "auto", value_parser = parse_guise)]
     guise: Guise,
+    /// What executes a microVM: auto, kvm or soft
+    #[arg(long, default_value = "auto", value_parser = parse_engine)]
+    engine: Engine,
     /// Keep the program's input open
     #[arg(short, long)]
     pub interactive: bool,
@@ -141,6 +144,7 @@ impl Options {
         Ok(InstanceSpec {
             image: self.image.clone(),
             guise: self.guise,
+            engine: self.engine,
             entrypoint: self.entrypoint.clone().map(|program| vec![program]),
             command: self.command.clone(),
             env: with_values(env),
@@ -231,7 +235,17 @@ fn parse_guise(text: &str) -> Result<Guise, String> {
     match text {
         "auto" => Ok(Guise::Auto),
         "container" => Ok(Guise::Container),
-        _ => Err("it is auto or container".to_owned()),
+        "microvm" => Ok(Guise::Microvm),
+        _ => Err("it is auto, container or microvm".to_owned()),
+    }
+}
+
+fn parse_engine(text: &str) -> Result<Engine, String> {
+    match text {
+        "auto" => Ok(Engine::Auto),
+        "kvm" => Ok(Engine::Kvm),
+        "soft" => Ok(Engine::Soft),
+        _ => Err("it is auto, kvm or soft".to_owned()),
     }
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use guise_api::client::{Client, ClientError};
 use guise_api::session::Frame;
-use guise_api::{Code, Create as Request, Explanation, Instance, Pull, PullNews};
+use guise_api::{Code, Create as Request, Explanation, Instance, KERNEL, Pull, PullNews};
 
 use super::arguments::{Create, Exec, Options, Run};
 use super::console::{self, Console, Outcome};
@@ -38,14 +38,23 @@ async fn make(client: &Client, options: &Options, begin: Begin) -> Result<Instan
     if options.pull == "always" {
         fetch(client, &options.image).await?;
     }
-    match client.post("/instances", &request).await {
-        Err(ClientError::Api(error))
-            if error.code == Code::ImageMissing && options.pull == "missing" =>
-        {
-            fetch(client, &options.image).await?;
-            Ok(client.post("/instances", &request).await?)
+    let mut fetched = Vec::new();
+    loop {
+        let made = client.post("/instances", &request).await;
+        let missing = match &made {
+            Err(ClientError::Api(error)) if options.pull != "never" => match error.code {
+                Code::ImageMissing => options.image.as_str(),
+                Code::KernelMissing => KERNEL,
+                _ => return Ok(made?),
+            },
+            _ => return Ok(made?),
+        };
+        // What was fetched and is missing again will not come by fetching it.
+        if fetched.contains(&missing) {
+            return Ok(made?);
         }
-        other => Ok(other?),
+        fetch(client, missing).await?;
+        fetched.push(missing);
     }
 }
 

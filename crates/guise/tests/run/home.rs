@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use guise_image::tar::{Entry, Kind, Writer};
+use guise_testkit::assets::Kernel;
 
 pub const GUISE: &str = env!("CARGO_BIN_EXE_guise");
 /// The image that every home has.
@@ -16,7 +17,52 @@ pub const BOX: &str = "box:1";
 /// What is waited for comes within this, on the slowest machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The form in which a home's instances run where a command does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guise {
+    Container,
+    Microvm,
+}
+
+impl Guise {
+    /// What `run` and `create` are told. The engine is the one that every host has.
+    pub fn options(self) -> &'static [&'static str] {
+        match self {
+            Guise::Container => &["--as", "container"],
+            Guise::Microvm => &["--as", "microvm", "--engine", "soft"],
+        }
+    }
+
+    /// Tells homes of the same test apart.
+    fn letter(self) -> char {
+        match self {
+            Guise::Container => 'c',
+            Guise::Microvm => 'm',
+        }
+    }
+}
+
+/// Makes a test for each guise of functions that take one.
+macro_rules! in_every_guise {
+    ($($test:ident),+ $(,)?) => {
+        mod container {
+            $(#[test]
+            fn $test() {
+                super::$test(crate::home::Guise::Container);
+            })+
+        }
+        mod microvm {
+            $(#[test]
+            fn $test() {
+                super::$test(crate::home::Guise::Microvm);
+            })+
+        }
+    };
+}
+pub(crate) use in_every_guise;
+
 pub struct Home {
+    guise: Guise,
     directory: PathBuf,
     daemon: Option<Child>,
 }
@@ -61,24 +107,25 @@ fn image() -> &'static [u8] {
 
 impl Home {
     /// A home with a running daemon; none, said aloud, where containers cannot be run.
-    pub fn new(test: &str) -> Option<Home> {
+    pub fn new(test: &str, guise: Guise) -> Option<Home> {
         if !rustix::process::geteuid().is_root() {
             not_run(test, "needs root");
             return None;
         }
-        let mut home = Home::without_daemon(test)?;
+        let mut home = Home::without_daemon(test, guise)?;
         home.start_daemon();
         Some(home)
     }
 
-    pub fn without_daemon(test: &str) -> Option<Home> {
+    pub fn without_daemon(test: &str, guise: Guise) -> Option<Home> {
         if busybox().is_none() {
             not_run(test, "needs a static busybox (Debian: busybox-static)");
             return None;
         }
-        let directory = std::env::temp_dir().join(format!("gr-{test}-{}", std::process::id()));
+        let name = format!("gr-{test}-{}{}", guise.letter(), std::process::id());
+        let directory = std::env::temp_dir().join(name);
         fs::create_dir_all(&directory).unwrap();
-        let home = Home { directory, daemon: None };
+        let home = Home { guise, directory, daemon: None };
         fs::write(home.path("box.tar"), image()).unwrap();
         home.import(BOX);
         Some(home)
@@ -98,18 +145,29 @@ impl Home {
     }
 
     /// The environment that makes commands use this home.
-    pub fn places(&self) -> [(&'static str, PathBuf); 4] {
+    pub fn places(&self) -> [(&'static str, PathBuf); 5] {
         [
             ("GUISE_STATE", self.path("state")),
             ("GUISE_RUN", self.path("run")),
             ("GUISE_IMAGES", self.path("images")),
             ("HOME", self.path("home")),
+            ("GUISE_KERNEL", Kernel::Debian12Cloud.root().unwrap()),
         ]
     }
 
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(GUISE);
-        command.args(args).envs(self.places()).stdin(Stdio::null());
+        let args: Vec<S> = args.into_iter().collect();
+        let is = |arg: &S, text: &str| arg.as_ref() == text;
+        if let [first, rest @ ..] = &args[..] {
+            command.arg(first);
+            let makes_one = is(first, "run") || is(first, "create");
+            if makes_one && !rest.iter().any(|arg| is(arg, "--as")) {
+                command.args(self.guise.options());
+            }
+            command.args(rest);
+        }
+        command.envs(self.places()).stdin(Stdio::null());
         command
     }
 

@@ -1,22 +1,23 @@
 //! What an instance may use, and what it can see.
 
-use crate::home::{BOX, Home};
+use crate::home::{BOX, Guise, Home, in_every_guise};
 
-#[test]
-fn memory_and_processes_are_limited_and_told() {
-    let Some(home) = Home::new("limits") else { return };
+in_every_guise!(memory_and_processes_are_limited_and_told);
+
+fn memory_and_processes_are_limited_and_told(guise: Guise) {
+    let Some(home) = Home::new("limits", guise) else { return };
     let said =
-        home.guise(&["run", "--rm", "-m", "32M", BOX, "tail", "-c", "199999999", "/dev/zero"]);
+        home.guise(&["run", "--rm", "-m", "128M", BOX, "tail", "-c", "199999999", "/dev/zero"]);
     assert_eq!(said.code, 137, "{said:?}");
     assert!(said.err.contains("memory"), "{}", said.err);
     let many = "i=0; while [ $i -lt 40 ]; do sleep 5 & i=$((i+1)); done; echo all";
     let said = home.guise(&["run", "--rm", "--pids-limit", "16", BOX, "sh", "-c", many]);
     assert!(!said.out.contains("all") && said.err.contains("fork"), "{said:?}");
-    home.good(&["run", "-d", "--name", "it", "-m", "64M", BOX, "sh", "-c", "while :; do :; done"]);
+    home.good(&["run", "-d", "--name", "it", "-m", "128M", BOX, "sh", "-c", "while :; do :; done"]);
     home.until("it has used time", || {
         let stats = home.good(&["stats", "-o", "json", "it"]);
         let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();
-        assert_eq!(stats[0]["memory_limit"], 64 << 20);
+        assert_eq!(stats[0]["memory_limit"], 128 << 20);
         stats[0]["cpu_nanoseconds"].as_u64() > Some(50_000_000)
     });
     let metrics = home.ask("/v1/metrics");
@@ -29,7 +30,7 @@ fn memory_and_processes_are_limited_and_told() {
 
 #[test]
 fn memory_that_is_not_there_is_not_promised() {
-    let Some(home) = Home::new("promised") else { return };
+    let Some(home) = Home::new("promised", Guise::Container) else { return };
     let said = home.guise(&["run", "--rm", "-m", "1000T", BOX, "true"]);
     assert!(said.code == 125 && said.err.contains("are left of this host's"), "{said:?}");
     assert_eq!(home.good(&["ps", "-aq"]), "");
@@ -37,7 +38,7 @@ fn memory_that_is_not_there_is_not_promised() {
 
 #[test]
 fn the_host_is_out_of_reach() {
-    let Some(home) = Home::new("reach") else { return };
+    let Some(home) = Home::new("reach", Guise::Container) else { return };
     let script = "ls /proc | grep -c '^[0-9]'; mount -t tmpfs x /tmp; unshare -U true; \
                   mknod /tmp/sda b 8 0 && cat /tmp/sda; echo 1 > /proc/sys/kernel/panic; \
                   cat /proc/kcore | wc -c; ls /sys/firmware | wc -l; ip link | grep -c '^[0-9]'";

@@ -2,11 +2,19 @@
 
 use std::process::Stdio;
 
-use crate::home::{BOX, Home};
+use crate::home::{BOX, Guise, Home, in_every_guise};
 
-#[test]
-fn instances_are_made_listed_stopped_started_and_removed() {
-    let Some(home) = Home::new("lives") else { return };
+in_every_guise!(
+    instances_are_made_listed_stopped_started_and_removed,
+    stopping_is_asked_for_first,
+    logs_follow_and_end_with_the_instance,
+    policies_start_it_again,
+    pause_holds_it_where_it_is,
+    volumes_are_shared_and_outlive_instances,
+);
+
+fn instances_are_made_listed_stopped_started_and_removed(guise: Guise) {
+    let Some(home) = Home::new("lives", guise) else { return };
     let id = home.good(&[
         "run",
         "-d",
@@ -42,9 +50,8 @@ fn instances_are_made_listed_stopped_started_and_removed() {
     assert_eq!(home.leftovers(), Vec::<String>::new());
 }
 
-#[test]
-fn stopping_is_asked_for_first() {
-    let Some(home) = Home::new("stop") else { return };
+fn stopping_is_asked_for_first(guise: Guise) {
+    let Some(home) = Home::new("stop", guise) else { return };
     let script = "trap 'echo asked; exit 0' TERM; echo ready; while :; do sleep 0.1; done";
     home.good(&["run", "-d", "--name", "it", BOX, "sh", "-c", script]);
     home.until("it is ready", || home.good(&["logs", "it"]) == "ready");
@@ -53,9 +60,8 @@ fn stopping_is_asked_for_first() {
     assert_eq!(home.good(&["wait", "it"]), "0");
 }
 
-#[test]
-fn logs_follow_and_end_with_the_instance() {
-    let Some(home) = Home::new("logs") else { return };
+fn logs_follow_and_end_with_the_instance(guise: Guise) {
+    let Some(home) = Home::new("logs", guise) else { return };
     // Two pipes lead to the log: what comes out of one is there before the other is used.
     let script = "for i in 1 2 3; do echo line $i; done; cat /tmp/go; echo line 5; \
                   read end < /tmp/go; echo last >&2";
@@ -84,9 +90,8 @@ fn logs_follow_and_end_with_the_instance() {
     assert_eq!(home.good(&["wait", "it"]), "0");
 }
 
-#[test]
-fn policies_start_it_again() {
-    let Some(home) = Home::new("policies") else { return };
+fn policies_start_it_again(guise: Guise) {
+    let Some(home) = Home::new("policies", guise) else { return };
     home.good(&[
         "run",
         "-d",
@@ -127,9 +132,8 @@ fn policies_start_it_again() {
     assert_eq!(home.inspect("always")["status"], stopped);
 }
 
-#[test]
-fn pause_holds_it_where_it_is() {
-    let Some(home) = Home::new("pause") else { return };
+fn pause_holds_it_where_it_is(guise: Guise) {
+    let Some(home) = Home::new("pause", guise) else { return };
     home.good(&[
         "run",
         "-d",
@@ -156,9 +160,8 @@ fn pause_holds_it_where_it_is() {
     assert_eq!(home.leftovers(), Vec::<String>::new());
 }
 
-#[test]
-fn volumes_are_shared_and_outlive_instances() {
-    let Some(home) = Home::new("volumes") else { return };
+fn volumes_are_shared_and_outlive_instances(guise: Guise) {
+    let Some(home) = Home::new("volumes", guise) else { return };
     home.good(&["run", "--rm", "-v", "data:/srv", BOX, "sh", "-c", "echo shared > /srv/file"]);
     let folder = home.path("folder");
     std::fs::create_dir(&folder).unwrap();
@@ -190,7 +193,7 @@ fn volumes_are_shared_and_outlive_instances() {
 
 #[test]
 fn who_has_less_patience_ends_it_sooner() {
-    let Some(home) = Home::new("patience") else { return };
+    let Some(home) = Home::new("patience", Guise::Container) else { return };
     let deaf = "trap '' TERM; echo deaf; while :; do sleep 1; done";
     home.good(&["run", "-d", "--name", "it", BOX, "sh", "-c", deaf]);
     home.until("it hears nothing", || home.good(&["logs", "it"]) == "deaf");

@@ -5,6 +5,7 @@
 //! the tests say so.
 
 mod copying;
+mod guises;
 mod home;
 mod limits;
 mod lives;

@@ -3,16 +3,17 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use crate::home::{BOX, Home, not_run};
+use crate::home::{BOX, Guise, Home, in_every_guise, not_run};
+
+in_every_guise!(published_ports_lead_inside_and_connections_lead_out);
 
 /// A port that nobody has.
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-#[test]
-fn published_ports_lead_inside_and_connections_lead_out() {
-    let Some(home) = Home::new("ports") else { return };
+fn published_ports_lead_inside_and_connections_lead_out(guise: Guise) {
+    let Some(home) = Home::new("ports", guise) else { return };
     if !std::path::Path::new("/dev/net/tun").exists() {
         not_run("published ports", "this host has no /dev/net/tun");
         return;
@@ -57,7 +58,7 @@ fn own_address() -> Option<std::net::IpAddr> {
 
 #[test]
 fn without_a_network_there_is_only_loopback() {
-    let Some(home) = Home::new("alone") else { return };
+    let Some(home) = Home::new("alone", Guise::Container) else { return };
     let listing = "ip -o link | cut -d: -f2 | tr -d ' '";
     assert_eq!(home.good(&["run", "--rm", "--network", "none", BOX, "sh", "-c", listing]), "lo");
     let own = home.good(&[
@@ -76,7 +77,7 @@ fn without_a_network_there_is_only_loopback() {
 
 #[test]
 fn instances_of_a_network_find_each_other_by_name() {
-    let Some(mut home) = Home::new("named") else { return };
+    let Some(mut home) = Home::new("named", Guise::Container) else { return };
     if !std::path::Path::new("/dev/net/tun").exists() {
         not_run("named networks", "this host has no /dev/net/tun");
         return;

@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use crate::home::{BOX, GUISE, Home, Said, not_run, said};
+use crate::home::{BOX, GUISE, Guise, Home, Said, not_run, said};
 
 const NOBODY: u32 = 65534;
 
@@ -19,7 +19,7 @@ fn a_plain_user_runs_containers_with_a_daemon_that_starts_by_itself() {
         not_run("containers of another user", "needs root to become one");
         return;
     }
-    let Some(mut home) = Home::without_daemon("plain") else { return };
+    let Some(mut home) = Home::without_daemon("plain", Guise::Container) else { return };
     // The binary under test may lie in a directory that only root may enter.
     let binary = home.path("guise");
     fs::copy(GUISE, &binary).unwrap();

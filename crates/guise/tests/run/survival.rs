@@ -5,16 +5,20 @@ use std::path::PathBuf;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::home::{BOX, Home, not_run};
+use crate::home::{BOX, Guise, Home, in_every_guise, not_run};
+
+in_every_guise!(
+    instances_live_on_without_a_daemon,
+    a_killed_worker_is_shown_cleaned_up_and_restarted_by_policy,
+);
 
 fn worker_of(home: &Home, name: &str) -> Pid {
     let pid = home.inspect(name)["status"]["pid"].as_i64().expect("it runs");
     Pid::from_raw(pid as i32).unwrap()
 }
 
-#[test]
-fn instances_live_on_without_a_daemon() {
-    let Some(mut home) = Home::new("live-on") else { return };
+fn instances_live_on_without_a_daemon(guise: Guise) {
+    let Some(mut home) = Home::new("live-on", guise) else { return };
     home.good(&[
         "run",
         "-d",
@@ -41,7 +45,7 @@ fn instances_live_on_without_a_daemon() {
 
 #[test]
 fn a_second_daemon_is_refused_in_one_line() {
-    let Some(home) = Home::new("second") else { return };
+    let Some(home) = Home::new("second", Guise::Container) else { return };
     let said = home.guise(&["daemon"]);
     assert_eq!((said.code, said.err.lines().count()), (1, 1), "{said:?}");
     assert!(said.err.contains("another daemon"), "{said:?}");
@@ -50,7 +54,7 @@ fn a_second_daemon_is_refused_in_one_line() {
 
 #[test]
 fn a_damaged_or_read_only_state_is_said_and_left_alone() {
-    let Some(mut home) = Home::new("damaged") else { return };
+    let Some(mut home) = Home::new("damaged", Guise::Container) else { return };
     home.good(&["create", "--name", "it", BOX, "true"]);
     home.kill_daemon();
     let file = home.path("state/state.redb");
@@ -94,7 +98,7 @@ fn a_full_disk_and_a_read_only_one_are_said_and_lose_nothing() {
     if !rustix::process::geteuid().is_root() {
         return not_run("full and read-only disks", "needs root");
     }
-    let Some(mut home) = Home::without_daemon("full") else { return };
+    let Some(mut home) = Home::without_daemon("full", Guise::Container) else { return };
     let small = Small::mount(home.path("state"));
     home.start_daemon();
     home.good(&["create", "--name", "before", BOX, "true"]);
@@ -127,9 +131,8 @@ fn a_full_disk_and_a_read_only_one_are_said_and_lose_nothing() {
     }
 }
 
-#[test]
-fn a_killed_worker_is_shown_cleaned_up_and_restarted_by_policy() {
-    let Some(home) = Home::new("worker") else { return };
+fn a_killed_worker_is_shown_cleaned_up_and_restarted_by_policy(guise: Guise) {
+    let Some(home) = Home::new("worker", guise) else { return };
     home.good(&["run", "-d", "--name", "once", BOX, "sleep", "1000"]);
     kill_process(worker_of(&home, "once"), Signal::KILL).unwrap();
     home.until_phase("once", "failed");
@@ -152,7 +155,7 @@ fn a_killed_worker_is_shown_cleaned_up_and_restarted_by_policy() {
 fn a_daemon_killed_anywhere_loses_nothing() {
     let rounds = std::env::var("GUISE_KILLS").ok().and_then(|n| n.parse::<usize>().ok());
     let rounds = rounds.unwrap_or(12);
-    let Some(mut home) = Home::new("anywhere") else { return };
+    let Some(mut home) = Home::new("anywhere", Guise::Container) else { return };
     home.good(&["run", "-d", "--name", "stays", BOX, "sleep", "1000"]);
     let stays = worker_of(&home, "stays");
     let mut made: Vec<String> = Vec::new();
@@ -204,7 +207,7 @@ fn a_daemon_killed_anywhere_loses_nothing() {
 #[test]
 fn many_lives_leave_nothing_behind() {
     let cycles = std::env::var("GUISE_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(50);
-    let Some(home) = Home::new("cycles") else { return };
+    let Some(home) = Home::new("cycles", Guise::Container) else { return };
     home.good(&["run", "--rm", BOX, "true"]);
     let groups = || {
         let named = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();

@@ -4,7 +4,9 @@ use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
-use crate::home::{BOX, GUISE, Home};
+use crate::home::{BOX, GUISE, Guise, Home, in_every_guise};
+
+in_every_guise!(a_shell_on_a_terminal, detach_leaves_it_running_and_attach_comes_back,);
 
 pub struct Terminal {
     child: Child,
@@ -53,10 +55,10 @@ impl Terminal {
     }
 }
 
-#[test]
-fn a_shell_on_a_terminal() {
-    let Some(home) = Home::new("shell") else { return };
-    let mut terminal = Terminal::open(&home, &format!("run --rm -it {BOX} sh"));
+fn a_shell_on_a_terminal(guise: Guise) {
+    let Some(home) = Home::new("shell", guise) else { return };
+    let mut terminal =
+        Terminal::open(&home, &format!("run {} --rm -it {BOX} sh", guise.options().join(" ")));
     terminal.until(&home, "#");
     terminal.type_in("stty size; tty; echo end-$((6*7))\n");
     terminal.until(&home, "end-42");
@@ -71,10 +73,10 @@ fn a_shell_on_a_terminal() {
     assert_eq!(home.good(&["ps", "-aq"]), "");
 }
 
-#[test]
-fn detach_leaves_it_running_and_attach_comes_back() {
-    let Some(home) = Home::new("detach") else { return };
-    let mut terminal = Terminal::open(&home, &format!("run -it --name it {BOX} sh"));
+fn detach_leaves_it_running_and_attach_comes_back(guise: Guise) {
+    let Some(home) = Home::new("detach", guise) else { return };
+    let mut terminal =
+        Terminal::open(&home, &format!("run {} -it --name it {BOX} sh", guise.options().join(" ")));
     terminal.until(&home, "#");
     terminal.type_in("x=kept\n\x10\x11");
     assert_eq!(terminal.end(), 0);

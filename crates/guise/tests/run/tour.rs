@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::home::{GUISE, Home, said};
+use crate::home::{GUISE, Guise, Home, said};
 use crate::terminal::Terminal;
 
 /// The lines of the block that begins with a shell in Debian.
@@ -20,7 +20,7 @@ fn commands() -> Vec<String> {
 
 #[test]
 fn the_tour_is_as_the_readme_tells() {
-    let Some(home) = Home::new("tour") else { return };
+    let Some(home) = Home::new("tour", Guise::Container) else { return };
     home.import("debian:12-slim");
     let commands = commands();
     assert_eq!(commands.len(), 10, "{commands:?}");

@@ -21,7 +21,7 @@ fn stock_kernels_are_unpacked_and_their_modules_found() {
         let size = fs::metadata(&prepared.kernel).unwrap().len();
         assert!(size > 20 << 20, "{}: {size}", kernel.name());
         let initrd = fs::read(&prepared.initrd).unwrap();
-        for name in ["-erofs.ko", "-overlay.ko", "-vmw_vsock_virtio_transport.ko"] {
+        for name in ["modules/erofs.ko", "modules/overlay.ko", "vmw_vsock_virtio_transport.ko"] {
             let found = initrd.windows(name.len()).any(|window| window == name.as_bytes());
             assert!(found, "{}: {name}", kernel.name());
         }

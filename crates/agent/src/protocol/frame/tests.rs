@@ -62,7 +62,26 @@ fn messages_come_back_as_they_were() {
     assert_eq!(frame.message_to_host().unwrap(), exited);
 }
 
-/// What a fuzzer found, and what it would try first.
+/// The fuzzer's corpus: first how long the pieces are, then the stream.
+#[test]
+fn the_corpus_does_no_harm() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/frames");
+    let mut inputs = 0;
+    for entry in std::fs::read_dir(corpus).unwrap() {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        let mut decoder = Decoder::default();
+        for piece in bytes[1..].chunks(usize::from(bytes[0]).max(1)) {
+            decoder.push(piece);
+            while let Ok(Some(frame)) = decoder.next_frame() {
+                let _ = (frame.message_to_guest(), frame.message_to_host());
+            }
+        }
+        inputs += 1;
+    }
+    assert!(inputs >= 4);
+}
+
+/// What a fuzzer would try first.
 #[test]
 fn bytes_of_any_kind_do_no_harm() {
     let mut seed = 0x9e37_79b9_7f4a_7c15_u64;

@@ -1,0 +1,74 @@
+//! Instances of different guises beside each other, and what only one of them has.
+
+use crate::home::{BOX, Guise, Home};
+
+/// What one writes the other sees, at once.
+#[test]
+fn guises_share_volumes() {
+    let Some(home) = Home::new("mixed", Guise::Microvm) else { return };
+    let begin = |options: &[&str], program: &[&str]| {
+        let volume = ["-d", "-v", "data:/srv", BOX];
+        home.good(&[options, &volume[..], program].concat());
+    };
+    let script = "echo from the container > /srv/one; exec sleep 1000";
+    begin(&["run", "--as", "container", "--name", "c"], &["sh", "-c", script]);
+    begin(&["run", "--name", "m"], &["sleep", "1000"]);
+    home.until("the volume leads into the machine", || {
+        home.guise(&["exec", "m", "cat", "/srv/one"]).out == "from the container\n"
+    });
+    home.good(&["exec", "m", "sh", "-c", "echo from the machine > /srv/two; mkdir /srv/folder"]);
+    assert_eq!(home.good(&["exec", "c", "cat", "/srv/two"]), "from the machine");
+    assert_eq!(home.good(&["exec", "c", "ls", "/srv"]), "folder\none\ntwo");
+    assert_eq!(home.inspect("c")["status"]["guise"], "container");
+    assert_eq!(home.inspect("m")["status"]["guise"], "microvm");
+    // A single file cannot be shared so, which is said before anything runs.
+    let file = format!("{}:/box.tar", home.path("box.tar").display());
+    let said = home.guise(&["run", "--rm", "-v", &file, BOX, "true"]);
+    assert_eq!((said.code, said.err.lines().count()), (125, 1), "{said:?}");
+    assert!(said.err.contains("--as container"), "{said:?}");
+}
+
+/// The kernel is the machine's own, whatever executes it.
+#[test]
+fn machines_have_kernels_of_their_own() {
+    let Some(home) = Home::new("kernels", Guise::Microvm) else { return };
+    let ours = rustix::system::uname().release().to_string_lossy().into_owned();
+    for engine in ["soft", "auto"] {
+        let run = ["run", "--as", "microvm", "--engine", engine, "--rm", BOX, "uname", "-r"];
+        let theirs = home.good(&run);
+        assert!(theirs.ends_with("-cloud-amd64") && theirs != ours, "{engine}: {theirs}");
+    }
+    let explained = home.good(&["run", "--as", "microvm", "--explain", BOX]);
+    assert!(explained.starts_with("microvm\n"), "{explained}");
+    let small = home.guise(&["run", "--rm", "-m", "16M", BOX, "true"]);
+    assert!(small.code == 125 && small.err.contains("96 MiB"), "{small:?}");
+    let host = home.guise(&["run", "--rm", "--network", "host", BOX, "true"]);
+    assert!(host.code == 125 && host.err.contains("--as container"), "{host:?}");
+    assert_eq!(home.leftovers(), Vec::<String>::new());
+}
+
+/// Machines that have nothing to do leave the processors to the others.
+#[test]
+fn idle_machines_stay_responsive() {
+    let Some(home) = Home::new("idle", Guise::Microvm) else { return };
+    let names = ["a", "b", "c", "d"];
+    for name in names {
+        home.good(&["run", "-d", "--name", name, "-m", "128M", BOX, "sleep", "1000"]);
+    }
+    for name in names {
+        assert_eq!(home.good(&["exec", name, "echo", "here"]), "here");
+    }
+    let used = |name: &str| -> u64 {
+        let stats = home.good(&["stats", "-o", "json", name]);
+        let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();
+        stats[0]["cpu_nanoseconds"].as_u64().unwrap()
+    };
+    let (before, begun) = (names.map(used), std::time::Instant::now());
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let (after, passed) = (names.map(used), begun.elapsed());
+    // It is far less; a loop that waits for nothing would take all of it.
+    for (before, after) in before.into_iter().zip(after) {
+        let share = (after - before) as f64 / passed.as_nanos() as f64;
+        assert!(share < 0.5, "an idle machine uses {share} of a processor");
+    }
+}

@@ -1,0 +1,356 @@
+//! The microVM form: the image in a machine of its own, with Guise's agent in it.
+//!
+//! The worker is the machine: its threads run the guest, and a program inside is a
+//! session with the agent. What the guest writes goes to a file in the instance's
+//! directory, an ext4 file system that the guest finds again in its next life.
+
+mod choose;
+mod session;
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use guise_engine::{CpuModel, Engine, MAX_VCPUS};
+use guise_microvm::machine::{Network as MachineNetwork, SharedFolder, WritableLayer};
+use guise_microvm::protocol::{Exit as GuestExit, Mount, Open, Source, Stream, Task};
+use guise_microvm::{MicroVm as Guest, MicroVmConfig, PreparedKernel, ext4};
+use guise_net::user::{Config, Forward, Transport};
+
+use crate::body::{Body, BodyError, Program, Session, Stats};
+use crate::job::{self, Job};
+use session::Running;
+
+/// What a guest gets where nothing is said.
+const DEFAULT_MEMORY: u64 = 512 << 20;
+/// Below this Debian's kernel does not come up.
+const LEAST_MEMORY: u64 = 96 << 20;
+const DEFAULT_DISK: u64 = 10 << 30;
+/// Of what a kernel says, so much is kept on the host.
+const KERNEL_LOG: usize = 1 << 20;
+/// How long a guest may take to bring its disks to rest.
+const REST: Duration = Duration::from_secs(30);
+/// Of what the agent says about a failed copy.
+const LONGEST_COMPLAINT: usize = 4096;
+
+pub struct MicroVm {
+    engine: Box<dyn Engine>,
+    config: MicroVmConfig,
+    program: Program,
+    stop_signal: i32,
+    kernel_log: PathBuf,
+    /// Whatever it wrote goes with it.
+    leaves_nothing: bool,
+    life: Mutex<Life>,
+}
+
+/// The machine while it runs, and the workload in it.
+#[derive(Default)]
+struct Life {
+    guest: Option<Arc<Guest>>,
+    workload: Option<Arc<Running>>,
+    paused: bool,
+}
+
+fn failed(error: impl std::fmt::Display) -> BodyError {
+    BodyError::Failed(error.to_string())
+}
+
+fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> BodyError {
+    let what = what.into();
+    move |source| BodyError::System { what, source }
+}
+
+fn unsupported(what: &str, instead: &str) -> BodyError {
+    BodyError::Unsupported { what: what.to_owned(), instead: instead.to_owned() }
+}
+
+/// What a machine is made from, of a job's form.
+pub struct Parts<'a> {
+    pub root: &'a Path,
+    pub kernel: &'a Path,
+    pub modules: &'a Path,
+    /// For what is made of the kernel once.
+    pub cache: &'a Path,
+    pub engine: job::Engine,
+}
+
+impl MicroVm {
+    /// Makes everything but the machine. Gives warnings for the user besides.
+    pub fn prepare(job: &Job, parts: &Parts<'_>) -> Result<(Self, Vec<String>), BodyError> {
+        let mut warnings = Vec::new();
+        let (engine, warning) = choose::engine(parts.engine)?;
+        warnings.extend(warning);
+        let kernel = PreparedKernel::make(parts.kernel, parts.modules, parts.cache);
+        let (shares, mounts) = folders(&job.mounts)?;
+        let memory = job.resources.memory_bytes.unwrap_or(DEFAULT_MEMORY);
+        if memory < LEAST_MEMORY {
+            let least = LEAST_MEMORY >> 20;
+            return Err(unsupported(
+                &format!("a microVM of less than {least} MiB"),
+                "give it more with --memory, or use --as container",
+            ));
+        }
+        let disk = job.state.join("writes.img");
+        if !disk.is_file() {
+            // Under its name it is whole.
+            let partial = job.state.join("writes.partial");
+            let _ = fs::remove_file(&partial);
+            let size = job.resources.disk_bytes.unwrap_or(DEFAULT_DISK);
+            ext4::create(&partial, size)
+                .and_then(|()| fs::rename(&partial, &disk))
+                .map_err(system("make the instance's disk"))?;
+        }
+        let config = MicroVmConfig {
+            kernel: kernel.map_err(failed)?,
+            root: parts.root.to_owned(),
+            writes: WritableLayer::Disk(disk),
+            read_only: job.read_only,
+            memory: memory.next_multiple_of(1 << 20),
+            vcpus: vcpus(job.resources.cpus, &mut warnings),
+            model: CpuModel::Host,
+            host_name: job.host_name.clone(),
+            processes: job.resources.processes,
+            network: network(job)?,
+            plug: None,
+            shares,
+            mounts,
+            hosts: Vec::new(),
+        };
+        let body = MicroVm {
+            engine,
+            config,
+            program: job.program.clone(),
+            stop_signal: job.stop_signal,
+            kernel_log: job.state.join("kernel.log"),
+            leaves_nothing: job.ephemeral && job.mounts.is_empty(),
+            life: Mutex::default(),
+        };
+        Ok((body, warnings))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn guest(&self) -> Result<Arc<Guest>, BodyError> {
+        self.lock().guest.clone().ok_or(BodyError::NotRunning)
+    }
+
+    /// Runs one of the agent's own tasks to its end, with the streams as given.
+    fn copy(
+        &self,
+        task: Task,
+        input: Option<&mut dyn Read>,
+        output: &mut dyn Write,
+    ) -> Result<(), BodyError> {
+        let guest = self.guest()?;
+        let open = Open { task, input: input.is_some(), ..Open::default() };
+        let session = guest.agent().open(&open).map_err(failed)?;
+        let mut result = Ok(());
+        if let Some(input) = input {
+            let mut buffer = vec![0; 64 << 10];
+            loop {
+                match input.read(&mut buffer) {
+                    Ok(0) => break,
+                    Ok(length) => session.write(&buffer[..length]).map_err(failed)?,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => {
+                        result = Err(system("read the archive")(error));
+                        break;
+                    }
+                }
+            }
+            session.close_input().map_err(failed)?;
+        }
+        while let Some(bytes) = session.read(Stream::Output).map_err(failed)? {
+            if result.is_ok() {
+                result = output.write_all(&bytes).map_err(system("write the archive"));
+            }
+            if result.is_err() {
+                // Dropping the session ends the task.
+                return result;
+            }
+        }
+        let (_, complaint, exit) = session.collect(LONGEST_COMPLAINT).map_err(failed)?;
+        match exit {
+            GuestExit::Code(0) => result,
+            _ => {
+                let complaint = String::from_utf8_lossy(&complaint);
+                let complaint = complaint.trim().trim_start_matches("guise-agent: ");
+                Err(BodyError::Failed(complaint.to_owned()))
+            }
+        }
+    }
+}
+
+/// Folders of the host as shares of the machine, and where they are mounted.
+fn folders(mounts: &[job::Mount]) -> Result<(Vec<SharedFolder>, Vec<Mount>), BodyError> {
+    let mut folders = (Vec::new(), Vec::new());
+    for (number, mount) in mounts.iter().enumerate() {
+        if !mount.source.is_dir() {
+            return Err(unsupported(
+                &format!("{}, a single file, in a microVM", mount.source.display()),
+                "name the folder that it is in, or use --as container",
+            ));
+        }
+        let tag = format!("mount{number}");
+        folders.0.push(SharedFolder {
+            path: mount.source.clone(),
+            tag: tag.clone(),
+            read_only: mount.read_only,
+        });
+        folders.1.push(Mount {
+            source: Source::Share(tag),
+            target: mount.target.clone(),
+            read_only: mount.read_only,
+        });
+    }
+    Ok(folders)
+}
+
+fn vcpus(wanted: Option<f64>, warnings: &mut Vec<String>) -> u32 {
+    let wanted = wanted.unwrap_or(1.0);
+    let vcpus = (wanted.ceil().max(1.0) as u32).min(MAX_VCPUS);
+    if f64::from(vcpus) != wanted {
+        warnings.push(format!("a microVM has whole processors: it gets {vcpus}"));
+    }
+    vcpus
+}
+
+fn network(job: &Job) -> Result<Option<MachineNetwork>, BodyError> {
+    match job.network {
+        job::Network::None => return Ok(None),
+        job::Network::Host => {
+            return Err(unsupported(
+                "the host's network in a microVM",
+                "use --as container, or publish ports with -p",
+            ));
+        }
+        job::Network::User => {}
+    }
+    let forward = |port: &job::Port| Forward {
+        transport: match port.protocol {
+            job::Protocol::Tcp => Transport::Tcp,
+            job::Protocol::Udp => Transport::Udp,
+        },
+        at: SocketAddr::new(port.address, port.host),
+        guest_port: port.inside,
+    };
+    Ok(Some(MachineNetwork {
+        user: Config { host_name: Some(job.host_name.clone()), ..Config::default() },
+        forwards: job.ports.iter().map(forward).collect(),
+    }))
+}
+
+impl Body for MicroVm {
+    fn start(&self) -> Result<Session, BodyError> {
+        let log = fs::File::create(&self.kernel_log).map_err(system("write the kernel's log"))?;
+        let log = Box::new(Capped { file: log, left: KERNEL_LOG });
+        let guest = Arc::new(Guest::start(&*self.engine, &self.config, log).map_err(failed)?);
+        self.lock().guest = Some(guest.clone());
+        let (session, running) = Running::start(&guest, &self.program)?;
+        self.lock().workload = Some(running);
+        Ok(session)
+    }
+
+    fn open(&self, program: &Program) -> Result<Session, BodyError> {
+        Running::start(&self.guest()?, program).map(|(session, _)| session)
+    }
+
+    fn pause(&self) -> Result<(), BodyError> {
+        let mut life = self.lock();
+        let guest = life.guest.clone().ok_or(BodyError::NotRunning)?;
+        guest.pause().map_err(failed)?;
+        life.paused = true;
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), BodyError> {
+        let mut life = self.lock();
+        let guest = life.guest.clone().ok_or(BodyError::NotRunning)?;
+        if !std::mem::take(&mut life.paused) {
+            return Ok(());
+        }
+        drop(life);
+        guest.resume().map_err(failed)
+    }
+
+    fn stats(&self) -> Result<Stats, BodyError> {
+        let guest = self.guest()?;
+        // A guest that is paused cannot answer.
+        let inside = match self.lock().paused {
+            true => None,
+            false => Some(guest.statistics().map_err(failed)?),
+        };
+        // The worker is the machine.
+        let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        let resident = fs::read_to_string("/proc/self/statm").ok().and_then(|text| {
+            let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+            Some(pages * rustix::param::page_size() as u64)
+        });
+        let traffic = guest.traffic();
+        Ok(Stats {
+            cpu_nanoseconds: Some(cpu.tv_sec as u64 * 1_000_000_000 + cpu.tv_nsec as u64),
+            memory_bytes: resident,
+            memory_limit: Some(self.config.memory),
+            processes: inside.map(|inside| inside.processes),
+            network_received_bytes: traffic.map(|traffic| traffic.bytes_out),
+            network_sent_bytes: traffic.map(|traffic| traffic.bytes_in),
+            ..Stats::default()
+        })
+    }
+
+    fn stop(&self, grace: Duration) -> Result<(), BodyError> {
+        let workload = self.lock().workload.clone().ok_or(BodyError::NotRunning)?;
+        self.resume()?;
+        workload.stop(self.stop_signal, grace)
+    }
+
+    fn copy_out(&self, path: &str, archive: &mut dyn Write) -> Result<(), BodyError> {
+        self.copy(Task::Export { path: path.to_owned() }, None, archive)
+    }
+
+    fn copy_in(&self, path: &str, archive: &mut dyn Read) -> Result<(), BodyError> {
+        self.copy(Task::Import { path: path.to_owned() }, Some(archive), &mut io::sink())
+    }
+
+    fn clean_up(&self) -> Result<(), BodyError> {
+        let life = std::mem::take(&mut *self.lock());
+        let Some(guest) = life.guest else { return Ok(()) };
+        if guest.wait(Duration::ZERO).is_some() {
+            // It is off already: nothing can be told to it.
+            return Ok(());
+        }
+        if self.leaves_nothing {
+            // Dropping it switches it off.
+            return Ok(());
+        }
+        if life.paused {
+            guest.resume().map_err(failed)?;
+        }
+        guest.shut_down(REST).map_err(failed)
+    }
+}
+
+/// A file that takes no more than so many bytes; the rest goes nowhere.
+struct Capped {
+    file: fs::File,
+    left: usize,
+}
+
+impl Write for Capped {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = bytes.len().min(self.left);
+        self.file.write_all(&bytes[..length])?;
+        self.left -= length;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
