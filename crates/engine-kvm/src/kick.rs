@@ -4,8 +4,15 @@
 //! `immediate_exit` in the thread's own `kvm_run`, so that a signal which lands
 //! between the look at the reasons and the system call is not lost: the call then
 //! returns at once. The reasons survive until the thread takes them.
+//!
+//! A vCPU that stops goes into `KVM_RUN` once more, with a signal pending
+//! ([`SignalPending`]). The kernel then executes nothing of the guest, but it does finish
+//! what it had begun: the rest of an instruction whose access was answered, an
+//! acknowledgement for the I/O APIC, and the interrupt of a timer that has ended, which
+//! is in no register before. `immediate_exit` would come back too early for the last two.
 
 use std::cell::Cell;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Once};
 
@@ -95,6 +102,59 @@ impl Drop for Entered<'_> {
     fn drop(&mut self) {
         self.0.thread.store(0, Ordering::SeqCst);
         IMMEDIATE_EXIT.set(std::ptr::null());
+    }
+}
+
+/// While it lives, every `KVM_RUN` of this thread's vCPU ends before the guest executes an
+/// instruction, and no kick makes it end earlier.
+pub struct SignalPending<'a> {
+    vcpu: BorrowedFd<'a>,
+    others: libc::sigset_t,
+}
+
+/// What KVM_SET_SIGNAL_MASK reads: the kernel's own set of 64 signals.
+#[repr(C)]
+struct KernelMask {
+    length: u32,
+    blocked: [u8; 8],
+}
+
+impl<'a> SignalPending<'a> {
+    pub fn new(vcpu: BorrowedFd<'a>) -> std::io::Result<Self> {
+        let nothing = KernelMask { length: 8, blocked: [0; 8] };
+        set_mask(vcpu, &nothing)?;
+        // SAFETY: both sets are valid for sigaddset and pthread_sigmask once emptied, and
+        // the signal, which has a handler, goes to this thread.
+        let others = unsafe {
+            let mut kicks: libc::sigset_t = std::mem::zeroed();
+            let mut others: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&mut kicks);
+            libc::sigaddset(&mut kicks, signal_number());
+            libc::pthread_sigmask(libc::SIG_BLOCK, &kicks, &mut others);
+            libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::gettid(), signal_number());
+            others
+        };
+        Ok(SignalPending { vcpu, others })
+    }
+}
+
+impl Drop for SignalPending<'_> {
+    fn drop(&mut self) {
+        // The descriptor took a mask before, so it takes none as well.
+        let _ = set_mask(self.vcpu, std::ptr::null());
+        // SAFETY: the mask is the one that the thread had. The signal is delivered now, to a
+        // handler that sets a flag at most.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.others, std::ptr::null_mut()) };
+    }
+}
+
+/// The signals that `KVM_RUN` blocks; with a null pointer, those of the thread.
+fn set_mask(vcpu: BorrowedFd<'_>, mask: *const KernelMask) -> std::io::Result<()> {
+    const KVM_SET_SIGNAL_MASK: libc::c_ulong = 0x4004_ae8b;
+    // SAFETY: the ioctl reads a length and as many bytes, or nothing through a null pointer.
+    match unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_SET_SIGNAL_MASK, mask) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
     }
 }
 

@@ -15,12 +15,12 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 
 use crate::failed;
-use crate::lapic::{self, EndedTimer};
+use crate::lapic::{self, OneShot};
 
 /// What KVM_GET_XSAVE fills: enough for AVX-512 and protection keys.
 const XSAVE_SIZE: usize = 4096;
 
-pub fn save(fd: &VcpuFd, index: u32, ended: EndedTimer) -> Result<VcpuState, EngineError> {
+pub fn save(fd: &VcpuFd, index: u32, timer: OneShot) -> Result<VcpuState, EngineError> {
     // First, because KVM takes an INIT or a start-up IPI under way here.
     let run = fd.get_mp_state().map_err(failed("cannot read a vCPU's run state"))?;
     let regs = fd.get_regs().map_err(failed("cannot read a vCPU's registers"))?;
@@ -29,8 +29,8 @@ pub fn save(fd: &VcpuFd, index: u32, ended: EndedTimer) -> Result<VcpuState, Eng
     let debug = fd.get_debug_regs().map_err(failed("cannot read debug registers"))?;
     let events = fd.get_vcpu_events().map_err(failed("cannot read pending events"))?;
     let fpu = fd.get_xsave().map_err(failed("cannot read the FPU's state"))?;
-    let lapic = fd.get_lapic().map_err(failed("cannot read the local APIC"))?;
-    let (lapic, lapic_timer_ns) = lapic::neutral(&lapic, ended);
+    let lapic = fd.get_lapic().map_err(failed(lapic::CANNOT_READ))?;
+    let (lapic, lapic_timer_ns) = lapic::neutral(&lapic, timer);
     Ok(VcpuState {
         version: VcpuState::VERSION,
         index,
@@ -46,7 +46,7 @@ pub fn save(fd: &VcpuFd, index: u32, ended: EndedTimer) -> Result<VcpuState, Eng
 }
 
 /// The result is what KVM's local APIC cannot hold.
-pub fn load(fd: &VcpuFd, index: u32, state: &VcpuState) -> Result<EndedTimer, EngineError> {
+pub fn load(fd: &VcpuFd, index: u32, state: &VcpuState) -> Result<OneShot, EngineError> {
     if state.version != VcpuState::VERSION {
         return Err(EngineError::State(format!(
             "a vCPU's state has version {}, this Guise reads {}",
@@ -79,12 +79,12 @@ pub fn load(fd: &VcpuFd, index: u32, state: &VcpuState) -> Result<EndedTimer, En
         ..Default::default()
     };
     fd.set_debug_regs(&debug).map_err(failed("cannot load debug registers"))?;
-    let (lapic, ended) = lapic::for_kvm(&state.lapic, state.lapic_timer_ns)?;
+    let (lapic, timer) = lapic::for_kvm(&state.lapic, state.lapic_timer_ns)?;
     fd.set_lapic(&lapic).map_err(failed("cannot load the local APIC"))?;
     write_msrs(fd, &state.msrs)?;
     fd.set_mp_state(kvm_run_state(state.run)?).map_err(failed("cannot load the run state"))?;
     fd.set_vcpu_events(&kvm_events(&state.events)).map_err(failed("cannot load pending events"))?;
-    Ok(ended)
+    Ok(timer)
 }
 
 /// KVM marks components that the host has and the guest has not enabled. They are in their

@@ -1,8 +1,9 @@
 //! The run loop: exits in, platform calls and [`Exit`]s out.
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
 
 use guise_engine::{
     DebugControl, DebugStop, EngineError, Exit, Platform, Vcpu, VcpuHandle, VcpuState, VmConfig,
@@ -14,14 +15,16 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::cpuid::Offer;
-use crate::kick::{EXTERNAL_INTERRUPT, STOP};
-use crate::lapic::EndedTimer;
+use crate::kick::{EXTERNAL_INTERRUPT, STOP, SignalPending};
+use crate::lapic::{self, OneShot};
 use crate::vm::Shared;
 use crate::{failed, state};
 
 const KVM_INTERNAL_ERROR_EMULATION: u32 = 1;
 /// One part in so many is how far two measurements of one clock may be apart.
 const TSC_TOLERANCE: u64 = 1000;
+/// How much later than its count says a timer of the kernel may be through.
+const TIMER_LATENESS: Duration = Duration::from_micros(200);
 const DR6_SINGLE_STEP: u64 = 1 << 14;
 
 pub struct KvmVcpu {
@@ -29,10 +32,16 @@ pub struct KvmVcpu {
     index: u32,
     shared: Arc<Shared>,
     debug: DebugControl,
-    /// An instruction that the kernel has handed out and not finished yet: it has to
-    /// be entered once more before the state may be read.
-    unfinished: bool,
-    ended_timer: EndedTimer,
+    /// The state of a one-shot timer that KVM does not tell.
+    timer: OneShot,
+}
+
+/// Why `KVM_RUN` returned.
+enum Left {
+    /// For something that has been done.
+    Served,
+    BySignal,
+    For(Exit),
 }
 
 impl KvmVcpu {
@@ -47,14 +56,7 @@ impl KvmVcpu {
         shared.tsc_khz.store(tsc_khz, Ordering::Relaxed);
         let leaves = offer.leaves(config, index, tsc_khz)?;
         fd.set_cpuid2(&leaves).map_err(failed("cannot set CPUID"))?;
-        Ok(KvmVcpu {
-            fd,
-            index,
-            shared,
-            debug: DebugControl::default(),
-            unfinished: false,
-            ended_timer: EndedTimer::default(),
-        })
+        Ok(KvmVcpu { fd, index, shared, debug: DebugControl::default(), timer: OneShot::default() })
     }
 
     /// A second descriptor of this vCPU.
@@ -92,21 +94,90 @@ impl KvmVcpu {
         }
     }
 
-    /// Lets the kernel finish an instruction whose port or memory access has been
-    /// answered, without executing another one.
-    pub(crate) fn finish_instruction(&mut self) -> Result<(), EngineError> {
-        if !self.unfinished {
-            return Ok(());
-        }
-        self.fd.set_kvm_immediate_exit(1);
-        let result = self.fd.run().map(drop);
-        self.fd.set_kvm_immediate_exit(0);
-        self.unfinished = false;
-        match result {
-            Err(error) if error.errno() != libc::EINTR && error.errno() != libc::EAGAIN => {
-                Err(failed("cannot finish an instruction")(error))
+    /// Enters the guest once and deals with what it left for.
+    fn enter_guest(&mut self, platform: &dyn Platform) -> Result<Left, EngineError> {
+        let counters = &self.shared.counters;
+        match self.fd.run() {
+            Ok(VcpuExit::IoIn(port, data)) => {
+                count(&counters.port);
+                let width = port_width(data.len(), &mut self.fd);
+                port_in(platform, &mut self.fd, port, width);
             }
-            _ => Ok(()),
+            Ok(VcpuExit::IoOut(port, data)) => {
+                count(&counters.port);
+                let data = data.to_vec();
+                let width = port_width(data.len(), &mut self.fd);
+                data.chunks(width).for_each(|piece| platform.port_write(port, piece));
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                count(&counters.memory);
+                platform.memory_read(address, data);
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                count(&counters.memory);
+                platform.memory_write(address, data);
+            }
+            Ok(VcpuExit::IoapicEoi(vector)) => {
+                count(&counters.ioapic_ends);
+                platform.end_of_interrupt(vector);
+            }
+            Ok(VcpuExit::IrqWindowOpen) => count(&counters.interrupt_windows),
+            // The local APIC is the kernel's, so a halt comes out only where the
+            // kernel cannot wait itself; going back in is right then too.
+            Ok(VcpuExit::Hlt) => {}
+            Ok(VcpuExit::Intr) => return Ok(Left::BySignal),
+            Ok(VcpuExit::Shutdown) => return Ok(Left::For(Exit::Shutdown)),
+            Ok(VcpuExit::Debug(stop)) => {
+                let stop = self.debug_stop(stop.pc, stop.dr6);
+                return Ok(Left::For(Exit::Debug(stop)));
+            }
+            Ok(VcpuExit::InternalError) => return Err(self.internal_error()),
+            Ok(VcpuExit::FailEntry(reason, _)) => {
+                return Err(self.stuck(format!(
+                    "the processor refuses the guest's state (reason {reason:#x})"
+                )));
+            }
+            Ok(other) => {
+                let reason = format!("KVM left it with {other:?}, which Guise does not use");
+                return Err(self.stuck(reason));
+            }
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                self.fd.set_kvm_immediate_exit(0);
+                return Ok(Left::BySignal);
+            }
+            Err(error) => return Err(failed("cannot run a vCPU")(error)),
+        }
+        Ok(Left::Served)
+    }
+
+    /// Lets the kernel finish what it has begun for this vCPU, without executing anything of
+    /// the guest. The result is None when that is done.
+    fn settle(&mut self, platform: &dyn Platform) -> Result<Option<Exit>, EngineError> {
+        let run = self.fd.get_kvm_run();
+        run.immediate_exit = 0;
+        // It would be told before the signal is seen, again and again.
+        run.request_interrupt_window = 0;
+        let vcpu = self
+            .descriptor()
+            .map_err(|source| EngineError::Host { doing: "cannot share a vCPU", source })?;
+        let _signal = SignalPending::new(vcpu.as_fd())
+            .map_err(|source| EngineError::Host { doing: "cannot stop a vCPU", source })?;
+        let mut waited = false;
+        loop {
+            match self.enter_guest(platform)? {
+                Left::Served => {}
+                Left::For(exit) => return Ok(Some(exit)),
+                Left::BySignal => {
+                    let page = self.fd.get_lapic().map_err(failed(lapic::CANNOT_READ))?;
+                    self.timer.stopped(&page);
+                    if waited || !lapic::is_over(&page) {
+                        return Ok(None);
+                    }
+                    // Its count is 0, but its interrupt may not have been noted yet.
+                    std::thread::sleep(TIMER_LATENESS);
+                    waited = true;
+                }
+            }
         }
     }
 
@@ -186,65 +257,19 @@ impl Vcpu for KvmVcpu {
         let _entered = unsafe { kick.enter(immediate_exit.cast::<AtomicU8>()) };
         loop {
             if kick.take(STOP) {
-                self.finish_instruction()?;
-                count(&self.shared.counters.interrupted);
-                return Ok(Exit::Interrupted);
+                let exit = self.settle(platform)?;
+                if exit.is_some() {
+                    kick.request(STOP);
+                } else {
+                    count(&self.shared.counters.interrupted);
+                }
+                return Ok(exit.unwrap_or(Exit::Interrupted));
             }
             if self.index == 0 {
                 self.offer_external_interrupt(platform)?;
             }
-            self.unfinished = false;
-            let counters = &self.shared.counters;
-            match self.fd.run() {
-                Ok(VcpuExit::IoIn(port, data)) => {
-                    count(&counters.port);
-                    let width = port_width(data.len(), &mut self.fd);
-                    port_in(platform, &mut self.fd, port, width);
-                    self.unfinished = true;
-                }
-                Ok(VcpuExit::IoOut(port, data)) => {
-                    count(&counters.port);
-                    let data = data.to_vec();
-                    let width = port_width(data.len(), &mut self.fd);
-                    data.chunks(width).for_each(|piece| platform.port_write(port, piece));
-                    self.unfinished = true;
-                }
-                Ok(VcpuExit::MmioRead(address, data)) => {
-                    count(&counters.memory);
-                    platform.memory_read(address, data);
-                    self.unfinished = true;
-                }
-                Ok(VcpuExit::MmioWrite(address, data)) => {
-                    count(&counters.memory);
-                    platform.memory_write(address, data);
-                    self.unfinished = true;
-                }
-                Ok(VcpuExit::IoapicEoi(vector)) => {
-                    count(&counters.ioapic_ends);
-                    platform.end_of_interrupt(vector);
-                }
-                Ok(VcpuExit::IrqWindowOpen) => count(&counters.interrupt_windows),
-                // The local APIC is the kernel's, so a halt comes out only where the
-                // kernel cannot wait itself; going back in is right then too.
-                Ok(VcpuExit::Hlt | VcpuExit::Intr) => {}
-                Ok(VcpuExit::Shutdown) => return Ok(Exit::Shutdown),
-                Ok(VcpuExit::Debug(stop)) => {
-                    return Ok(Exit::Debug(self.debug_stop(stop.pc, stop.dr6)));
-                }
-                Ok(VcpuExit::InternalError) => return Err(self.internal_error()),
-                Ok(VcpuExit::FailEntry(reason, _)) => {
-                    return Err(self.stuck(format!(
-                        "the processor refuses the guest's state (reason {reason:#x})"
-                    )));
-                }
-                Ok(other) => {
-                    let reason = format!("KVM left it with {other:?}, which Guise does not use");
-                    return Err(self.stuck(reason));
-                }
-                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
-                    self.fd.set_kvm_immediate_exit(0);
-                }
-                Err(error) => return Err(failed("cannot run a vCPU")(error)),
+            if let Left::For(exit) = self.enter_guest(platform)? {
+                return Ok(exit);
             }
         }
     }
@@ -254,13 +279,11 @@ impl Vcpu for KvmVcpu {
     }
 
     fn state(&mut self) -> Result<VcpuState, EngineError> {
-        self.finish_instruction()?;
-        state::save(&self.fd, self.index, self.ended_timer)
+        state::save(&self.fd, self.index, self.timer)
     }
 
     fn set_state(&mut self, wanted: &VcpuState) -> Result<(), EngineError> {
-        self.unfinished = false;
-        self.ended_timer = state::load(&self.fd, self.index, wanted)?;
+        self.timer = state::load(&self.fd, self.index, wanted)?;
         Ok(())
     }
 

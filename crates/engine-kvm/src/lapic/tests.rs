@@ -15,17 +15,17 @@ fn page(timer: u32, initial: u32, current: u32) -> Vec<u8> {
     page.0
 }
 
-fn in_kvm(page: &[u8], timer_ns: Option<u64>) -> (Page, EndedTimer, kvm_lapic_state) {
-    let (state, ended) = for_kvm(page, timer_ns).expect("it has the right length");
-    (Page(state.regs.iter().map(|&byte| byte as u8).collect()), ended, state)
+fn in_kvm(page: &[u8], timer_ns: Option<u64>) -> (Page, OneShot, kvm_lapic_state) {
+    let (state, timer) = for_kvm(page, timer_ns).expect("it has the right length");
+    (Page::of(&state), timer, state)
 }
 
 #[test]
 fn a_timer_that_counts_goes_on() {
     for mode in [ONE_SHOT, PERIODIC] {
-        let (page, ended, state) = in_kvm(&page(mode, 1000, 0), Some(1601));
+        let (page, timer, state) = in_kvm(&page(mode, 1000, 0), Some(1601));
         assert_eq!((page.get(INITIAL_COUNT), page.get(CURRENT_COUNT)), (1000, 101));
-        assert_eq!(neutral(&state, ended).1, Some(1616));
+        assert_eq!(neutral(&state, timer).1, Some(1616));
     }
 }
 
@@ -37,26 +37,50 @@ fn a_timer_that_is_due_fires_in_kvm() {
 
 #[test]
 fn a_one_shot_that_has_ended_is_stopped_and_its_count_is_kept() {
-    let (page, ended, state) = in_kvm(&page(ONE_SHOT, 1000, 0), None);
+    let (page, timer, state) = in_kvm(&page(ONE_SHOT, 1000, 0), None);
     assert_eq!(page.get(INITIAL_COUNT), 0);
-    let (page, left) = neutral(&state, ended);
+    let (page, left) = neutral(&state, timer);
     assert_eq!((Page(page).get(INITIAL_COUNT), left), (1000, None));
 }
 
 #[test]
+fn a_one_shot_that_ends_after_its_vcpu_stopped_ends_in_the_next_engine() {
+    let kvm = |bytes: Vec<u8>| {
+        let mut state = kvm_lapic_state { regs: [0; SIZE] };
+        state.regs.iter_mut().zip(bytes).for_each(|(to, from)| *to = from as _);
+        state
+    };
+    let (counting, over) = (kvm(page(ONE_SHOT, 1000, 5)), kvm(page(ONE_SHOT, 1000, 0)));
+    let mut timer = OneShot::default();
+    timer.stopped(&counting);
+    assert_eq!(neutral(&counting, timer).1, Some(80));
+    assert_eq!(neutral(&over, timer).1, Some(0));
+
+    // Its interrupt is there already.
+    let mut requested = Page(page(ONE_SHOT, 1000, 0));
+    requested.put(REQUEST + 0x20, 1);
+    assert_eq!(neutral(&kvm(requested.0), timer).1, None);
+
+    timer.stopped(&over);
+    assert_eq!(neutral(&over, timer).1, None);
+    let (_, timer, state) = in_kvm(&page(ONE_SHOT, 1000, 0), Some(0));
+    assert_eq!(neutral(&state, timer).1, Some(0));
+}
+
+#[test]
 fn what_the_guest_writes_meanwhile_counts() {
-    let (_, ended, _) = in_kvm(&page(ONE_SHOT, 1000, 0), None);
+    let (_, timer, _) = in_kvm(&page(ONE_SHOT, 1000, 0), None);
     let (again, _, state) = in_kvm(&page(ONE_SHOT, 77, 5), Some(80));
     assert_eq!(again.get(INITIAL_COUNT), 77);
-    let (page, left) = neutral(&state, ended);
+    let (page, left) = neutral(&state, timer);
     assert_eq!((Page(page).get(INITIAL_COUNT), left), (77, Some(80)));
 }
 
 #[test]
 fn deadlines_are_left_to_their_msr() {
-    let (page, ended, state) = in_kvm(&page(DEADLINE, 0, 0), None);
-    assert_eq!((page.get(LVT_TIMER), ended), (DEADLINE, EndedTimer::default()));
-    assert_eq!(neutral(&state, ended).1, None);
+    let (page, timer, state) = in_kvm(&page(DEADLINE, 0, 0), None);
+    assert_eq!((page.get(LVT_TIMER), timer), (DEADLINE, OneShot::default()));
+    assert_eq!(neutral(&state, timer).1, None);
 }
 
 #[test]

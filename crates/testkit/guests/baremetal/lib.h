@@ -70,6 +70,7 @@ void load_idt(void *pointer);
 #define APIC_VERSION 0x30
 #define APIC_EOI 0xb0
 #define APIC_SPURIOUS 0xf0
+#define APIC_REQUEST 0x200
 #define APIC_COMMAND 0x300
 #define APIC_COMMAND_HIGH 0x310
 #define APIC_TIMER 0x320
