@@ -2,7 +2,7 @@
 # Ubuntu machine with Rust and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages run boot test test-instances soak bench bench-container bench-image bench-run bench-cpu bench-io bench-disk bench-net lint
+.PHONY: help setup packages run boot test soak bench bench-container bench-image bench-run bench-cpu bench-io bench-disk bench-net lint
 
 CARGO ?= cargo
 GUISE := target/release/guise
@@ -28,9 +28,6 @@ boot: packages ## Boot a Debian kernel to a shell, or without a terminal run one
 test: setup ## Run every test
 	$(CARGO) test --release --workspace
 	@sh crates/testkit/not-tested.sh
-
-test-instances: setup ## Run the tests of `guise run` and the daemon
-	$(CARGO) test --release --package guise --test run
 
 soak: setup ## What takes too long for every test run: more cases, random guests, an hour's load (SECONDS_OF_LOAD=n)
 	GUISE_SOAK_SECONDS=$(or $(SECONDS_OF_LOAD),3600) \

@@ -1,8 +1,16 @@
 //! The client: HTTP over the daemon's socket, one connection a request.
+//!
+//! A daemon may be killed, or end, at any time. A request that may be done twice is
+//! repeated when the connection broke before its answer was complete; one that never
+//! reached a daemon is repeated in any case. Before each repetition somebody is asked to
+//! have a daemon run ([`Revive`]).
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use http_body_util::{BodyExt, Full};
@@ -26,22 +34,53 @@ pub enum ClientError {
     /// Nobody listens there.
     #[error("cannot reach the daemon at {socket}: {source}")]
     Unreachable { socket: PathBuf, source: std::io::Error },
-    /// The daemon went away in the middle, or speaks another language.
+    /// The daemon went away in the middle.
     #[error("the daemon at {socket} did not answer: {why}")]
     Broken { socket: PathBuf, why: String },
+    /// It speaks another language.
+    #[error("the daemon at {socket} gave an answer that is none: {why}")]
+    Garbled { socket: PathBuf, why: String },
+    /// No daemon could be brought to run.
+    #[error("{0}")]
+    Dead(String),
     #[error(transparent)]
     Api(#[from] ApiError),
 }
 
+/// How often a request is repeated, and how long the first repetition is waited for; the
+/// next ones wait twice as long each.
+const REPEATS: u32 = 6;
+const FIRST_WAIT: Duration = Duration::from_millis(20);
+
+/// Brings a daemon back that has gone, or says why it does not.
+pub trait Revive: Send + Sync {
+    fn revive<'a>(&'a self, client: &'a Client) -> BoxFuture<'a, Result<(), String>>;
+}
+
+/// Whether a request may be done twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Twice {
+    May,
+    MayNot,
+}
+
 /// Where a daemon listens.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Client {
     socket: PathBuf,
+    revive: Option<Arc<dyn Revive>>,
 }
 
 impl Client {
+    /// A client that takes it as it is when nobody listens.
     pub fn new(socket: impl Into<PathBuf>) -> Client {
-        Client { socket: socket.into() }
+        Client { socket: socket.into(), revive: None }
+    }
+
+    /// One that has a daemon started, or started again.
+    #[must_use]
+    pub fn reviving(self, revive: Arc<dyn Revive>) -> Client {
+        Client { revive: Some(revive), ..self }
     }
 
     #[must_use]
@@ -53,6 +92,10 @@ impl Client {
         ClientError::Broken { socket: self.socket.clone(), why: why.to_string() }
     }
 
+    fn garbled(&self, why: impl std::fmt::Display) -> ClientError {
+        ClientError::Garbled { socket: self.socket.clone(), why: why.to_string() }
+    }
+
     /// Connects, to see whether somebody is there.
     pub async fn connect(&self) -> Result<UnixStream, ClientError> {
         UnixStream::connect(&self.socket)
@@ -60,65 +103,112 @@ impl Client {
             .map_err(|source| ClientError::Unreachable { socket: self.socket.clone(), source })
     }
 
-    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        self.call(Method::GET, path, &()).await
+    /// Tries until there is an answer, or no hope of one. The attempt is told how many
+    /// there were before it.
+    async fn persist<T>(
+        &self,
+        twice: Twice,
+        attempt: impl AsyncFn(u32) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
+        let (mut before, mut wait) = (0, FIRST_WAIT);
+        loop {
+            let error = match attempt(before).await {
+                Err(error @ ClientError::Unreachable { .. }) => error,
+                Err(error @ ClientError::Broken { .. }) if twice == Twice::May => error,
+                other => return other,
+            };
+            let Some(revive) = self.revive.as_ref().filter(|_| before < REPEATS) else {
+                return Err(error);
+            };
+            if before > 0 {
+                tokio::time::sleep(wait).await;
+                wait *= 2;
+            }
+            revive.revive(self).await.map_err(ClientError::Dead)?;
+            before += 1;
+        }
     }
 
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.call(Method::GET, path, Bytes::new(), Twice::May).await
+    }
+
+    /// Asks for what is not to be done twice.
+    pub async fn post_once<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        self.call(Method::POST, path, self.json(body)?, Twice::MayNot).await
+    }
+
+    /// Asks for what is the same when it is done twice.
     pub async fn post<T: DeserializeOwned>(
         &self,
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, ClientError> {
-        self.call(Method::POST, path, body).await
+        self.call(Method::POST, path, self.json(body)?, Twice::May).await
     }
 
-    pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        self.call(Method::DELETE, path, &()).await
+    /// Removes something. That it is not there any more when this is repeated is success.
+    pub async fn delete(&self, path: &str) -> Result<(), ClientError> {
+        let attempt = async |before: u32| {
+            let sent = self.send(Method::DELETE, path, Bytes::new()).await;
+            match sent {
+                Ok(answer) => self.whole(answer).await.map(drop),
+                Err(ClientError::Api(error)) if before > 0 && error.code == Code::NotFound => {
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            }
+        };
+        self.persist(Twice::May, attempt).await
+    }
+
+    fn json(&self, body: &impl Serialize) -> Result<Bytes, ClientError> {
+        serde_json::to_vec(body).map(Bytes::from).map_err(|e| self.garbled(e))
     }
 
     async fn call<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
-        body: &impl Serialize,
+        body: Bytes,
+        twice: Twice,
     ) -> Result<T, ClientError> {
-        let body = if method == Method::POST {
-            serde_json::to_vec(body).map_err(|e| self.broken(e))?
-        } else {
-            Vec::new()
+        let attempt = async |_: u32| {
+            let answer = self.send(method.clone(), path, body.clone()).await?;
+            self.whole(answer).await
         };
-        let answer = self.send(method, path, "application/json", Bytes::from(body)).await?;
-        let bytes = self.whole(answer).await?;
-        serde_json::from_slice(&bytes).map_err(|e| self.broken(e))
-    }
-
-    /// Sends bytes that are no JSON; the answer's bytes.
-    pub async fn upload(&self, path: &str, body: Bytes) -> Result<(), ClientError> {
-        let answer = self.send(Method::POST, path, "application/x-tar", body).await?;
-        self.whole(answer).await.map(drop)
+        let bytes = self.persist(twice, attempt).await?;
+        serde_json::from_slice(&bytes).map_err(|e| self.garbled(e))
     }
 
     /// An answer that goes on: its parts, as they come.
     pub async fn stream(&self, path: &str) -> Result<Parts, ClientError> {
-        let answer = self.send(Method::GET, path, "application/json", Bytes::new()).await?;
-        Ok(Parts { body: answer.into_body(), client: self.clone(), line: Vec::new() })
+        self.parts(Method::GET, path, Bytes::new()).await
     }
 
-    /// The same for a request with a body.
+    /// The same for a request with a body, which may be sent twice.
     pub async fn post_stream(
         &self,
         path: &str,
         body: &impl Serialize,
     ) -> Result<Parts, ClientError> {
-        let body = serde_json::to_vec(body).map_err(|e| self.broken(e))?;
-        let answer = self.send(Method::POST, path, "application/json", Bytes::from(body)).await?;
+        self.parts(Method::POST, path, self.json(body)?).await
+    }
+
+    async fn parts(&self, method: Method, path: &str, body: Bytes) -> Result<Parts, ClientError> {
+        let attempt = async |_: u32| self.send(method.clone(), path, body.clone()).await;
+        let answer = self.persist(Twice::May, attempt).await?;
         Ok(Parts { body: answer.into_body(), client: self.clone(), line: Vec::new() })
     }
 
     async fn whole(&self, answer: Response<Incoming>) -> Result<Bytes, ClientError> {
         let body = answer.into_body();
         if body.size_hint().lower() > MAX_ANSWER {
-            return Err(self.broken("its answer is too large"));
+            return Err(self.garbled("it is too large"));
         }
         let limited = http_body_util::Limited::new(body, MAX_ANSWER as usize);
         limited.collect().await.map(|body| body.to_bytes()).map_err(|e| self.broken(e))
@@ -128,7 +218,6 @@ impl Client {
         &self,
         method: Method,
         path: &str,
-        kind: &str,
         body: Bytes,
     ) -> Result<Response<Incoming>, ClientError> {
         let stream = self.connect().await?;
@@ -140,9 +229,9 @@ impl Client {
             .method(method)
             .uri(format!("{PREFIX}{path}"))
             .header("host", "guise")
-            .header("content-type", kind)
+            .header("content-type", "application/json")
             .body(Full::new(body))
-            .map_err(|e| self.broken(e))?;
+            .map_err(|e| self.garbled(e))?;
         let answer = sender.send_request(request).await.map_err(|e| self.broken(e))?;
         if answer.status().is_success() {
             return Ok(answer);
@@ -154,22 +243,26 @@ impl Client {
         Err(error.into())
     }
 
-    /// Opens a session.
+    /// Opens a session. Opening it again does no harm: what a session is to do, it is
+    /// told by frames, or by a request that may be done twice.
     pub async fn session(&self, path: &str) -> Result<Session, ClientError> {
-        let stream = self.connect().await?;
-        let url = format!("ws://guise{PREFIX}{path}");
-        match tokio_tungstenite::client_async(url, stream).await {
-            Ok((socket, _)) => Ok(Session::new(socket, self)),
-            Err(tungstenite::Error::Http(answer)) => {
-                let status = answer.status();
-                let body = answer.into_body().unwrap_or_default();
-                let error: ApiError = serde_json::from_slice(&body).unwrap_or_else(|_| {
-                    ApiError::new(Code::Internal, format!("the daemon said {status}"))
-                });
-                Err(error.into())
+        let attempt = async |_: u32| {
+            let stream = self.connect().await?;
+            let url = format!("ws://guise{PREFIX}{path}");
+            match tokio_tungstenite::client_async(url, stream).await {
+                Ok((socket, _)) => Ok(Session::new(socket, self)),
+                Err(tungstenite::Error::Http(answer)) => {
+                    let status = answer.status();
+                    let body = answer.into_body().unwrap_or_default();
+                    let error: ApiError = serde_json::from_slice(&body).unwrap_or_else(|_| {
+                        ApiError::new(Code::Internal, format!("the daemon said {status}"))
+                    });
+                    Err(error.into())
+                }
+                Err(error) => Err(self.broken(error)),
             }
-            Err(error) => Err(self.broken(error)),
-        }
+        };
+        self.persist(Twice::May, attempt).await
     }
 }
 
@@ -201,14 +294,14 @@ impl Parts {
         loop {
             if let Some(end) = self.line.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.line.drain(..=end).collect();
-                return serde_json::from_slice(&line).map(Some).map_err(|e| self.client.broken(e));
+                return serde_json::from_slice(&line).map(Some).map_err(|e| self.client.garbled(e));
             }
             match self.next().await? {
                 Some(bytes) => self.line.extend_from_slice(&bytes),
                 None => return Ok(None),
             }
             if self.line.len() as u64 > MAX_ANSWER {
-                return Err(self.client.broken("a line of its answer does not end"));
+                return Err(self.client.garbled("a line of it does not end"));
             }
         }
     }
@@ -274,7 +367,7 @@ impl Receiver {
             match self.socket.next().await {
                 None | Some(Ok(Message::Close(_))) => return Ok(None),
                 Some(Ok(Message::Binary(bytes))) => {
-                    return Frame::decode(&bytes).map(Some).map_err(|e| self.client.broken(e));
+                    return Frame::decode(&bytes).map(Some).map_err(|e| self.client.garbled(e));
                 }
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(self.client.broken(error)),

@@ -27,6 +27,16 @@ pub struct Instance {
     pub status: InstanceStatus,
 }
 
+impl Instance {
+    /// Which life goes on, or is owed, or would be the next one.
+    #[must_use]
+    pub fn coming_life(&self) -> u64 {
+        let owed = self.spec.starts > self.status.starts;
+        let lives = self.status.phase.is_alive() && self.spec.running;
+        if owed || lives { self.spec.starts } else { self.spec.starts + 1 }
+    }
+}
+
 /// What is wanted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -236,6 +246,10 @@ pub struct Create {
     /// Made up where there is none.
     #[serde(default)]
     pub name: Option<String>,
+    /// Chosen by who asks, new for each instance that is wanted: the same request with the
+    /// same key makes no second one, and is answered with the first.
+    #[serde(default)]
+    pub key: Option<String>,
     pub spec: InstanceSpec,
     /// Somebody will attach in a moment, and wants to see all of it: one that ends and
     /// goes is kept until then.

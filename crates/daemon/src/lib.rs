@@ -29,7 +29,7 @@ mod table;
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use guise_state::embedded::EmbeddedStore;
@@ -79,16 +79,18 @@ pub(crate) struct Daemon {
 
 /// Serves until a signal asks to end. Workers are left running.
 pub async fn run(config: Config) -> Result<(), DaemonError> {
-    let (lock, listener) = take_place(&config)?;
+    let lock = take_place(&config)?;
     let store = EmbeddedStore::open(&config.state.join("state.redb"))?;
     let daemon = Arc::new(Daemon {
-        objects: objects::Objects::new(Arc::new(store)),
+        objects: objects::Objects::new(Arc::new(store))?,
         images: guise_image::Store::open(&config.images)?,
         table: table::Table::default(),
         events: events::Events::default(),
         config,
     });
     reconcile::resume(&daemon)?;
+    // Last: who can connect is served.
+    let listener = listen(&daemon.config.socket())?;
     let mut terminate =
         signal(SignalKind::terminate()).map_err(io("listen for signals in", &daemon.config.run))?;
     let mut interrupt =
@@ -105,8 +107,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     served.map_err(io("serve", socket))
 }
 
-/// Makes the directories, and the socket if nobody else has this place.
-fn take_place(config: &Config) -> Result<(File, UnixListener), DaemonError> {
+/// Makes the directories, and takes them if nobody else has.
+fn take_place(config: &Config) -> Result<File, DaemonError> {
     const LONGEST: usize = 107;
     let socket = config.socket();
     let longest = config.instance_run("0123456789ab").join("program-00000.sock");
@@ -134,14 +136,19 @@ fn take_place(config: &Config) -> Result<(File, UnixListener), DaemonError> {
             std::io::Write::write_all(&mut &lock, format!("{}\n", std::process::id()).as_bytes())
         })
         .map_err(io("write", config.run.join("daemon.lock")))?;
-    match std::fs::remove_file(&socket) {
+    Ok(lock)
+}
+
+/// Makes the socket, in the place of one that a killed daemon left.
+fn listen(socket: &Path) -> Result<UnixListener, DaemonError> {
+    match std::fs::remove_file(socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(io("remove", socket)(error));
         }
         _ => {}
     }
-    let listener = UnixListener::bind(&socket).map_err(io("listen at", &socket))?;
-    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))
-        .map_err(io("protect", &socket))?;
-    Ok((lock, listener))
+    let listener = UnixListener::bind(socket).map_err(io("listen at", socket))?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
+        .map_err(io("protect", socket))?;
+    Ok(listener)
 }

@@ -4,9 +4,11 @@
 //! instances/ID    the instance, as JSON
 //! names/NAME      its id: what keeps names apart
 //! volumes/NAME    the volume
+//! requests/KEY    the id of the instance that this request made, also when it has gone
 //! ```
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use guise_api::{ApiError, Code, Instance, Volume};
 use guise_state::{Check, Entry, Outcome, Page, StateError, Store, Write};
@@ -17,10 +19,15 @@ use crate::DaemonError;
 
 pub struct Objects {
     store: Arc<dyn Store>,
+    /// Keys of requests in the store, the oldest first.
+    requests: Mutex<VecDeque<String>>,
 }
 
 const INSTANCES: &str = "instances/";
 const VOLUMES: &str = "volumes/";
+const REQUESTS: &str = "requests/";
+/// How many requests are remembered: more than are under way at any time.
+const REMEMBERED: usize = 256;
 
 fn instance_key(id: &str) -> String {
     format!("{INSTANCES}{id}")
@@ -32,6 +39,10 @@ fn name_key(name: &str) -> String {
 
 fn volume_key(name: &str) -> String {
     format!("{VOLUMES}{name}")
+}
+
+fn request_key(key: &str) -> String {
+    format!("{REQUESTS}{key}")
 }
 
 fn put(key: String, value: &impl Serialize) -> Result<Write, ApiError> {
@@ -50,8 +61,11 @@ fn changed(name: &str) -> ApiError {
 }
 
 impl Objects {
-    pub fn new(store: Arc<dyn Store>) -> Objects {
-        Objects { store }
+    pub fn new(store: Arc<dyn Store>) -> Result<Objects, DaemonError> {
+        let mut requests = store.list(Page::all(REQUESTS))?.entries;
+        requests.sort_by_key(|entry| entry.modified);
+        let requests = requests.into_iter().map(|entry| entry.key).collect();
+        Ok(Objects { store, requests: Mutex::new(requests) })
     }
 
     pub fn instances(&self) -> Result<Vec<Instance>, DaemonError> {
@@ -80,18 +94,45 @@ impl Objects {
         tokio::task::spawn_blocking(commit).await.map_err(ApiError::internal)?.map_err(refused)
     }
 
-    /// Makes an instance; its name must be free.
-    pub async fn create(&self, instance: &mut Instance) -> Result<(), ApiError> {
+    /// The id of the instance that a request with this key has made.
+    pub fn request(&self, key: &str) -> Result<Option<String>, ApiError> {
+        let entry = self.store.get(&request_key(key)).map_err(ApiError::internal)?;
+        entry.as_ref().map(parse).transpose().map_err(ApiError::internal)
+    }
+
+    /// Makes an instance; its name must be free. Not when a request with the same key was
+    /// faster.
+    pub async fn create(
+        &self,
+        instance: &mut Instance,
+        request: Option<&str>,
+    ) -> Result<bool, ApiError> {
         let (key, name) = (instance_key(&instance.id), name_key(&instance.name));
-        let checks = vec![Check::Absent(key.clone()), Check::Absent(name.clone())];
-        let writes = vec![put(key, instance)?, put(name, &instance.id)?];
+        let mut checks = vec![Check::Absent(key.clone()), Check::Absent(name.clone())];
+        let mut writes = vec![put(key, instance)?, put(name, &instance.id)?];
+        let request = request.map(request_key);
+        if let Some(request) = &request {
+            checks.insert(0, Check::Absent(request.clone()));
+            writes.push(put(request.clone(), &instance.id)?);
+            writes.extend(self.forget_oldest().into_iter().map(Write::delete));
+        }
         match self.commit(checks, writes).await? {
             Outcome::Committed(revision) => {
                 instance.revision = revision;
-                Ok(())
+                let mut known = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+                known.extend(request);
+                Ok(true)
             }
+            Outcome::Conflict { key, .. } if Some(&key) == request.as_ref() => Ok(false),
             Outcome::Conflict { .. } => Err(taken(&instance.name)),
         }
+    }
+
+    /// The keys of requests that are remembered no longer when there is one more.
+    fn forget_oldest(&self) -> Vec<String> {
+        let mut known = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let surplus = (known.len() + 1).saturating_sub(REMEMBERED);
+        known.drain(..surplus).collect()
     }
 
     /// Writes a changed instance; with `old_name`, under a new name.

@@ -41,6 +41,10 @@ pub fn resume(daemon: &Arc<Daemon>) -> Result<(), DaemonError> {
             instance.status.phase = Phase::Created;
         }
         let entry = Entry::new(instance);
+        if entry.instance().spec.remove_on_exit {
+            // Who waits for its end has lost an earlier daemon, and comes back.
+            entry.expect_attach();
+        }
         daemon.table.insert(entry.clone());
         begin(daemon, entry);
     }
@@ -174,7 +178,9 @@ impl Task {
         let holder = self.daemon.config.place(&self.entry.id).holder();
         self.change(Keep::InMemory, |instance| {
             instance.status.phase = Phase::Running;
-            instance.status.pid = holder.map(|(pid, _)| pid);
+            // One that is being made has not signed yet.
+            let signed = holder.filter(|(_, life)| *life == job.life);
+            instance.status.pid = signed.map(|(pid, _)| pid);
             instance.status.error = None;
         })
         .await?;
@@ -248,7 +254,10 @@ impl Task {
                 Ok(())
             }
             // It runs already: how it fares is found out.
-            Ok(Born::Taken) => self.look().await,
+            Ok(Born::Taken) => {
+                self.look().await?;
+                self.not_begun(life).await
+            }
             Err(error) => {
                 let now = self
                     .change(self.keep(), |instance| {
@@ -264,6 +273,20 @@ impl Task {
                 Ok(())
             }
         }
+    }
+
+    /// Who had the instance a moment ago has left without having begun this life: it is
+    /// begun again.
+    async fn not_begun(&self, life: u64) -> Result<(), ApiError> {
+        self.change(Keep::InMemory, |instance| {
+            let status = &mut instance.status;
+            if status.phase == Phase::Starting && status.starts == life {
+                status.phase = Phase::Created;
+                status.starts = life - 1;
+            }
+        })
+        .await
+        .map(drop)
     }
 
     /// What goes with its end needs no record of it.

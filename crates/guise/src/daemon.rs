@@ -5,10 +5,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use guise_daemon::Config;
+use guise_daemon::{Config, DaemonError};
 use tracing::Level;
 
 use crate::Failure;
+
+/// What a daemon that a command started ends with when another one has its place.
+pub const ANOTHER_RUNS: u8 = 3;
 
 /// Run the control plane in the foreground
 ///
@@ -67,10 +70,15 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         .enable_all()
         .build()
         .map_err(Failure::failed)?;
-    runtime.block_on(guise_daemon::run(config)).map_err(Failure::failed)?;
+    let ended = runtime.block_on(guise_daemon::run(config));
     // Blocking calls that are under way end with the process.
     runtime.shutdown_background();
-    Ok(ExitCode::SUCCESS)
+    match ended {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        // Whoever started this one in vain tries again, or finds the other.
+        Err(DaemonError::Running(_)) if arguments.background => Ok(ANOTHER_RUNS.into()),
+        Err(error) => Err(Failure::failed(error)),
+    }
 }
 
 /// `guise worker STATE RUN`: the process that holds one instance.

@@ -28,7 +28,8 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 #[must_use]
 pub fn run(state: &Path, run: &Path) -> u8 {
     let place = Place { state: state.to_owned(), run: run.to_owned() };
-    let channel = match rustix::io::dup(rustix::stdio::stdin()) {
+    // Nobody else's: the daemon knows by its end that this process has ended.
+    let channel = match rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3) {
         Ok(channel) => UnixStream::from(channel),
         Err(error) => {
             eprintln!("the daemon's channel is missing: {error}");
@@ -57,9 +58,10 @@ fn live(place: &Place, midwife: &mut Midwife) -> Result<(), ApiError> {
     let job = place.read_job().map_err(failure("read the job"))?.ok_or_else(|| {
         ApiError::new(Code::Internal, "the worker was given no job").exit_code(125)
     })?;
-    place.begin().and_then(|()| hold.sign(job.life)).map_err(failure("begin a life"))?;
     // Before there is a second thread, which could not follow into namespaces.
     let (body, warnings) = prepare(&job, midwife)?;
+    // What failed up to here, perhaps because the daemon is gone, may be tried again.
+    place.begin().and_then(|()| hold.sign(job.life)).map_err(failure("begin a life"))?;
     let started = bring_up(place, &job, &body);
     let (served, pumps, open) = match started {
         Ok(started) => started,

@@ -16,6 +16,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use guise_api::Ended;
 use rustix::fs::{FlockOperation, flock};
@@ -96,8 +97,17 @@ impl Place {
         }
     }
 
-    /// Takes the instance; none when another process has it.
+    /// Takes the instance; none when another process has it. Who only looks whether it is
+    /// held has it for a moment, too.
     pub fn hold(&self) -> io::Result<Option<Hold>> {
+        const ATTEMPTS: u32 = 50;
+        const MOMENT: Duration = Duration::from_millis(10);
+        for _ in 1..ATTEMPTS {
+            if let Some(file) = self.lock()? {
+                return Ok(Some(Hold { file }));
+            }
+            std::thread::sleep(MOMENT);
+        }
         Ok(self.lock()?.map(|file| Hold { file }))
     }
 

@@ -117,8 +117,14 @@ pub async fn list(State(daemon): State<App>) -> Json<Vec<Instance>> {
     )
 )]
 pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Answer<Instance> {
-    let Create { name, mut spec, attach, rows, columns } = asked;
+    let Create { name, key, mut spec, attach, rows, columns } = asked;
     check(&spec)?;
+    if let Some(key) = &key {
+        check_name(key)?;
+        if let Some(id) = daemon.objects.request(key)? {
+            return made_before(&daemon, &id);
+        }
+    }
     let name = match name {
         Some(name) => name,
         None => made_up(&spec.image)?,
@@ -148,9 +154,11 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
         spec,
         status: InstanceStatus { digest, ..InstanceStatus::default() },
     };
-    if let Err(error) = daemon.objects.create(&mut instance).await {
+    let made = daemon.objects.create(&mut instance, key.as_deref()).await;
+    if !matches!(made, Ok(true)) {
         reconcile::abandon(&daemon, &instance.id).await;
-        return Err(error.into());
+        made?;
+        return Err(ApiError::new(Code::Conflict, "a request with this key is under way").into());
     }
     daemon.events.instance(&instance, "created", None);
     let entry = Entry::new(instance.clone());
@@ -162,6 +170,20 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
     daemon.table.insert(entry.clone());
     reconcile::begin(&daemon, entry);
     Ok(Json(instance))
+}
+
+/// What an earlier request with the same key has made.
+fn made_before(daemon: &App, id: &str) -> Answer<Instance> {
+    match daemon.table.find(id) {
+        Ok(entry) => Ok(Json(Instance::clone(&entry.instance()))),
+        Err(_) => Err(Refused(
+            ApiError::new(
+                Code::Conflict,
+                format!("this request has made instance {id} before, which has been removed since"),
+            )
+            .hint("for another instance, choose another key"),
+        )),
+    }
 }
 
 #[utoipa::path(
@@ -215,30 +237,42 @@ pub async fn remove(
     Ok(Json(Instance::clone(&*entry.until(|_| false).await)))
 }
 
-/// Wants another life, unless it lives.
-pub async fn want_running(daemon: &App, entry: &Entry) -> Result<(), ApiError> {
+/// Wants this life to have begun, or without a number: another one, unless it lives.
+pub async fn want_running(daemon: &App, entry: &Entry, life: Option<u64>) -> Result<u64, ApiError> {
+    let mut wanted = 0;
     let change = |instance: &mut Instance| {
         if instance.removing {
             return Err(ApiError::new(Code::State, format!("{} is being removed", instance.name)));
         }
-        let begun = instance.status.starts >= instance.spec.starts;
-        let lives = instance.status.phase.is_alive() && instance.spec.running;
-        if begun && !lives {
-            instance.spec.starts += 1;
+        let coming = instance.coming_life();
+        wanted = life.unwrap_or(coming);
+        if wanted > coming {
+            return Err(no_such_life(instance, wanted));
         }
-        instance.spec.running = true;
-        instance.spec.paused = false;
+        if wanted == coming {
+            instance.spec.starts = wanted;
+            instance.spec.running = true;
+            instance.spec.paused = false;
+        }
         Ok(())
     };
-    entry.change(&daemon.objects, Keep::Durably, change).await.map(drop)
+    entry.change(&daemon.objects, Keep::Durably, change).await?;
+    Ok(wanted)
 }
 
-/// Waits until the life that is wanted has begun, or could not.
-async fn begun(entry: &Entry) -> Answer<Instance> {
+fn no_such_life(instance: &Instance, life: u64) -> ApiError {
+    let next = instance.coming_life();
+    ApiError::invalid(format!("{} cannot begin life {life}: the next is {next}", instance.name))
+}
+
+/// Waits until this life has begun, or could not.
+async fn begun(entry: &Entry, life: u64) -> Answer<Instance> {
     let instance = entry
         .until(|instance| {
-            instance.status.starts >= instance.spec.starts
-                && !matches!(instance.status.phase, Phase::Starting | Phase::Stopping)
+            let status = &instance.status;
+            status.starts > life
+                || status.starts == life
+                    && !matches!(status.phase, Phase::Starting | Phase::Stopping)
         })
         .await;
     match &instance.status.error {
@@ -247,17 +281,29 @@ async fn begun(entry: &Entry) -> Answer<Instance> {
     }
 }
 
+/// Which life is wanted: a request that says so may be repeated.
+#[derive(Deserialize)]
+pub struct Life {
+    #[serde(default)]
+    life: Option<u64>,
+}
+
 #[utoipa::path(
-    post, path = "/v1/instances/{name}/start", params(("name" = String, Path)),
+    post, path = "/v1/instances/{name}/start",
+    params(("name" = String, Path), ("life" = Option<u64>, Query)),
     responses(
         (status = 200, body = Instance), (status = 404, body = ApiError),
         (status = 422, body = ApiError),
     )
 )]
-pub async fn start(State(daemon): State<App>, Path(name): Path<String>) -> Answer<Instance> {
+pub async fn start(
+    State(daemon): State<App>,
+    Path(name): Path<String>,
+    Query(asked): Query<Life>,
+) -> Answer<Instance> {
     let entry = daemon.table.find(&name)?;
-    want_running(&daemon, &entry).await?;
-    begun(&entry).await
+    let life = want_running(&daemon, &entry, asked.life).await?;
+    begun(&entry, life).await
 }
 
 #[derive(Default, Deserialize)]
@@ -265,6 +311,8 @@ pub struct Patience {
     /// Seconds until it is killed.
     #[serde(default)]
     seconds: Option<u32>,
+    #[serde(default)]
+    life: Option<u64>,
 }
 
 #[utoipa::path(
@@ -293,7 +341,10 @@ pub async fn stop(
 
 #[utoipa::path(
     post, path = "/v1/instances/{name}/restart",
-    params(("name" = String, Path), ("seconds" = Option<u32>, Query)),
+    params(
+        ("name" = String, Path), ("seconds" = Option<u32>, Query),
+        ("life" = Option<u64>, Query),
+    ),
     responses(
         (status = 200, body = Instance), (status = 404, body = ApiError),
         (status = 422, body = ApiError),
@@ -305,15 +356,23 @@ pub async fn restart(
     Query(patience): Query<Patience>,
 ) -> Answer<Instance> {
     let entry = daemon.table.find(&name)?;
+    let mut life = 0;
     let change = |instance: &mut Instance| {
-        instance.spec.stop_seconds = patience.seconds.or(instance.spec.stop_seconds);
-        instance.spec.starts = instance.status.starts + 1;
-        instance.spec.running = true;
-        instance.spec.paused = false;
+        let next = instance.status.starts.max(instance.spec.starts) + 1;
+        life = patience.life.unwrap_or(next);
+        if life > next {
+            return Err(no_such_life(instance, life));
+        }
+        if life == next {
+            instance.spec.stop_seconds = patience.seconds.or(instance.spec.stop_seconds);
+            instance.spec.starts = life;
+            instance.spec.running = true;
+            instance.spec.paused = false;
+        }
         Ok(())
     };
     entry.change(&daemon.objects, Keep::Durably, change).await?;
-    begun(&entry).await
+    begun(&entry, life).await
 }
 
 /// The control socket of an instance that runs.

@@ -54,8 +54,11 @@ impl Client {
             let _ = self.send(&last).await;
         }
         let _ = self.0.send(Message::Close(None)).await;
-        // Closing at once would throw away what is under way.
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.0.recv()).await;
+        // Closing while something is under way would throw away what was said. What the
+        // client still sends is of no use to anybody.
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let rest = async { while let Some(Ok(_)) = self.0.recv().await {} };
+        let _ = tokio::time::timeout(PATIENCE, rest).await;
     }
 }
 
@@ -112,9 +115,15 @@ async fn relay(client: &mut Client, worker: UnixStream) -> Result<Option<Frame>,
         }
     };
     reader.abort();
-    // What the client sent before it left still arrives.
+    // What the client sent before it left still arrives, if the program reads it.
     drop(queue);
-    drop(writer);
+    tokio::spawn(async move {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let stop = writer.abort_handle();
+        if tokio::time::timeout(PATIENCE, writer).await.is_err() {
+            stop.abort();
+        }
+    });
     last
 }
 
@@ -123,6 +132,9 @@ pub struct Attach {
     /// Start it first.
     #[serde(default)]
     start: bool,
+    /// Which of its lives is meant, also when it is over; otherwise the present one.
+    #[serde(default)]
+    life: Option<u64>,
     /// With what this life has printed already.
     #[serde(default)]
     past: bool,
@@ -154,17 +166,20 @@ async fn attach_to(
 ) -> Result<Option<Frame>, ApiError> {
     let entry = daemon.table.find(name)?;
     let attached = entry.attach_as_expected();
-    if asked.start {
+    let life = if asked.start {
         let size = Size { rows: asked.rows, columns: asked.columns };
         *entry.console.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(size);
-        want_running(daemon, &entry).await?;
+        want_running(daemon, &entry, asked.life).await?
     } else {
-        socket_of(daemon, &entry)?;
-    }
+        if asked.life.is_none() {
+            socket_of(daemon, &entry)?;
+        }
+        asked.life.unwrap_or(entry.instance().spec.starts)
+    };
     let instance = entry
         .until(|instance| {
             let running = instance.status.phase.has_socket();
-            running && instance.status.starts >= instance.spec.starts || is_over(instance)
+            running && instance.status.starts >= life || is_over(instance)
         })
         .await;
     let place = daemon.config.place(&entry.id);
@@ -239,6 +254,8 @@ async fn exec_in(daemon: &App, name: &str, client: &mut Client) -> Result<Option
         stdin: asked.stdin,
     };
     let worker = link::session(&socket, &Request::Exec(program)).await?;
+    // It runs: who wants no more of it may go.
+    client.send(&Frame::message(&())).await?;
     relay(client, worker).await
 }
 

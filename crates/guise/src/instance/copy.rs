@@ -25,11 +25,11 @@ fn remote_end(text: &str) -> Option<(&str, &str)> {
 pub async fn copy(from: String, to: String) -> Done {
     match (remote_end(&from), remote_end(&to)) {
         (Some((name, path)), None) => {
-            let client = remote::connect().await?;
+            let client = remote::connect()?;
             out(&client, name, path, &to).await
         }
         (None, Some((name, path))) => {
-            let client = remote::connect().await?;
+            let client = remote::connect()?;
             into(&client, &from, name, path).await
         }
         _ => Err(Failure::usage("one of the two is NAME:PATH, the other a path here or -")),
@@ -178,11 +178,7 @@ async fn into(client: &Client, from: &str, name: &str, path: &str) -> Done {
     };
     // A folder of this name takes it in under its own.
     if let Some(last) = new_name.filter(|last| !last.is_empty()) {
-        let mut probe = open(path).await?;
-        const EMPTY_ARCHIVE: usize = 1024;
-        probe.send(&Frame::Stdin(vec![0; EMPTY_ARCHIVE])).await?;
-        probe.send(&Frame::StdinEnd).await?;
-        if let Some(Frame::Exit(_)) = probe.next().await? {
+        if is_folder(open(path).await?).await? {
             return send(open(path).await?, from, None).await;
         }
         return send(open(folder).await?, from, Some(last)).await;
@@ -190,19 +186,41 @@ async fn into(client: &Client, from: &str, name: &str, path: &str) -> Done {
     send(open(folder).await?, from, None).await
 }
 
+/// Whether archives can be unpacked there: an empty one tells.
+async fn is_folder(mut probe: Session) -> Result<bool, Failure> {
+    const EMPTY_ARCHIVE: usize = 1024;
+    for frame in [Frame::Stdin(vec![0; EMPTY_ARCHIVE]), Frame::StdinEnd] {
+        // Where it is none, nobody may listen any more: what was said is read below.
+        if probe.send(&frame).await.is_err() {
+            break;
+        }
+    }
+    Ok(matches!(probe.next().await?, Some(Frame::Exit(_))))
+}
+
 /// Sends an archive, and waits until it has been unpacked.
 async fn send(mut session: Session, from: &str, name: Option<&str>) -> Done {
     let (sender, mut pieces) = tokio::sync::mpsc::channel::<Vec<u8>>(16);
     let (from, name) = (PathBuf::from(from), name.map(str::to_owned));
     let packer = std::thread::spawn(move || pack(&from, name.as_deref(), Sender(sender)));
+    let mut heard = true;
     while let Some(piece) = pieces.recv().await {
-        session.send(&Frame::Stdin(piece)).await?;
+        // The other end has given up, and has said why.
+        heard = session.send(&Frame::Stdin(piece)).await.is_ok();
+        if !heard {
+            break;
+        }
     }
+    drop(pieces);
     match packer.join() {
-        Ok(packed) => packed?,
+        // One that was interrupted fails too.
+        Ok(packed) if heard => packed?,
+        Ok(_) => {}
         Err(_) => return Err(Failure::failed("the copy broke off")),
     }
-    session.send(&Frame::StdinEnd).await?;
+    if heard {
+        let _ = session.send(&Frame::StdinEnd).await;
+    }
     loop {
         match session.next().await? {
             Some(Frame::Exit(_)) => return Ok(ExitCode::SUCCESS),

@@ -33,7 +33,8 @@ async fn make(client: &Client, options: &Options, begin: Begin) -> Result<Instan
     spec.running = begin != Begin::Not;
     let (rows, columns) = console::size();
     let attach = begin == Begin::Attached;
-    let request = Request { name: options.name.clone(), spec, attach, rows, columns };
+    let key = Some(new_key().map_err(Failure::failed)?);
+    let request = Request { name: options.name.clone(), key, spec, attach, rows, columns };
     if options.pull == "always" {
         fetch(client, &options.image).await?;
     }
@@ -46,6 +47,13 @@ async fn make(client: &Client, options: &Options, begin: Begin) -> Result<Instan
         }
         other => Ok(other?),
     }
+}
+
+/// What tells this request from all others, also when it is sent again.
+fn new_key() -> std::io::Result<String> {
+    let mut bytes = [0; 16];
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
 }
 
 /// Has the daemon fetch an image, and says on standard error what it does.
@@ -73,7 +81,7 @@ async fn fetch(client: &Client, image: &str) -> Result<(), Failure> {
 }
 
 pub async fn create(arguments: Create) -> Done {
-    let client = remote::connect().await?;
+    let client = remote::connect()?;
     let instance = make(&client, &arguments.options, Begin::Not).await?;
     println!("{}", instance.id);
     Ok(ExitCode::SUCCESS)
@@ -89,7 +97,7 @@ async fn start(arguments: Run) -> Done {
     if !arguments.detach && !arguments.explain {
         console::check_terminal(options.tty, options.interactive)?;
     }
-    let client = remote::connect().await?;
+    let client = remote::connect()?;
     if arguments.explain {
         let explanation: Explanation = client.post("/explain", &options.spec()?).await?;
         println!("{}", explanation.guise.name());
@@ -101,17 +109,14 @@ async fn start(arguments: Run) -> Done {
     if arguments.detach {
         let instance = make(&client, options, Begin::Alone).await?;
         let started: Result<Instance, ClientError> =
-            client.post(&format!("/instances/{}/start", instance.id), &()).await;
+            client.post(&format!("/instances/{}/start?life=1", instance.id), &()).await;
         warn(&started?);
         println!("{}", instance.id);
         return Ok(ExitCode::SUCCESS);
     }
     let instance = make(&client, options, Begin::Attached).await?;
-    let (rows, columns) = console::size();
-    let path = format!(
-        "/instances/{}/attach?start=true&past=true&stdin={}&rows={rows}&columns={columns}",
-        instance.id, options.interactive
-    );
+    let path =
+        format!("/instances/{}/attach?life=1&past=true&stdin={}", instance.id, options.interactive);
     let session = client.session(&path).await?;
     let console = Console { terminal: options.tty, stdin: options.interactive, detach };
     finish(console::attend(session, console).await?)
@@ -148,7 +153,7 @@ async fn execute(arguments: Exec) -> Done {
     if !arguments.detach {
         console::check_terminal(arguments.tty, arguments.interactive)?;
     }
-    let client = remote::connect().await?;
+    let client = remote::connect()?;
     let (rows, columns) = console::size();
     let mut session =
         client.session(&format!("/instances/{}/exec", super::escaped(&arguments.name))).await?;
@@ -160,14 +165,11 @@ async fn execute(arguments: Exec) -> Done {
     finish(console::attend(session, console).await?)
 }
 
-/// Leaves the program running when it has begun: what comes within a moment is an error.
+/// Leaves the program running when it has begun, which the first frame tells.
 async fn detached(session: &mut guise_api::client::Session) -> Done {
-    const MOMENT: std::time::Duration = std::time::Duration::from_millis(300);
-    match tokio::time::timeout(MOMENT, session.next()).await {
-        Ok(frame) => match frame? {
-            Some(Frame::Error(error)) => Err(error.into()),
-            _ => Ok(ExitCode::SUCCESS),
-        },
-        Err(_) => Ok(ExitCode::SUCCESS),
+    match session.next().await? {
+        Some(Frame::Error(error)) => Err(error.into()),
+        Some(_) => Ok(ExitCode::SUCCESS),
+        None => Err(Failure::failed("the daemon went away before the program began")),
     }
 }

@@ -143,12 +143,20 @@ where
 }
 
 pub async fn run(command: Manage) -> Done {
-    let client = remote::connect().await?;
+    let client = remote::connect()?;
     let of = async |path: String| {
         client.post::<Instance>(&path, &()).await.map(|instance| instance.name)
     };
     let patience =
-        |time: Option<u32>| time.map(|seconds| format!("?seconds={seconds}")).unwrap_or_default();
+        |time: Option<u32>| time.map(|seconds| format!("&seconds={seconds}")).unwrap_or_default();
+    // With the number of the life that is wanted, so that the request may be repeated.
+    let next_life = async |name: &str, restart: bool| -> Result<u64, ClientError> {
+        let instance: Instance = client.get(&format!("/instances/{name}")).await?;
+        Ok(match restart {
+            true => instance.spec.starts.max(instance.status.starts) + 1,
+            false => instance.coming_life(),
+        })
+    };
     match command {
         Manage::Ps { all, quiet, output } => list(&client, all, quiet, &output).await,
         Manage::Start { attach, interactive, names } if attach || interactive => {
@@ -158,20 +166,28 @@ pub async fn run(command: Manage) -> Done {
             start_attached(&client, name, interactive).await
         }
         Manage::Start { names, .. } => {
-            each(names, async |name| of(format!("/instances/{name}/start")).await).await
+            each(names, async |name| {
+                let life = next_life(name, false).await?;
+                of(format!("/instances/{name}/start?life={life}")).await
+            })
+            .await
         }
         Manage::Stop { time, names } => {
             let query = patience(time);
-            each(names, async |name| of(format!("/instances/{name}/stop{query}")).await).await
+            each(names, async |name| of(format!("/instances/{name}/stop?{query}")).await).await
         }
         Manage::Restart { time, names } => {
             let query = patience(time);
-            each(names, async |name| of(format!("/instances/{name}/restart{query}")).await).await
+            each(names, async |name| {
+                let life = next_life(name, true).await?;
+                of(format!("/instances/{name}/restart?life={life}{query}")).await
+            })
+            .await
         }
         Manage::Rm { force, names } => {
             each(names, async |name| {
-                let path = format!("/instances/{name}?force={force}");
-                client.delete::<Instance>(&path).await.map(|instance| instance.name)
+                client.delete(&format!("/instances/{name}?force={force}")).await?;
+                Ok(name.to_owned())
             })
             .await
         }
@@ -179,7 +195,7 @@ pub async fn run(command: Manage) -> Done {
             let signal = escaped(&signal);
             each(names, async |name| {
                 let path = format!("/instances/{name}/kill?signal={signal}");
-                client.post::<()>(&path, &()).await.map(|()| name.to_owned())
+                client.post_once::<()>(&path, &()).await.map(|()| name.to_owned())
             })
             .await
         }
@@ -207,7 +223,7 @@ pub async fn run(command: Manage) -> Done {
         }
         Manage::Rename { name, to } => {
             let path = format!("/instances/{}/rename?to={}", escaped(&name), escaped(&to));
-            client.post::<Instance>(&path, &()).await?;
+            client.post_once::<Instance>(&path, &()).await?;
             Ok(ExitCode::SUCCESS)
         }
         Manage::Attach { no_stdin, detach_keys, name } => {
@@ -238,7 +254,8 @@ async fn start_attached(client: &Client, name: &str, interactive: bool) -> Done 
     let stdin = instance.spec.stdin && interactive;
     console::check_terminal(instance.spec.tty, stdin)?;
     let (rows, columns) = console::size();
-    let query = format!("start=true&past=true&rows={rows}&columns={columns}");
+    let life = instance.coming_life();
+    let query = format!("start=true&life={life}&past=true&rows={rows}&columns={columns}");
     attach(client, &instance, &query, stdin, console::parse_keys("ctrl-p,ctrl-q")?).await
 }
 
@@ -279,7 +296,7 @@ fn row(instance: &Instance) -> Vec<String> {
 }
 
 pub async fn volume(command: Volume) -> Done {
-    let client = remote::connect().await?;
+    let client = remote::connect()?;
     match command {
         Volume::Create { names } => {
             let mut code = ExitCode::SUCCESS;
@@ -319,7 +336,7 @@ pub async fn volume(command: Volume) -> Done {
         }
         Volume::Rm { names } => {
             each(names, async |name| {
-                client.delete::<()>(&format!("/volumes/{name}")).await.map(|()| name.to_owned())
+                client.delete(&format!("/volumes/{name}")).await.map(|()| name.to_owned())
             })
             .await
         }

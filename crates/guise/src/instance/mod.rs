@@ -28,6 +28,7 @@ impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Failure {
         match error {
             ClientError::Api(error) => error.into(),
+            ClientError::Dead(message) => Failure { code: 125, message },
             other => Failure::failed(other),
         }
     }

@@ -30,7 +30,7 @@ pub struct Logs {
 }
 
 pub async fn logs(arguments: Logs) -> Done {
-    let client = remote::connect().await?;
+    let client = remote::connect()?;
     let tail = arguments.tail.map(|lines| format!("&tail={lines}")).unwrap_or_default();
     let path = format!(
         "/instances/{}/logs?follow={}&timestamps={}{tail}",
@@ -68,7 +68,7 @@ pub struct Stats {
 }
 
 pub async fn stats(arguments: Stats) -> Done {
-    let client = remote::connect().await?;
+    let client = remote::connect()?;
     loop {
         let usages = usages(&client, &arguments.names).await?;
         let header = ["NAME", "CPU TIME", "MEMORY", "LIMIT", "PROCESSES", "READ", "WRITTEN"];
@@ -122,7 +122,7 @@ pub struct Events {
 }
 
 pub async fn events(arguments: Events) -> Done {
-    let client = remote::connect().await?;
+    let client = remote::connect()?;
     let mut events = client.stream(&format!("/events?follow={}", arguments.follow)).await?;
     while let Some(event) = events.next_value::<Event>().await? {
         if arguments.output.is_table() {

@@ -56,10 +56,25 @@ fn stopping_is_asked_for_first() {
 #[test]
 fn logs_follow_and_end_with_the_instance() {
     let Some(home) = Home::new("logs") else { return };
-    let script = "for i in 1 2 3 4 5; do echo line $i; sleep 0.2; done; echo last >&2";
-    home.good(&["run", "-d", "--name", "it", BOX, "sh", "-c", script]);
+    // Two pipes lead to the log: what comes out of one is there before the other is used.
+    let script = "for i in 1 2 3; do echo line $i; done; cat /tmp/go; echo line 5; \
+                  read end < /tmp/go; echo last >&2";
+    home.good(&[
+        "run",
+        "-d",
+        "--name",
+        "it",
+        BOX,
+        "sh",
+        "-c",
+        &format!("mkfifo /tmp/go; {script}"),
+    ]);
+    home.until("it waits", || home.good(&["logs", "it"]).ends_with("line 3"));
     let follow =
         home.command(["logs", "-f", "it"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    home.good(&["exec", "it", "sh", "-c", "echo line 4 > /tmp/go"]);
+    home.until("it waits again", || home.good(&["logs", "it"]).ends_with("line 5"));
+    home.good(&["exec", "it", "sh", "-c", "echo end > /tmp/go"]);
     let output = follow.unwrap().wait_with_output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "line 1\nline 2\nline 3\nline 4\nline 5\n");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "last\n");
@@ -104,9 +119,12 @@ fn policies_start_it_again() {
     ]);
     home.until("it came back", || home.good(&["logs", "always"]).lines().count() > 2);
     home.good(&["stop", "always"]);
-    let phase = home.inspect("always")["status"]["phase"].clone();
-    std::thread::sleep(std::time::Duration::from_millis(500));
-    assert_eq!((phase, home.good(&["ps", "-q"])), ("exited".into(), String::new()));
+    let stopped = home.inspect("always")["status"].clone();
+    assert_eq!(stopped["phase"], "exited");
+    // As long as another one takes to be started again three times, nothing happens to it.
+    home.good(&["run", "-d", "--name", "clock", "--restart", "on-failure:3", BOX, "false"]);
+    assert_eq!(home.good(&["wait", "clock"]), "1");
+    assert_eq!(home.inspect("always")["status"], stopped);
 }
 
 #[test]
@@ -124,11 +142,13 @@ fn pause_holds_it_where_it_is() {
     ]);
     home.good(&["pause", "it"]);
     assert_eq!(home.inspect("it")["status"]["phase"], "paused");
-    // What was printed before is on its way for a moment.
-    std::thread::sleep(std::time::Duration::from_millis(200));
-    let before = home.good(&["logs", "it"]);
-    std::thread::sleep(std::time::Duration::from_millis(400));
-    assert_eq!(home.good(&["logs", "it"]), before);
+    // What was printed before may still be on its way.
+    let mut before = String::new();
+    home.until("nothing is printed for half a second", || {
+        before = home.good(&["logs", "it"]);
+        home.good(&["run", "--rm", BOX, "sleep", "0.5"]);
+        home.good(&["logs", "it"]) == before
+    });
     home.good(&["unpause", "it"]);
     home.until("it goes on", || home.good(&["logs", "it"]).len() > before.len());
     home.good(&["pause", "it"]);

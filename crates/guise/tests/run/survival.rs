@@ -25,8 +25,10 @@ fn instances_live_on_without_a_daemon() {
         "while :; do date +%s%N; sleep 0.1; done",
     ]);
     home.good(&["run", "-d", "--name", "short", BOX, "sh", "-c", "sleep 1; exit 6"]);
+    let short = home.inspect("short")["id"].as_str().unwrap().to_owned();
     home.kill_daemon();
-    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let end = home.path(format!("state/instances/{short}/end.json"));
+    home.until("one has ended meanwhile", || end.exists());
     home.start_daemon();
     home.until_phase("long", "running");
     assert_eq!(home.good(&["wait", "short"]), "6");
@@ -103,25 +105,27 @@ fn a_daemon_killed_anywhere_loses_nothing() {
         std::thread::scope(|scope| {
             let running = scope
                 .spawn(|| commands[..upto].iter().map(|args| home.guise(args)).collect::<Vec<_>>());
+            // Anywhere: it does not matter where.
             std::thread::sleep(std::time::Duration::from_millis(7 * round as u64 % 90));
             let pid = home.daemon_pid();
             kill_process(pid, Signal::KILL).unwrap();
             done = running.join().unwrap();
         });
+        // Commands start a daemon of their own, and ask it for what the dead one owes them.
+        for (said, args) in done.iter().zip(&commands) {
+            assert_eq!(said.code, 0, "{args:?}: {}\n{}", said.err, home.daemon_log());
+        }
         home.reap_daemon();
-        // A command after the kill starts a daemon of its own: that one serves on.
         home.adopt_daemon();
-        if done[0].code == 0 && upto < 3 {
+        if upto < 3 {
             made.push(name);
         }
     }
     assert_eq!(worker_of(&home, "stays"), stays);
     for name in &made {
-        home.until(&format!("{name} is settled"), || {
-            let phase = home.inspect(name)["status"]["phase"].clone();
-            phase == "running" || phase == "exited" || phase == "failed"
-        });
+        home.until_phase(name, "running");
     }
+    assert_eq!(home.good(&["ps", "-aq"]).lines().count(), made.len() + 1);
     let mut workers: Vec<String> =
         home.leftovers().into_iter().filter(|line| line.contains(" worker ")).collect();
     workers.sort();

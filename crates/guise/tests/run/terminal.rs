@@ -63,8 +63,8 @@ fn a_shell_on_a_terminal() {
     let shown = terminal.shown.lock().unwrap().clone();
     assert!(shown.contains("40 100") && shown.contains("/dev/pts/0"), "{shown}");
     // Ctrl-C is the program's, not this command's.
-    terminal.type_in("sleep 1000\n");
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    terminal.type_in("sh -c 'echo began-$((6*8)); exec sleep 1000'\n");
+    terminal.until(&home, "began-48");
     terminal.type_in("\x03");
     terminal.type_in("exit 3\n");
     assert_eq!(terminal.end(), 3);
