@@ -135,7 +135,7 @@ def main():
                         wrong.append(f"{name} under {place}: {found}, not {expected}")
                     else:
                         samples[place][name].append(spent)
-    found = figures(places["guise"])
+        found = figures(places["guise"])
     report(kinds, names, samples, found)
     for line in wrong:
         print("wrong:", line)
