@@ -51,9 +51,8 @@ impl Code {
         match self {
             Code::Invalid => 400,
             Code::NotFound | Code::ImageMissing | Code::KernelMissing => 404,
-            Code::Conflict | Code::State => 409,
+            Code::Conflict | Code::State | Code::Exhausted => 409,
             Code::Unsupported | Code::NotStarted => 422,
-            Code::Exhausted => 507,
             Code::Internal => 500,
         }
     }
@@ -70,6 +69,20 @@ impl ApiError {
 
     pub fn internal(error: impl std::fmt::Display) -> ApiError {
         ApiError::new(Code::Internal, error.to_string())
+    }
+
+    /// The host could not do it: its disks are full or read-only, or else something
+    /// failed that should not.
+    pub fn host(what: impl std::fmt::Display, error: &std::io::Error) -> ApiError {
+        use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+        let message = format!("{what}: {error}");
+        match error.kind() {
+            StorageFull | QuotaExceeded | ReadOnlyFilesystem => {
+                ApiError::new(Code::Exhausted, message)
+                    .hint("nothing was changed; see that the disk has room and can be written to")
+            }
+            _ => ApiError::new(Code::Internal, message),
+        }
     }
 
     #[must_use]

@@ -61,6 +61,8 @@ pub struct InstanceSpec {
     pub read_only: bool,
     pub mounts: Vec<Mount>,
     pub network: Network,
+    /// The named network that it is plugged into as well, and found by name on.
+    pub join: Option<String>,
     pub ports: Vec<Port>,
     pub restart: Restart,
     /// It goes when it has ended.

@@ -10,6 +10,7 @@ pub mod client;
 mod error;
 mod event;
 mod instance;
+mod network;
 pub mod session;
 mod system;
 mod volume;
@@ -17,6 +18,7 @@ mod volume;
 pub use error::{ApiError, Code};
 pub use event::Event;
 pub use instance::*;
+pub use network::{NamedNetwork, NewNetwork};
 pub use system::{Pull, PullNews, SystemInfo};
 pub use volume::Volume;
 

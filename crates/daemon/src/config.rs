@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use guise_worker::place::Place;
 
 use crate::DaemonError;
+use crate::admission::Rules;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -16,6 +17,22 @@ pub struct Config {
     pub images: PathBuf,
     /// A kernel's unpacked package, which microVMs boot instead of the store's.
     pub kernel: Option<PathBuf>,
+    /// How much memory is given out.
+    pub memory: Rules,
+}
+
+/// What the environment says about memory: `GUISE_KEEP_MEMORY` in MiB, `GUISE_OVERCOMMIT`.
+fn memory_rules() -> Result<Rules, DaemonError> {
+    const MIB: u64 = 1 << 20;
+    let kept = match std::env::var("GUISE_KEEP_MEMORY") {
+        Ok(text) => {
+            let mib: u64 = text.parse().map_err(|_| DaemonError::KeepMemory(text))?;
+            Some(mib.saturating_mul(MIB))
+        }
+        Err(_) => None,
+    };
+    let overcommit = std::env::var_os("GUISE_OVERCOMMIT").is_some_and(|value| value == "1");
+    Ok(Rules { kept, overcommit })
 }
 
 impl Config {
@@ -41,7 +58,7 @@ impl Config {
         };
         let images = variable("GUISE_IMAGES").unwrap_or_else(|| state.join("images"));
         let kernel = variable("GUISE_KERNEL").filter(|path| !path.as_os_str().is_empty());
-        Ok(Config { state, run, images, kernel })
+        Ok(Config { state, run, images, kernel, memory: memory_rules()? })
     }
 
     #[must_use]
@@ -55,6 +72,16 @@ impl Config {
 
     pub(crate) fn place(&self, id: &str) -> Place {
         Place { state: self.state.join("instances").join(id), run: self.instance_run(id) }
+    }
+
+    /// Where the switch of a named network listens.
+    pub(crate) fn switch(&self, name: &str) -> PathBuf {
+        self.run.join("n").join(name)
+    }
+
+    /// The books of named networks: who has which address.
+    pub(crate) fn networks(&self) -> PathBuf {
+        self.state.join("networks")
     }
 
     pub(crate) fn volume(&self, name: &str) -> PathBuf {

@@ -10,8 +10,8 @@ use guise_api::{ApiError, Code, Instance};
 use guise_image::spec::Descriptor;
 use guise_worker::place::Place;
 
-use crate::Daemon;
 use crate::table::Entry;
+use crate::{Daemon, admission};
 pub use kernel::check as check_kernel;
 pub use spawn::{Born, died};
 
@@ -28,9 +28,11 @@ pub async fn pin_image(daemon: &Arc<Daemon>, id: &str, image: &str) -> Result<St
             .map_err(|error: guise_image::Error| ApiError::invalid(error.to_string()))?;
         let target = daemon.images.reference(&name).map_err(|error| missing(&image, error))?.target;
         let place = daemon.config.place(&id);
-        place.create().map_err(ApiError::internal)?;
         let text = serde_json::to_vec(&target).map_err(ApiError::internal)?;
-        std::fs::write(place.state.join(IMAGE), text).map_err(ApiError::internal)?;
+        place
+            .create()
+            .and_then(|()| std::fs::write(place.state.join(IMAGE), text))
+            .map_err(|error| ApiError::host("make the instance's files", &error))?;
         let session = daemon.images.session().map_err(ApiError::internal)?;
         session.hold(&id, &target).map_err(ApiError::internal)?;
         Ok(target.digest.to_string())
@@ -54,16 +56,34 @@ fn pinned(place: &Place) -> Result<Descriptor, ApiError> {
     serde_json::from_slice(&text).map_err(ApiError::internal)
 }
 
+/// Refuses an instance for which this host has not enough memory left.
+fn admit(daemon: &Daemon, instance: &Instance) -> Result<(), ApiError> {
+    let others: Vec<u64> = daemon
+        .table
+        .all()
+        .iter()
+        .map(|entry| entry.instance())
+        .filter(|other| other.id != instance.id && other.status.phase.is_alive())
+        .filter_map(|other| other.spec.resources.memory_bytes)
+        .collect();
+    daemon.config.memory.admit(instance, &others, admission::host_memory())
+}
+
 /// Starts the life that the instance's spec asks for.
 pub async fn launch(daemon: &Arc<Daemon>, entry: &Arc<Entry>) -> Result<Born, ApiError> {
     let instance: Arc<Instance> = entry.instance();
     let console = *entry.console.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let place = daemon.config.place(&entry.id);
+    admit(daemon, &instance)?;
+    if let Some(network) = &instance.spec.join {
+        daemon.networks.ensure(daemon, network).await?;
+    }
     let (preparing, prepared_place) = (daemon.clone(), place.clone());
     let prepare = move || -> Result<(), ApiError> {
-        prepared_place.create().map_err(ApiError::internal)?;
+        let files = |error| ApiError::host("make the instance's files", &error).exit_code(125);
+        prepared_place.create().map_err(files)?;
         let job = job::of(&preparing, &instance, &prepared_place, console)?;
-        prepared_place.write_job(&job).map_err(ApiError::internal)
+        prepared_place.write_job(&job).map_err(files)
     };
     tokio::task::spawn_blocking(prepare).await.map_err(ApiError::internal)??;
     spawn::spawn(&place).await

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! config     where things are
-//! objects    instances and volumes in the store
+//! objects    instances, volumes and networks in the store
 //! table      every instance of this daemon, with what is known of it
 //! reconcile  one task per instance: makes what is into what is wanted
 //! launch     from an instance to a worker that runs it
+//! networks   the switches of named networks
 //! link       the daemon's side of a worker's control socket
+//! admission  whether the host has the memory for it
 //! choose     which guise an instance gets, and why
 //! events     what happened
 //! server     the API
@@ -17,11 +19,13 @@
 //! the store, workers live on, and the task of each instance begins by looking at what
 //! is there.
 
+mod admission;
 mod choose;
 mod config;
 mod events;
 mod launch;
 mod link;
+mod networks;
 mod objects;
 mod reconcile;
 mod server;
@@ -61,6 +65,8 @@ pub enum DaemonError {
         "neither XDG_RUNTIME_DIR nor HOME says where this user's files are; give --state and --run"
     )]
     NoHome,
+    #[error("GUISE_KEEP_MEMORY={0} is no number of MiB")]
+    KeepMemory(String),
 }
 
 fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> DaemonError {
@@ -75,6 +81,7 @@ pub(crate) struct Daemon {
     images: guise_image::Store,
     table: table::Table,
     events: events::Events,
+    networks: networks::Networks,
 }
 
 /// Serves until a signal asks to end. Workers are left running.
@@ -86,6 +93,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         images: guise_image::Store::open(&config.images)?,
         table: table::Table::default(),
         events: events::Events::default(),
+        networks: networks::Networks::default(),
         config,
     });
     reconcile::resume(&daemon)?;

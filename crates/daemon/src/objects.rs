@@ -4,13 +4,14 @@
 //! instances/ID    the instance, as JSON
 //! names/NAME      its id: what keeps names apart
 //! volumes/NAME    the volume
+//! networks/NAME   the named network
 //! requests/KEY    the id of the instance that this request made, also when it has gone
 //! ```
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use guise_api::{ApiError, Code, Instance, Volume};
+use guise_api::{ApiError, Code, Instance, NamedNetwork, Volume};
 use guise_state::{Check, Entry, Outcome, Page, StateError, Store, Write};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -25,6 +26,7 @@ pub struct Objects {
 
 const INSTANCES: &str = "instances/";
 const VOLUMES: &str = "volumes/";
+const NETWORKS: &str = "networks/";
 const REQUESTS: &str = "requests/";
 /// How many requests are remembered: more than are under way at any time.
 const REMEMBERED: usize = 256;
@@ -39,6 +41,10 @@ fn name_key(name: &str) -> String {
 
 fn volume_key(name: &str) -> String {
     format!("{VOLUMES}{name}")
+}
+
+fn network_key(name: &str) -> String {
+    format!("{NETWORKS}{name}")
 }
 
 fn request_key(key: &str) -> String {
@@ -174,6 +180,27 @@ impl Objects {
             Outcome::Committed(_) => Ok(()),
             Outcome::Conflict { .. } => Err(taken(&volume.name)),
         }
+    }
+
+    pub fn networks(&self) -> Result<Vec<NamedNetwork>, DaemonError> {
+        self.store.list(Page::all(NETWORKS))?.entries.iter().map(parse).collect()
+    }
+
+    pub fn network(&self, name: &str) -> Result<Option<NamedNetwork>, ApiError> {
+        let entry = self.store.get(&network_key(name)).map_err(ApiError::internal)?;
+        entry.as_ref().map(parse).transpose().map_err(ApiError::internal)
+    }
+
+    pub async fn create_network(&self, network: &NamedNetwork) -> Result<(), ApiError> {
+        let key = network_key(&network.name);
+        match self.commit(vec![Check::Absent(key.clone())], vec![put(key, network)?]).await? {
+            Outcome::Committed(_) => Ok(()),
+            Outcome::Conflict { .. } => Err(taken(&network.name)),
+        }
+    }
+
+    pub async fn remove_network(&self, name: &str) -> Result<(), ApiError> {
+        self.commit(Vec::new(), vec![Write::delete(network_key(name))]).await.map(drop)
     }
 
     pub async fn remove_volume(&self, name: &str) -> Result<(), ApiError> {

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use crate::launch::{self, Born};
 use crate::table::{Entry, Keep};
-use crate::{Daemon, DaemonError, choose, link};
+use crate::{Daemon, DaemonError, choose, link, networks};
 use plan::{Action, plan};
 pub use remove::abandon;
 
@@ -33,6 +33,7 @@ const GOOD_LIFE: Duration = Duration::from_secs(10);
 /// Starts a task for everything in the store.
 pub fn resume(daemon: &Arc<Daemon>) -> Result<(), DaemonError> {
     let instances = daemon.objects.instances()?;
+    let (looking, mut all_looked) = mpsc::channel::<()>(1);
     remove::orphans(daemon, &instances);
     for mut instance in instances {
         // What was written last may be long over: the task finds out.
@@ -46,16 +47,27 @@ pub fn resume(daemon: &Arc<Daemon>) -> Result<(), DaemonError> {
             entry.expect_attach();
         }
         daemon.table.insert(entry.clone());
-        begin(daemon, entry);
+        spawn(daemon, entry, Some(looking.clone()));
     }
+    drop(looking);
+    let daemon = daemon.clone();
+    tokio::spawn(async move {
+        // Nothing is sent: it ends when the last task has looked at what there is.
+        all_looked.recv().await;
+        daemon.networks.settle(&daemon).await;
+    });
     Ok(())
 }
 
-/// Starts the task of an instance.
+/// Starts the task of a new instance.
 pub fn begin(daemon: &Arc<Daemon>, entry: Arc<Entry>) {
+    spawn(daemon, entry, None);
+}
+
+fn spawn(daemon: &Arc<Daemon>, entry: Arc<Entry>, looking: Option<mpsc::Sender<()>>) {
     let task =
         Task { daemon: daemon.clone(), entry, ends: mpsc::channel(4), begun: None, due: None };
-    tokio::spawn(task.run());
+    tokio::spawn(task.run(looking));
 }
 
 /// What a task hears of its worker.
@@ -78,10 +90,11 @@ struct Task {
 }
 
 impl Task {
-    async fn run(mut self) {
+    async fn run(mut self, looking: Option<mpsc::Sender<()>>) {
         if let Err(error) = self.look().await {
             tracing::error!("{}: {error}", self.entry.id);
         }
+        drop(looking);
         loop {
             let instance = self.entry.instance();
             let action = plan(&instance, self.entry.is_attached(), self.due.is_some());
@@ -240,6 +253,7 @@ impl Task {
         match launch::launch(&self.daemon, &self.entry).await {
             Ok(Born::Running { pid, warnings }) => {
                 self.begun = Some(Instant::now());
+                let addresses = self.addresses().await;
                 let now = self
                     .change(Keep::InMemory, |instance| {
                         let status = &mut instance.status;
@@ -247,6 +261,7 @@ impl Task {
                         status.pid = Some(pid);
                         status.started = Some(timestamp());
                         status.warnings = warnings;
+                        status.addresses = addresses;
                         status.observed_generation = instance.generation;
                     })
                     .await?;
@@ -273,6 +288,18 @@ impl Task {
                 self.daemon.events.instance(&now, "failed", Some(error.message));
                 Ok(())
             }
+        }
+    }
+
+    /// Its addresses on the named network.
+    async fn addresses(&self) -> Vec<String> {
+        let instance = self.entry.instance();
+        match &instance.spec.join {
+            Some(network) => {
+                let socket = self.daemon.config.switch(network);
+                networks::addresses(socket, networks::host_name(&instance.name)).await
+            }
+            None => Vec::new(),
         }
     }
 
@@ -434,6 +461,10 @@ impl Task {
             None => ("failed", why),
         };
         self.daemon.events.instance(&now, action, detail);
+        if now.spec.join.is_some() {
+            let daemon = self.daemon.clone();
+            tokio::spawn(async move { daemon.networks.tend(&daemon).await });
+        }
         Ok(())
     }
 

@@ -2,6 +2,8 @@
 
 mod answer;
 mod instances;
+mod metrics;
+mod networks;
 mod sessions;
 mod streams;
 mod system;
@@ -17,6 +19,8 @@ use tokio::net::UnixListener;
 use utoipa::OpenApi;
 
 use crate::Daemon;
+
+pub use instances::no_network;
 
 /// What handlers are given.
 type App = Arc<Daemon>;
@@ -38,6 +42,7 @@ fn routes(daemon: App) -> Router {
     let v1 = Router::new()
         .route("/system", get(system::info))
         .route("/openapi.json", get(system::description))
+        .route("/metrics", get(metrics::metrics))
         .route("/events", get(streams::events))
         .route("/images/pull", post(streams::pull))
         .route("/explain", post(instances::explain))
@@ -57,6 +62,8 @@ fn routes(daemon: App) -> Router {
         .route("/instances/{name}/logs", get(sessions::logs))
         .route("/instances/{name}/copy-out", get(sessions::copy_out))
         .route("/instances/{name}/copy-in", get(sessions::copy_in))
+        .route("/networks", get(networks::list).post(networks::create))
+        .route("/networks/{name}", axum::routing::delete(networks::remove))
         .route("/volumes", get(volumes::list).post(volumes::create))
         .route("/volumes/{name}", axum::routing::delete(volumes::remove))
         .fallback(answer::nothing_there);
@@ -69,6 +76,7 @@ fn routes(daemon: App) -> Router {
     info(title = "Guise", description = "Instances, images, volumes of one host"),
     paths(
         system::info,
+        metrics::metrics,
         streams::events,
         streams::pull,
         instances::explain,
@@ -85,6 +93,9 @@ fn routes(daemon: App) -> Router {
         instances::rename,
         instances::wait,
         instances::stats,
+        networks::list,
+        networks::create,
+        networks::remove,
         volumes::list,
         volumes::create,
         volumes::remove,

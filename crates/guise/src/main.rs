@@ -16,7 +16,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// One image as a VM, a microVM, a container or a WebAssembly program.
 #[derive(Parser)]
@@ -41,6 +41,9 @@ enum Command {
     /// Folders that outlive instances
     #[command(subcommand)]
     Volume(instance::Volume),
+    /// Networks on which instances find each other by name
+    #[command(subcommand)]
+    Network(instance::Network),
     Boot(boot::Arguments),
     Daemon(daemon::Arguments),
     /// Disk images: make, inspect, convert, change
@@ -56,6 +59,13 @@ enum Command {
         args: Vec<OsString>,
     },
     Switch(switch::Arguments),
+    /// Print what completes this command line in a shell
+    #[command(after_help = "Examples:
+  guise completion bash > /etc/bash_completion.d/guise
+  guise completion zsh > ~/.zfunc/_guise")]
+    Completion {
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Something went wrong in the way that the exit code says.
@@ -106,6 +116,7 @@ fn main() -> ExitCode {
         Command::Stats(arguments) => report(instance::stats(arguments)),
         Command::Events(arguments) => report(instance::events(arguments)),
         Command::Volume(command) => report(instance::volume(command)),
+        Command::Network(command) => report(instance::network(command)),
         Command::Boot(arguments) => report(boot::run(arguments)),
         Command::Daemon(arguments) => report(daemon::run(arguments)),
         Command::Disk(arguments) => disk::run(arguments),
@@ -113,6 +124,11 @@ fn main() -> ExitCode {
         Command::Image(arguments) => image::run(arguments),
         Command::Oci { args } => oci::main(args),
         Command::Switch(arguments) => report(switch::run(&arguments)),
+        Command::Completion { shell } => {
+            let mut description = Cli::command();
+            clap_complete::generate(shell, &mut description, "guise", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
     }
 }
 

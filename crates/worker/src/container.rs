@@ -28,7 +28,7 @@ use guise_container::state::Store;
 use serde_json::Value;
 
 use crate::body::{Body, BodyError, Process, Program, Session, Stats};
-use crate::job::{Job, Network};
+use crate::job::Job;
 use oci::Running;
 
 pub struct Container {
@@ -69,10 +69,7 @@ impl Container {
             .map_err(|e| system("become a subreaper")(e.into()))?;
         let mounted = root::mount(job, layers)?;
         root::write_etc(job, &mounted)?;
-        let plugged = match job.network {
-            Network::User => Some(network::plug(job)?),
-            Network::None | Network::Host => None,
-        };
+        let plugged = network::plug(job)?;
         if job.resources.disk_bytes.is_some() {
             warnings.push("containers have no limit on their disk space".to_owned());
         }

@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use guise_net::ipam::Subnet;
 use serde::{Deserialize, Serialize};
 
 use crate::body::Program;
@@ -32,6 +33,9 @@ pub struct Job {
     pub read_only: bool,
     pub mounts: Vec<Mount>,
     pub network: Network,
+    /// The switch that it is plugged into as well.
+    #[serde(default)]
+    pub plug: Option<Plug>,
     pub ports: Vec<Port>,
     pub log: Log,
     /// Nothing of it outlives this life, so nothing is made to survive a power failure.
@@ -100,6 +104,17 @@ pub enum Network {
     /// The user-mode network: outwards through the worker's own sockets.
     #[default]
     User,
+}
+
+/// A port of a switch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plug {
+    /// The switch's socket.
+    pub socket: PathBuf,
+    /// What the others call this instance.
+    pub name: String,
+    pub subnet: Subnet,
 }
 
 /// A port of the host that leads inside.

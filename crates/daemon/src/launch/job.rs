@@ -11,7 +11,8 @@ use guise_worker::job::{self, Form, Job};
 use guise_worker::place::Place;
 
 use super::{kernel, pinned};
-use crate::{Daemon, choose};
+use crate::server::no_network;
+use crate::{Daemon, choose, networks};
 
 const SIGTERM: i32 = 15;
 
@@ -61,6 +62,7 @@ pub fn of(
         read_only: spec.read_only,
         mounts: mounts?,
         network: network(spec, guise),
+        plug: spec.join.as_deref().map(|name| plug(daemon, instance, name)).transpose()?,
         ports: spec
             .ports
             .iter()
@@ -76,6 +78,16 @@ pub fn of(
             .collect(),
         log: job::Log::default(),
         ephemeral: spec.remove_on_exit,
+    })
+}
+
+/// The instance's port of a named network's switch.
+fn plug(daemon: &Daemon, instance: &Instance, name: &str) -> Result<job::Plug, ApiError> {
+    let network = daemon.objects.network(name)?.ok_or_else(|| no_network(name))?;
+    Ok(job::Plug {
+        socket: daemon.config.switch(name),
+        name: networks::host_name(&instance.name),
+        subnet: network.subnet.parse().map_err(ApiError::internal)?,
     })
 }
 

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use guise_api::{
     ApiError, Code, Create, Ended, Explanation, Guise, Instance, InstanceSpec, InstanceStatus,
-    Phase, Stats,
+    Network, Phase, Stats,
 };
 use guise_container::state::timestamp;
 use guise_worker::body::Size;
@@ -56,6 +56,9 @@ fn check(spec: &InstanceSpec) -> Result<(), ApiError> {
         if let Some(volume) = mount.volume() {
             check_name(volume)?;
         }
+    }
+    if spec.join.is_some() && spec.network == Network::Host {
+        return invalid("the host's own network has no named networks beside it".to_owned());
     }
     if let Some(name) = &spec.hostname {
         let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-.".contains(&byte);
@@ -139,13 +142,24 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
     if choose::choose(&spec).guise == Guise::Microvm {
         launch::check_kernel(&daemon)?;
     }
+    if let Some(network) = &spec.join
+        && daemon.objects.network(network)?.is_none()
+    {
+        return Err(no_network(network).into());
+    }
     for mount in &spec.mounts {
         if let Some(volume) = mount.volume() {
             volumes::ensure(&daemon, volume).await?;
         }
     }
     let id = random(12)?;
-    let digest = launch::pin_image(&daemon, &id, &spec.image).await?;
+    let digest = match launch::pin_image(&daemon, &id, &spec.image).await {
+        Ok(digest) => digest,
+        Err(error) => {
+            reconcile::abandon(&daemon, &id).await;
+            return Err(error.into());
+        }
+    };
     spec.starts = u64::from(spec.running);
     let mut instance = Instance {
         id,
@@ -173,6 +187,12 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
     daemon.table.insert(entry.clone());
     reconcile::begin(&daemon, entry);
     Ok(Json(instance))
+}
+
+pub fn no_network(name: &str) -> ApiError {
+    ApiError::new(Code::NotFound, format!("there is no network {name}"))
+        .hint(format!("make it: guise network create {name}"))
+        .exit_code(125)
 }
 
 /// What an earlier request with the same key has made.
@@ -236,7 +256,8 @@ pub async fn remove(
         instance.spec.running = false;
         Ok(())
     };
-    entry.change(&daemon.objects, Keep::Durably, mark).await?;
+    let marked = entry.change(&daemon.objects, Keep::Durably, mark).await?;
+    hurry(&daemon, &marked, 0);
     Ok(Json(Instance::clone(&*entry.until(|_| false).await)))
 }
 
@@ -311,11 +332,34 @@ pub async fn start(
 
 #[derive(Default, Deserialize)]
 pub struct Patience {
-    /// Seconds until it is killed.
+    /// Seconds until it is killed, a day at the most.
     #[serde(default)]
     seconds: Option<u32>,
     #[serde(default)]
     life: Option<u64>,
+}
+
+impl Patience {
+    fn check(&self) -> Result<(), ApiError> {
+        const DAY: u32 = 24 * 60 * 60;
+        match self.seconds {
+            Some(seconds) if seconds > DAY => {
+                Err(ApiError::invalid(format!("{seconds} seconds are more than a day")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An instance that is asked to end already has only so many seconds left from now on.
+fn hurry(daemon: &App, instance: &Instance, seconds: u32) {
+    if instance.status.phase != Phase::Stopping {
+        return;
+    }
+    let socket = daemon.config.place(&instance.id).socket();
+    let request = Request::Stop { grace_milliseconds: u64::from(seconds) * 1000 };
+    // Its task waits for the end already, and hears of it from the worker.
+    tokio::spawn(async move { link::request(&socket, &request).await });
 }
 
 #[utoipa::path(
@@ -328,6 +372,7 @@ pub async fn stop(
     Path(name): Path<String>,
     Query(patience): Query<Patience>,
 ) -> Answer<Instance> {
+    patience.check()?;
     let entry = daemon.table.find(&name)?;
     let change = |instance: &mut Instance| {
         instance.spec.running = false;
@@ -337,7 +382,10 @@ pub async fn stop(
         }
         Ok(())
     };
-    entry.change(&daemon.objects, Keep::Durably, change).await?;
+    let asked = entry.change(&daemon.objects, Keep::Durably, change).await?;
+    if let Some(seconds) = patience.seconds {
+        hurry(&daemon, &asked, seconds);
+    }
     let stopped = entry.until(|instance| !instance.status.phase.is_alive()).await;
     Ok(Json(Instance::clone(&stopped)))
 }
@@ -358,6 +406,7 @@ pub async fn restart(
     Path(name): Path<String>,
     Query(patience): Query<Patience>,
 ) -> Answer<Instance> {
+    patience.check()?;
     let entry = daemon.table.find(&name)?;
     let mut life = 0;
     let change = |instance: &mut Instance| {
@@ -374,7 +423,10 @@ pub async fn restart(
         }
         Ok(())
     };
-    entry.change(&daemon.objects, Keep::Durably, change).await?;
+    let asked = entry.change(&daemon.objects, Keep::Durably, change).await?;
+    if let Some(seconds) = patience.seconds {
+        hurry(&daemon, &asked, seconds);
+    }
     begun(&entry, life).await
 }
 
@@ -422,6 +474,9 @@ async fn want_paused(daemon: &App, name: &str, paused: bool) -> Answer<Instance>
     let entry = daemon.table.find(name)?;
     socket_of(daemon, &entry)?;
     let change = |instance: &mut Instance| {
+        if instance.status.phase == Phase::Stopping {
+            return Err(ApiError::new(Code::State, format!("{} is being stopped", instance.name)));
+        }
         instance.spec.paused = paused;
         instance.status.error = None;
         Ok(())

@@ -35,7 +35,8 @@ pub async fn ensure(daemon: &App, name: &str) -> Result<Volume, ApiError> {
     if let Some(volume) = daemon.objects.volume(name)? {
         return Ok(volume);
     }
-    std::fs::create_dir_all(daemon.config.volume(name)).map_err(ApiError::internal)?;
+    std::fs::create_dir_all(daemon.config.volume(name))
+        .map_err(|error| ApiError::host(format!("make volume {name}"), &error))?;
     let volume = Volume {
         name: name.to_owned(),
         created: timestamp(),

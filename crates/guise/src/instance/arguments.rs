@@ -81,9 +81,10 @@ pub struct Options {
     /// Lead a port of this host inside
     #[arg(short, long = "publish", value_name = "[ADDRESS:]PORT:PORT[/udp]")]
     ports: Vec<String>,
-    /// auto, none, host, or user (outwards through this user's own sockets)
-    #[arg(long, default_value = "auto", value_parser = parse_network)]
-    network: Network,
+    /// auto, none, host, user (outwards through this user's own sockets), or the name of a
+    /// network of instances, which may be said beside one of these
+    #[arg(long, value_name = "NETWORK")]
+    network: Vec<String>,
     /// The program's working directory
     #[arg(short, long, value_name = "DIR")]
     workdir: Option<String>,
@@ -135,6 +136,7 @@ impl Options {
             self.volumes.iter().map(|said| parse_mount(said)).collect();
         let ports: Result<Vec<Port>, Failure> =
             self.ports.iter().map(|said| parse_port(said)).collect();
+        let (network, join) = networks(&self.network)?;
         let labels = self.labels.iter().map(|label| {
             let (key, value) = label.split_once('=').unwrap_or((label, ""));
             (key.to_owned(), value.to_owned())
@@ -159,7 +161,8 @@ impl Options {
             },
             read_only: self.read_only,
             mounts: mounts?,
-            network: self.network,
+            network,
+            join,
             ports: ports?,
             restart: self.restart,
             remove_on_exit: self.remove,
@@ -246,14 +249,25 @@ fn parse_engine(text: &str) -> Result<Engine, String> {
     }
 }
 
-fn parse_network(text: &str) -> Result<Network, String> {
-    match text {
-        "auto" => Ok(Network::Auto),
-        "none" => Ok(Network::None),
-        "host" => Ok(Network::Host),
-        "user" => Ok(Network::User),
-        _ => Err("it is auto, none, host or user".to_owned()),
+/// The way outwards, and the named network.
+fn networks(said: &[String]) -> Result<(Network, Option<String>), Failure> {
+    let (mut outwards, mut join) = (None, None);
+    for text in said {
+        let twice = match text.as_str() {
+            "auto" => outwards.replace(Network::Auto).is_some(),
+            "none" => outwards.replace(Network::None).is_some(),
+            "host" => outwards.replace(Network::Host).is_some(),
+            "user" => outwards.replace(Network::User).is_some(),
+            name => join.replace(name.to_owned()).is_some(),
+        };
+        if twice {
+            return Err(Failure::usage(format!(
+                "--network {text}: there is one named network at the most, and one of auto, none, \
+                 host and user"
+            )));
+        }
     }
+    Ok((outwards.unwrap_or_default(), join))
 }
 
 fn parse_restart(text: &str) -> Result<Restart, String> {
@@ -337,6 +351,12 @@ mod tests {
         for bad in ["80", "0:80", "80:80/icmp", "x:1:2", "70000:1"] {
             assert!(parse_port(bad).is_err(), "{bad}");
         }
+        let said = |words: &[&str]| {
+            networks(&words.iter().map(ToString::to_string).collect::<Vec<_>>()).ok()
+        };
+        assert_eq!(said(&[]), Some((Network::Auto, None)));
+        assert_eq!(said(&["lab", "none"]), Some((Network::None, Some("lab".to_owned()))));
+        assert_eq!(said(&["lab", "other"]), None);
         assert_eq!(parse_restart("on-failure:3"), Ok(Restart::OnFailure(Some(3))));
         assert!(parse_restart("sometimes").is_err());
     }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use guise_api::client::{Client, ClientError};
-use guise_api::{Ended, Instance, Phase, Volume as ApiVolume};
+use guise_api::{Ended, Instance, NamedNetwork, NewNetwork, Phase, Volume as ApiVolume};
 
 use super::console::{self, Console};
 use super::print::{Format, Output, whole};
@@ -117,6 +117,27 @@ pub enum Volume {
         output: Output,
     },
     /// Remove volumes and what is in them
+    Rm {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum Network {
+    /// Make a network
+    Create {
+        /// Its addresses: 10.90.1.0/24, say [default: some that are free]
+        #[arg(long, value_name = "NETWORK/LENGTH")]
+        subnet: Option<String>,
+        name: String,
+    },
+    /// List networks
+    Ls {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Remove networks
     Rm {
         #[arg(required = true)]
         names: Vec<String>,
@@ -337,6 +358,37 @@ pub async fn volume(command: Volume) -> Done {
         Volume::Rm { names } => {
             each(names, async |name| {
                 client.delete(&format!("/volumes/{name}")).await.map(|()| name.to_owned())
+            })
+            .await
+        }
+    }
+}
+
+pub async fn network(command: Network) -> Done {
+    let client = remote::connect()?;
+    match command {
+        Network::Create { subnet, name } => {
+            let wanted = NewNetwork { name, subnet };
+            let made: NamedNetwork = client.post("/networks", &wanted).await?;
+            println!("{}", made.name);
+            Ok(ExitCode::SUCCESS)
+        }
+        Network::Ls { output } => {
+            let networks: Vec<NamedNetwork> = client.get("/networks").await?;
+            let header = ["NAME", "SUBNET", "CREATED", "USED BY"];
+            output.print(&networks, &header, |networks| {
+                let row = |network: &NamedNetwork| {
+                    let created = network.created.get(..19).unwrap_or_default().replace('T', " ");
+                    let (name, subnet) = (network.name.clone(), network.subnet.clone());
+                    vec![name, subnet, created, network.used_by.join(", ")]
+                };
+                networks.iter().map(row).collect()
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Network::Rm { names } => {
+            each(names, async |name| {
+                client.delete(&format!("/networks/{name}")).await.map(|()| name.to_owned())
             })
             .await
         }

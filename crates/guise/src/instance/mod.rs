@@ -16,7 +16,7 @@ use guise_api::ApiError;
 use guise_api::client::ClientError;
 
 pub use arguments::{Create, Exec, Run};
-pub use manage::{Manage, Volume};
+pub use manage::{Manage, Network, Volume};
 pub use watch::{Events, Logs, Stats};
 
 use crate::Failure;
@@ -80,6 +80,10 @@ pub fn manage(command: Manage) -> Done {
 
 pub fn volume(command: Volume) -> Done {
     block_on(manage::volume(command))
+}
+
+pub fn network(command: Network) -> Done {
+    block_on(manage::network(command))
 }
 
 pub fn logs(arguments: Logs) -> Done {

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -100,6 +100,7 @@ fn image() -> &'static [u8] {
         tar.file("etc/passwd", b"root:x:0:0::/root:/bin/sh\nweb:x:33:34::/tmp:/bin/sh\n").unwrap();
         tar.file("etc/group", b"root:x:0:\nwww:x:34:\nlog:x:4:web\n").unwrap();
         tar.file("etc/not-a-program", b"text\n").unwrap();
+        tar.file("etc/debian_version", b"12.0\n").unwrap();
         tar.finish().unwrap()
     })
 }
@@ -125,14 +126,18 @@ impl Home {
         let directory = std::env::temp_dir().join(name);
         fs::create_dir_all(&directory).unwrap();
         let home = Home { guise, directory, daemon: None };
-        let tar = home.path("box.tar");
-        fs::write(&tar, image()).unwrap();
-        let images = home.path("images");
+        fs::write(home.path("box.tar"), image()).unwrap();
+        home.import(BOX);
+        Some(home)
+    }
+
+    /// Puts the image into the store under a name.
+    pub fn import(&self, name: &str) {
+        let (images, tar) = (self.path("images"), self.path("box.tar"));
         let mut import = Command::new(GUISE);
-        import.args(["image", "--store"]).arg(&images).args(["import", "-q"]).arg(&tar).arg(BOX);
+        import.args(["image", "--store"]).arg(&images).args(["import", "-q"]).arg(&tar).arg(name);
         let import = import.output().unwrap();
         assert!(import.status.success(), "{import:?}");
-        Some(home)
     }
 
     pub fn path(&self, below: impl AsRef<Path>) -> PathBuf {
@@ -225,6 +230,17 @@ impl Home {
         said(output)
     }
 
+    /// What the API answers, in plain HTTP.
+    #[track_caller]
+    pub fn ask(&self, path: &str) -> String {
+        let socket = self.path("run/guise.sock");
+        let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
     /// Runs a command that has to succeed; what it printed.
     #[track_caller]
     pub fn good(&self, args: &[&str]) -> String {
@@ -287,6 +303,13 @@ impl Drop for Home {
         let all = self.guise(&["ps", "-aq"]);
         for id in all.out.lines() {
             self.guise(&["rm", "-f", id]);
+        }
+        // A test that failed may have left some, whose switches would run on.
+        let networks = fs::read_dir(self.path("state/networks")).into_iter().flatten().flatten();
+        let names = networks
+            .filter_map(|book| Some(book.file_name().to_str()?.strip_suffix(".json")?.to_owned()));
+        for name in names {
+            self.guise(&["network", "rm", &name]);
         }
         let pid = self.daemon_pid();
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);

@@ -20,8 +20,20 @@ fn memory_and_processes_are_limited_and_told(guise: Guise) {
         assert_eq!(stats[0]["memory_limit"], 128 << 20);
         stats[0]["cpu_nanoseconds"].as_u64() > Some(50_000_000)
     });
+    let metrics = home.ask("/v1/metrics");
+    for told in ["guise_instances{phase=\"running\"} 1", "name=\"it\"} 67108864"] {
+        assert!(metrics.contains(told), "{told}: {metrics}");
+    }
     let too_many = home.guise(&["run", "--rm", "--cpus", "100000", BOX, "true"]);
     assert_eq!(too_many.code, 125, "{too_many:?}");
+}
+
+#[test]
+fn memory_that_is_not_there_is_not_promised() {
+    let Some(home) = Home::new("promised", Guise::Container) else { return };
+    let said = home.guise(&["run", "--rm", "-m", "1000T", BOX, "true"]);
+    assert!(said.code == 125 && said.err.contains("are left of this host's"), "{said:?}");
+    assert_eq!(home.good(&["ps", "-aq"]), "");
 }
 
 #[test]

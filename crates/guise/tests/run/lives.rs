@@ -190,3 +190,28 @@ fn volumes_are_shared_and_outlive_instances(guise: Guise) {
     let missing = home.guise(&["run", "--rm", "-v", "/no/such/place:/x", BOX, "true"]);
     assert_eq!(missing.code, 125, "{missing:?}");
 }
+
+#[test]
+fn who_has_less_patience_ends_it_sooner() {
+    let Some(home) = Home::new("patience", Guise::Container) else { return };
+    let deaf = "trap '' TERM; echo deaf; while :; do sleep 1; done";
+    home.good(&["run", "-d", "--name", "it", BOX, "sh", "-c", deaf]);
+    home.until("it hears nothing", || home.good(&["logs", "it"]) == "deaf");
+    let mut patient = home.command(["stop", "-t", "80000", "it"]).spawn().unwrap();
+    home.until_phase("it", "stopping");
+    let refused = home.guise(&["pause", "it"]);
+    assert!(refused.code == 1 && refused.err.contains("being stopped"), "{refused:?}");
+    home.good(&["stop", "-t", "0", "it"]);
+    assert!(patient.wait().unwrap().success());
+    assert_eq!(home.inspect("it")["status"]["exit_code"], 137);
+    let refused = home.guise(&["stop", "-t", "4000000000", "it"]);
+    assert!(refused.code == 1 && refused.err.contains("more than a day"), "{refused:?}");
+    // The same by removal.
+    home.good(&["start", "it"]);
+    home.until("it hears nothing again", || home.good(&["logs", "it"]) == "deaf\ndeaf");
+    let mut patient = home.command(["stop", "-t", "80000", "it"]).spawn().unwrap();
+    home.until_phase("it", "stopping");
+    home.good(&["rm", "-f", "it"]);
+    patient.wait().unwrap();
+    assert_eq!(home.leftovers(), Vec::<String>::new());
+}

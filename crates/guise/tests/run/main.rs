@@ -14,3 +14,4 @@ mod plain_user;
 mod programs;
 mod survival;
 mod terminal;
+mod tour;

@@ -74,3 +74,69 @@ fn without_a_network_there_is_only_loopback() {
     let ours = std::fs::read_link("/proc/self/ns/net").unwrap();
     assert_eq!(own, ours.to_string_lossy());
 }
+
+#[test]
+fn instances_of_a_network_find_each_other_by_name() {
+    let Some(mut home) = Home::new("named", Guise::Container) else { return };
+    if !std::path::Path::new("/dev/net/tun").exists() {
+        not_run("named networks", "this host has no /dev/net/tun");
+        return;
+    }
+    let missing = home.guise(&["run", "--rm", "--network", "lab", BOX, "true"]);
+    assert!(missing.code == 125 && missing.err.contains("network create lab"), "{missing:?}");
+    home.good(&["network", "create", "lab", "--subnet", "10.97.1.0/24"]);
+    home.good(&["network", "create", "other"]);
+    let overlapping = home.guise(&["network", "create", "third", "--subnet", "10.97.0.0/16"]);
+    assert!(overlapping.code == 1 && overlapping.err.contains("overlaps"), "{overlapping:?}");
+    let serve = "mkdir /www; echo served > /www/index.html; exec httpd -f -p 80 -h /www";
+    home.good(&["run", "-d", "--name", "web", "--network", "lab", BOX, "sh", "-c", serve]);
+    home.good(&["run", "-d", "--name", "Ask_er", "--network", "lab", BOX, "sleep", "1000"]);
+    home.good(&["run", "-d", "--name", "far", "--network", "other", BOX, "sleep", "1000"]);
+    let ask = |home: &Home, from: &str| {
+        home.guise(&["exec", from, "wget", "-q", "-T", "5", "-O", "-", "http://web/"])
+    };
+    home.until("one asks the other by its name", || ask(&home, "Ask_er").out == "served\n");
+    let refused = ask(&home, "far");
+    assert!(refused.code != 0 && refused.out.is_empty(), "{refused:?}");
+    let address = home.inspect("web")["status"]["addresses"][0].clone();
+    assert!(address.as_str().unwrap().starts_with("10.97.1."), "{address}");
+    // Names are those of hosts.
+    let named = home.guise(&["exec", "web", "ping", "-c", "1", "-W", "5", "ask-er"]);
+    assert_eq!(named.code, 0, "{named:?}");
+    let used = home.guise(&["network", "rm", "lab"]);
+    assert!(used.code == 1 && used.err.contains("is used by"), "{used:?}");
+    // It goes on when the daemon is killed, and when its switch is.
+    let switches = switches_of(&home);
+    assert_eq!(switches.len(), 2, "{switches:?}");
+    home.kill_daemon();
+    home.start_daemon();
+    home.until("one still asks the other", || ask(&home, "Ask_er").out == "served\n");
+    assert_eq!(switches_of(&home), switches);
+    for switch in switches {
+        let pid = rustix::process::Pid::from_raw(switch).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+    home.until("one asks the other again", || ask(&home, "Ask_er").out == "served\n");
+    // Nothing runs for a network that nobody uses.
+    home.good(&["rm", "-f", "web", "Ask_er", "far"]);
+    home.until("the switches have ended", || switches_of(&home).is_empty());
+    home.good(&["network", "rm", "lab", "other"]);
+    assert_eq!(home.good(&["network", "ls", "-o", "json"]), "[]");
+}
+
+/// The processes that are switches of this home.
+fn switches_of(home: &Home) -> Vec<i32> {
+    let place = home.path("run/n").to_string_lossy().into_owned();
+    let mut found: Vec<i32> = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter(|process| {
+            let command = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).into_owned();
+            command.contains("\0switch\0") && command.contains(&place)
+        })
+        .filter_map(|process| process.file_name().to_str()?.parse().ok())
+        .collect();
+    found.sort_unstable();
+    found
+}

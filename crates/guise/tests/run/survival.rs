@@ -1,10 +1,11 @@
 //! Daemons and workers that are killed.
 
 use std::fs;
+use std::path::PathBuf;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::home::{BOX, Guise, Home, in_every_guise};
+use crate::home::{BOX, Guise, Home, in_every_guise, not_run};
 
 in_every_guise!(
     instances_live_on_without_a_daemon,
@@ -66,6 +67,68 @@ fn a_damaged_or_read_only_state_is_said_and_left_alone() {
     fs::write(&file, good).unwrap();
     home.start_daemon();
     assert_eq!(home.inspect("it")["status"]["phase"], "created");
+}
+
+/// A small file system of its own, which goes with the test.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(place: PathBuf) -> Small {
+        fs::create_dir_all(&place).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("small", &place, "tmpfs", flags, Some(c"size=16m,mode=700")).unwrap();
+        Small(place)
+    }
+
+    /// Not as long as somebody has a file open for writing.
+    fn remount(&self, flags: rustix::mount::MountFlags) -> bool {
+        rustix::mount::mount_remount(&self.0, flags, c"size=16m").is_ok()
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // With whatever is mounted below it, and although something may be open.
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn a_full_disk_and_a_read_only_one_are_said_and_lose_nothing() {
+    if !rustix::process::geteuid().is_root() {
+        return not_run("full and read-only disks", "needs root");
+    }
+    let Some(mut home) = Home::without_daemon("full", Guise::Container) else { return };
+    let small = Small::mount(home.path("state"));
+    home.start_daemon();
+    home.good(&["create", "--name", "before", BOX, "true"]);
+    let filler = home.path("state/filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    while std::io::Write::write(&mut file, &[1; 4096]).is_ok() {}
+    for args in [
+        &["create", "--name", "after", BOX, "true"][..],
+        &["run", "-d", "--name", "after", BOX, "true"],
+        &["start", "before"],
+    ] {
+        let said = home.guise(args);
+        assert!(said.code != 0 && said.err.lines().count() == 1, "{args:?}: {said:?}");
+        assert!(said.err.contains("No space left"), "{args:?}: {said:?}");
+    }
+    assert_eq!(home.good(&["ps", "-aq"]).lines().count(), 1);
+    drop(file);
+    fs::remove_file(&filler).unwrap();
+    home.good(&["create", "--name", "after", BOX, "true"]);
+    assert_eq!(home.guise(&["start", "-a", "before"]).code, 0);
+    home.kill_daemon();
+    home.until("nobody writes", || small.remount(rustix::mount::MountFlags::RDONLY));
+    let said = home.guise(&["daemon"]);
+    assert_eq!((said.code, said.err.lines().count()), (1, 1), "{said:?}");
+    assert!(said.err.contains("Read-only file system"), "{said:?}");
+    assert!(small.remount(rustix::mount::MountFlags::empty()));
+    home.start_daemon();
+    for name in ["before", "after"] {
+        home.inspect(name);
+    }
 }
 
 fn a_killed_worker_is_shown_cleaned_up_and_restarted_by_policy(guise: Guise) {

@@ -8,7 +8,7 @@ use crate::home::{BOX, GUISE, Guise, Home, in_every_guise};
 
 in_every_guise!(a_shell_on_a_terminal, detach_leaves_it_running_and_attach_comes_back,);
 
-struct Terminal {
+pub struct Terminal {
     child: Child,
     stdin: Option<ChildStdin>,
     shown: Arc<Mutex<String>>,
@@ -16,7 +16,7 @@ struct Terminal {
 
 impl Terminal {
     /// A command line on a terminal of 40 rows and 100 columns.
-    fn open(home: &Home, line: &str) -> Terminal {
+    pub fn open(home: &Home, line: &str) -> Terminal {
         let line = format!("stty rows 40 cols 100; exec {GUISE} {line}");
         let mut child = Command::new("script")
             .args(["-qec", &line, "/dev/null"])
@@ -38,17 +38,17 @@ impl Terminal {
         Terminal { child, stdin, shown }
     }
 
-    fn type_in(&mut self, text: &str) {
+    pub fn type_in(&mut self, text: &str) {
         self.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
     }
 
-    fn until(&self, home: &Home, text: &str) {
+    pub fn until(&self, home: &Home, text: &str) {
         home.until(&format!("{text:?} is shown, but {:?}", self.shown.lock().unwrap()), || {
             self.shown.lock().unwrap().contains(text)
         });
     }
 
-    fn end(mut self) -> i32 {
+    pub fn end(mut self) -> i32 {
         let status = self.child.wait().unwrap();
         drop(self.stdin.take());
         status.code().unwrap_or(-1)

@@ -1,8 +1,9 @@
-//! The user-mode network of a container: a network namespace with a tap in it, whose
+//! The networks of a container: a network namespace with a tap for each in it, whose
 //! other end a thread of the worker drives.
 //!
-//! Connections that the container makes go on from sockets of the worker, in the host's
-//! namespace and with the user's rights; published ports are sockets of the worker too.
+//! On the user-mode network, connections that the container makes go on from sockets of
+//! the worker, in the host's namespace and with the user's rights; published ports are
+//! sockets of the worker too. A named network is a port of its switch.
 
 mod tap;
 
@@ -11,13 +12,15 @@ use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use guise_net::frame::{Interface, Offload, Receives};
+use guise_net::frame::{Interface, Network, Offload, Receives};
+use guise_net::switch::client::SwitchPort;
+use guise_net::switch::hello::Join;
 use guise_net::user::{Config, Forward, MAX_MTU, Transport, UserNetwork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::system;
 use crate::body::BodyError;
-use crate::job::{Job, Protocol};
+use crate::job::{self, Job, Plug, Protocol};
 
 /// The largest frame: the largest packet and its Ethernet header.
 const LARGEST: usize = MAX_MTU as usize + 14;
@@ -36,14 +39,47 @@ impl Plugged {
     }
 }
 
-/// Makes namespace and network, and starts the thread that drives it.
-pub fn plug(job: &Job) -> Result<Plugged, BodyError> {
-    let config =
-        Config { mtu: MAX_MTU, host_name: Some(job.host_name.clone()), ..Config::default() };
-    let (namespace, tap) = tap::make(&config).map_err(|error| BodyError::Unsupported {
+/// Makes the namespace, and starts a thread for each network in it; none where the
+/// container has only loopback, or the host's interfaces.
+pub fn plug(job: &Job) -> Result<Option<Plugged>, BodyError> {
+    let mut ends: Vec<(tap::Settings, Box<dyn Network>)> = Vec::new();
+    if job.network == job::Network::User {
+        ends.push(user_network(job)?);
+    }
+    if let Some(plug) = &job.plug {
+        ends.push(switch_port(plug)?);
+    }
+    if ends.is_empty() {
+        return Ok(None);
+    }
+    let (settings, networks): (Vec<_>, Vec<_>) = ends.into_iter().unzip();
+    let (namespace, taps) = tap::make(settings).map_err(|error| BodyError::Unsupported {
         what: format!("a network for the container (/dev/net/tun: {error})"),
         instead: "use --network none or host, or have the administrator open /dev/net/tun".into(),
     })?;
+    for (network, tap) in networks.into_iter().zip(taps) {
+        std::thread::Builder::new()
+            .name("network".to_owned())
+            .spawn(move || {
+                if let Err(error) = drive(network, &tap) {
+                    eprintln!("the network stopped: {error}");
+                }
+            })
+            .map_err(system("start a thread for the network"))?;
+    }
+    Ok(Some(Plugged { namespace }))
+}
+
+fn user_network(job: &Job) -> Result<(tap::Settings, Box<dyn Network>), BodyError> {
+    let config =
+        Config { mtu: MAX_MTU, host_name: Some(job.host_name.clone()), ..Config::default() };
+    let settings = tap::Settings {
+        mac: config.guest_mac,
+        mtu: config.mtu,
+        address: config.guest4,
+        prefix: config.prefix4,
+        router: Some(config.router4),
+    };
     let mut network = UserNetwork::new(config).map_err(|e| BodyError::Failed(e.to_string()))?;
     for port in &job.ports {
         let transport = match port.protocol {
@@ -55,19 +91,26 @@ pub fn plug(job: &Job) -> Result<Plugged, BodyError> {
             .add_forward(Forward { transport, at, guest_port: port.inside })
             .map_err(|error| BodyError::Failed(error.to_string()))?;
     }
-    std::thread::Builder::new()
-        .name("network".to_owned())
-        .spawn(move || {
-            if let Err(error) = drive(network, &tap) {
-                eprintln!("the network stopped: {error}");
-            }
-        })
-        .map_err(system("start a thread for the network"))?;
-    Ok(Plugged { namespace })
+    Ok((settings, Box::new(network)))
+}
+
+fn switch_port(plug: &Plug) -> Result<(tap::Settings, Box<dyn Network>), BodyError> {
+    let who = Join { name: plug.name.clone(), mac: None, vlan: 0, isolated: false };
+    let port = SwitchPort::open(&plug.socket, who).map_err(|e| BodyError::Failed(e.to_string()))?;
+    let welcome = port.welcome();
+    let settings = tap::Settings {
+        mac: welcome.mac,
+        mtu: welcome.mtu,
+        address: welcome.address4,
+        prefix: plug.subnet.prefix(),
+        // Outwards leads the user-mode network.
+        router: None,
+    };
+    Ok((settings, Box::new(port)))
 }
 
 /// Moves frames until the tap is gone.
-fn drive(mut network: UserNetwork, tap: &File) -> io::Result<()> {
+fn drive(mut network: Box<dyn Network>, tap: &File) -> io::Result<()> {
     let mut room = Room { tap, frame: vec![0; LARGEST] };
     let mut frame = vec![0; LARGEST];
     loop {

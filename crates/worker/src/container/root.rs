@@ -102,10 +102,12 @@ pub fn write_etc(job: &Job, root: &Path) -> Result<(), BodyError> {
     let directory = etc(job);
     fs::create_dir_all(&directory).map_err(system("make files for /etc"))?;
     let name = &job.host_name;
-    let resolvers = match job.network {
-        Network::Host => fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
-        Network::User => "nameserver 10.0.2.3\n".to_owned(),
-        Network::None => String::new(),
+    let resolvers = match (&job.plug, job.network) {
+        // A switch knows the instances, and asks the host's resolvers for everybody else.
+        (Some(plug), _) => format!("nameserver {}\n", plug.subnet.resolver()),
+        (None, Network::Host) => fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+        (None, Network::User) => "nameserver 10.0.2.3\n".to_owned(),
+        (None, Network::None) => String::new(),
     };
     let own = match job.network {
         Network::User => "10.0.2.15",

@@ -1,32 +1,35 @@
-//! A network namespace with a tap in it that has its address, and a default route.
+//! A network namespace with taps in it that have their addresses and, where there is
+//! one, a router.
 
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use guise_net::user::Config;
+use guise_net::packet::Mac;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-const NAME: &[u8] = b"eth0";
+/// What an interface is set to.
+pub struct Settings {
+    pub mac: Mac,
+    pub mtu: u16,
+    pub address: Ipv4Addr,
+    pub prefix: u8,
+    pub router: Option<Ipv4Addr>,
+}
 
-/// Makes both on a thread of their own, so that this process stays in its namespace.
-pub fn make(config: &Config) -> io::Result<(OwnedFd, File)> {
-    let config = config.clone();
-    let made = std::thread::spawn(move || make_here(&config)).join();
+/// Makes all on a thread of their own, so that this process stays in its namespace. The
+/// interfaces are eth0, eth1, ….
+pub fn make(interfaces: Vec<Settings>) -> io::Result<(OwnedFd, Vec<File>)> {
+    let made = std::thread::spawn(move || make_here(&interfaces)).join();
     made.unwrap_or_else(|_| Err(io::Error::other("the thread that makes it failed")))
 }
 
-fn make_here(config: &Config) -> io::Result<(OwnedFd, File)> {
+fn make_here(interfaces: &[Settings]) -> io::Result<(OwnedFd, Vec<File>)> {
     // SAFETY: only this thread moves, and it ends here; it shares nothing that other
     // threads rely on.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
     let namespace = File::open("/proc/thread-self/ns/net")?;
-    // A tap belongs to the namespace in which the device was opened.
-    let tap = File::options().read(true).write(true).open("/dev/net/tun")?;
-    let mut request = named(NAME);
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as i16;
-    change(tap.as_raw_fd(), libc::TUNSETIFF, &mut request)?;
     // SAFETY: a plain system call that returns a fresh descriptor.
     let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     if socket < 0 {
@@ -34,41 +37,61 @@ fn make_here(config: &Config) -> io::Result<(OwnedFd, File)> {
     }
     // SAFETY: the descriptor was just made, and nobody else owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    configure(&socket, config)?;
-    rustix::io::ioctl_fionbio(&tap, true)?;
-    Ok((namespace.into(), tap))
+    up(&socket, b"lo")?;
+    let taps: io::Result<Vec<File>> = interfaces
+        .iter()
+        .enumerate()
+        .map(|(number, settings)| {
+            let name = format!("eth{number}");
+            let tap = open(name.as_bytes())?;
+            configure(&socket, name.as_bytes(), settings)?;
+            Ok(tap)
+        })
+        .collect();
+    Ok((namespace.into(), taps?))
 }
 
-fn configure(socket: &OwnedFd, config: &Config) -> io::Result<()> {
-    let socket = socket.as_raw_fd();
-    let up = |name: &[u8]| {
-        let mut request = named(name);
-        request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
-        change(socket, libc::SIOCSIFFLAGS, &mut request)
-    };
-    up(b"lo")?;
-    let mut request = named(NAME);
+/// A tap belongs to the namespace in which the device was opened.
+fn open(name: &[u8]) -> io::Result<File> {
+    let tap = File::options().read(true).write(true).open("/dev/net/tun")?;
+    let mut request = named(name);
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as i16;
+    change(tap.as_raw_fd(), libc::TUNSETIFF, &mut request)?;
+    rustix::io::ioctl_fionbio(&tap, true)?;
+    Ok(tap)
+}
+
+fn up(socket: &OwnedFd, name: &[u8]) -> io::Result<()> {
+    let mut request = named(name);
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
+    change(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &mut request)
+}
+
+fn configure(owned: &OwnedFd, name: &[u8], settings: &Settings) -> io::Result<()> {
+    let socket = owned.as_raw_fd();
+    let mut request = named(name);
     request.ifr_ifru.ifru_hwaddr = libc::sockaddr {
         sa_family: libc::ARPHRD_ETHER,
-        sa_data: std::array::from_fn(|i| config.guest_mac.get(i).map_or(0, |b| b.cast_signed())),
+        sa_data: std::array::from_fn(|i| settings.mac.get(i).map_or(0, |b| b.cast_signed())),
     };
     change(socket, libc::SIOCSIFHWADDR, &mut request)?;
-    let mut request = named(NAME);
-    request.ifr_ifru.ifru_mtu = config.mtu.into();
+    let mut request = named(name);
+    request.ifr_ifru.ifru_mtu = settings.mtu.into();
     change(socket, libc::SIOCSIFMTU, &mut request)?;
-    let mut request = named(NAME);
-    request.ifr_ifru.ifru_addr = address(config.guest4);
+    let mut request = named(name);
+    request.ifr_ifru.ifru_addr = address(settings.address);
     change(socket, libc::SIOCSIFADDR, &mut request)?;
-    let mut request = named(NAME);
-    let mask = u32::MAX.checked_shl(32 - u32::from(config.prefix4)).unwrap_or(0);
+    let mut request = named(name);
+    let mask = u32::MAX.checked_shl(32 - u32::from(settings.prefix)).unwrap_or(0);
     request.ifr_ifru.ifru_netmask = address(Ipv4Addr::from(mask));
     change(socket, libc::SIOCSIFNETMASK, &mut request)?;
-    up(NAME)?;
+    up(owned, name)?;
+    let Some(router) = settings.router else { return Ok(()) };
     // SAFETY: a route is plain integers and a pointer, for which all-zero is valid.
     let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
     route.rt_dst = address(Ipv4Addr::UNSPECIFIED);
     route.rt_genmask = address(Ipv4Addr::UNSPECIFIED);
-    route.rt_gateway = address(config.router4);
+    route.rt_gateway = address(router);
     route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
     // SAFETY: the request reads one route, which outlives the call.
     check(unsafe { libc::ioctl(socket, libc::SIOCADDRT, &raw const route) })
