@@ -41,7 +41,7 @@ fn guises_find_each_other_by_name() {
     for (name, guise) in [("one", Guise::Container), ("two", Guise::Microvm)] {
         let network = ["--network", "lab", "--name", name, "--hostname", name];
         let program = [BOX, "sh", "-c", serve];
-        home.good(&[&["run", "-d"], guise.options(), &network[..], &program[..]].concat());
+        home.good(&[&["run", "-d"][..], guise.options(), &network[..], &program[..]].concat());
     }
     for (from, to) in [("one", "two"), ("two", "one")] {
         let ask = ["exec", from, "wget", "-q", "-T", "5", "-O", "-", &format!("http://{to}/")];
