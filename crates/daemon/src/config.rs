@@ -15,10 +15,10 @@ pub struct Config {
     pub run: PathBuf,
     /// The image store.
     pub images: PathBuf,
-    /// How much memory is given out.
-    pub memory: Rules,
     /// A kernel's unpacked package, which microVMs boot instead of the store's.
     pub kernel: Option<PathBuf>,
+    /// How much memory is given out.
+    pub memory: Rules,
 }
 
 /// What the environment says about memory: `GUISE_KEEP_MEMORY` in MiB, `GUISE_OVERCOMMIT`.
@@ -58,7 +58,7 @@ impl Config {
         };
         let images = variable("GUISE_IMAGES").unwrap_or_else(|| state.join("images"));
         let kernel = variable("GUISE_KERNEL").filter(|path| !path.as_os_str().is_empty());
-        Ok(Config { state, run, images, memory: memory_rules()?, kernel })
+        Ok(Config { state, run, images, kernel, memory: memory_rules()? })
     }
 
     #[must_use]

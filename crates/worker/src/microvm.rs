@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use guise_engine::{CpuModel, Engine, MAX_VCPUS};
-use guise_microvm::machine::{Network as MachineNetwork, SharedFolder, WritableLayer};
+use guise_microvm::machine::{Network as MachineNetwork, Plug, SharedFolder, WritableLayer};
 use guise_microvm::protocol::{Exit as GuestExit, Mount, Open, Source, Stream, Task};
 use guise_microvm::{MicroVm as Guest, MicroVmConfig, PreparedKernel, ext4};
 use guise_net::user::{Config, Forward, Transport};
@@ -115,7 +115,7 @@ impl MicroVm {
             host_name: job.host_name.clone(),
             processes: job.resources.processes,
             network: network(job)?,
-            plug: None,
+            plug: job.plug.as_ref().map(plug),
             shares,
             mounts,
             hosts: Vec::new(),
@@ -219,6 +219,16 @@ fn vcpus(wanted: Option<f64>, warnings: &mut Vec<String>) -> u32 {
         warnings.push(format!("a microVM has whole processors: it gets {vcpus}"));
     }
     vcpus
+}
+
+/// The port of a named network's switch.
+fn plug(plug: &job::Plug) -> Plug {
+    Plug {
+        socket: plug.socket.clone(),
+        name: plug.name.clone(),
+        prefix: plug.subnet.prefix(),
+        resolver: plug.subnet.resolver().into(),
+    }
 }
 
 fn network(job: &Job) -> Result<Option<MachineNetwork>, BodyError> {

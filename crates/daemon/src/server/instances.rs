@@ -139,13 +139,13 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
                 .hint(format!("choose another --name, or remove it: guise rm {name}")),
         ));
     }
+    if choose::choose(&spec).guise == Guise::Microvm {
+        launch::check_kernel(&daemon)?;
+    }
     if let Some(network) = &spec.join
         && daemon.objects.network(network)?.is_none()
     {
         return Err(no_network(network).into());
-    }
-    if choose::choose(&spec).guise == Guise::Microvm {
-        launch::check_kernel(&daemon)?;
     }
     for mount in &spec.mounts {
         if let Some(volume) = mount.volume() {

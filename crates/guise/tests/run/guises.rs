@@ -1,6 +1,6 @@
 //! Instances of different guises beside each other, and what only one of them has.
 
-use crate::home::{BOX, Guise, Home};
+use crate::home::{BOX, Guise, Home, not_run};
 
 /// What one writes the other sees, at once.
 #[test]
@@ -26,6 +26,29 @@ fn guises_share_volumes() {
     let said = home.guise(&["run", "--rm", "-v", &file, BOX, "true"]);
     assert_eq!((said.code, said.err.lines().count()), (125, 1), "{said:?}");
     assert!(said.err.contains("--as container"), "{said:?}");
+}
+
+/// A network is the same to all that are in it.
+#[test]
+fn guises_find_each_other_by_name() {
+    let Some(home) = Home::new("among", Guise::Microvm) else { return };
+    if !std::path::Path::new("/dev/net/tun").exists() {
+        not_run("containers on a named network", "this host has no /dev/net/tun");
+        return;
+    }
+    home.good(&["network", "create", "lab"]);
+    let serve = "mkdir /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www";
+    for (name, guise) in [("one", Guise::Container), ("two", Guise::Microvm)] {
+        let network = ["--network", "lab", "--name", name, "--hostname", name];
+        let program = [BOX, "sh", "-c", serve];
+        home.good(&[&["run", "-d"][..], guise.options(), &network[..], &program[..]].concat());
+    }
+    for (from, to) in [("one", "two"), ("two", "one")] {
+        let ask = ["exec", from, "wget", "-q", "-T", "5", "-O", "-", &format!("http://{to}/")];
+        home.until("one asks the other by its name", || home.guise(&ask).out.trim_end() == to);
+    }
+    home.good(&["rm", "-f", "one", "two"]);
+    home.good(&["network", "rm", "lab"]);
 }
 
 /// The kernel is the machine's own, whatever executes it.
