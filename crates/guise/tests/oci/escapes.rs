@@ -350,9 +350,10 @@ fn a_process_on_its_way_in_shows_nothing() {
     let seen = fs::read_to_string(bundle.path("tmp/seen")).unwrap();
     let directory = bundle.directory.to_str().unwrap();
     for line in seen.lines().filter(|line| line.contains("->")) {
-        // What the script itself has open: the file it writes to.
         let target = line.split("-> ").nth(1).unwrap();
-        assert!(!target.contains(GUISE) && !target.contains("guise"), "{line}");
+        // The last step is a sealed program in memory that does nothing but execute another.
+        let harmless = target.starts_with("/memfd:guise-init ");
+        assert!(harmless || !target.contains("guise"), "{line}");
         assert!(!target.contains(directory), "{line}");
     }
 }
