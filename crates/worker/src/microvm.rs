@@ -167,13 +167,9 @@ impl MicroVm {
             session.close_input().map_err(failed)?;
         }
         while let Some(bytes) = session.read(Stream::Output).map_err(failed)? {
-            if result.is_ok() {
-                result = output.write_all(&bytes).map_err(system("write the archive"));
-            }
-            if result.is_err() {
-                // Dropping the session ends the task.
-                return result;
-            }
+            // On a failure the session is dropped, which ends the task.
+            result?;
+            result = output.write_all(&bytes).map_err(system("write the archive"));
         }
         let (_, complaint, exit) = session.collect(LONGEST_COMPLAINT).map_err(failed)?;
         match exit {
@@ -268,7 +264,7 @@ impl Body for MicroVm {
     }
 
     fn open(&self, program: &Program) -> Result<Session, BodyError> {
-        Running::start(&self.guest()?, program).map(|(session, _)| session)
+        Running::start(&*self.guest()?, program).map(|(session, _)| session)
     }
 
     fn pause(&self) -> Result<(), BodyError> {
