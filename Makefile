@@ -38,6 +38,7 @@ soak: setup ## What takes too long for every test run: more cases, random guests
 		--test model --test crash --test corrupt --test full --test imago
 	GUISE_CYCLES=200 GUISE_KILLS=100 $(CARGO) test --release --package guise --test run -- survival::
 	GUISE_TRANSFER_MIB=1024 $(CARGO) test --release --package guise-net --lib long::
+	GUISE_TRANSFER_MIB=1024 $(CARGO) test --release --package guise --test end_to_end -- network::
 	GUISE_FUZZ_SECONDS=600 $(CARGO) test --release --package guise-virtio --test hostile_drivers
 	GUISE_CONTAINERS=1000 $(CARGO) test --release --package guise --test oci -- leaks::
 	GUISE_DEVICE_SOAK=1 $(CARGO) test --release --package guise --test end_to_end -- upkeep::

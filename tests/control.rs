@@ -1,48 +1,23 @@
 //! The control socket of the real binary: a machine is paused, changed and ended.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::support::control::Client;
 use crate::support::{Boot, PATIENCE, Running, alone, have};
 use guise_testkit::assets::Kernel;
 use guise_testkit::initramfs;
-use serde_json::{Value, json};
+use serde_json::json;
 
-/// A client of the socket.
-struct Client(BufReader<UnixStream>);
-
-impl Client {
-    fn open(path: &Path) -> Self {
-        Client(BufReader::new(UnixStream::connect(path).expect("the machine listens")))
-    }
-
-    fn ask(&mut self, command: &Value) -> Value {
-        writeln!(self.0.get_mut(), "{command}").expect("it listens");
-        let mut answer = String::new();
-        self.0.read_line(&mut answer).expect("it answers");
-        serde_json::from_str(&answer).unwrap_or_else(|_| panic!("{command}: {answer:?}"))
-    }
-
-    #[track_caller]
-    fn done(&mut self, command: &Value) -> Value {
-        let answer = self.ask(command);
-        assert_eq!(answer["ok"], true, "{command}: {answer}");
-        answer
-    }
-
-    /// Waits until the guest has given up so many bytes.
-    fn wait_for_balloon(&mut self, bytes: u64) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let balloon = self.done(&json!({ "command": "stats" }))["balloon"].clone();
-            if balloon["actual"] == bytes {
-                return;
-            }
-            assert!(Instant::now() < deadline, "{balloon}");
-            std::thread::sleep(Duration::from_millis(200));
+/// Waits until the guest has given up so many bytes.
+fn wait_for_balloon(client: &mut Client, bytes: u64) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let balloon = client.done(&json!({ "command": "stats" }))["balloon"].clone();
+        if balloon["actual"] == bytes {
+            return;
         }
+        assert!(Instant::now() < deadline, "{balloon}");
+        std::thread::sleep(Duration::from_millis(200));
     }
 }
 
@@ -90,9 +65,9 @@ fn a_running_machine_is_changed() {
     succeeds(&mut guest, "[ ! -e /sys/class/net/eth0 ]");
 
     client.done(&json!({ "command": "balloon", "size": "128M" }));
-    client.wait_for_balloon(128 << 20);
+    wait_for_balloon(&mut client, 128 << 20);
     client.done(&json!({ "command": "balloon", "size": "0" }));
-    client.wait_for_balloon(0);
+    wait_for_balloon(&mut client, 0);
 
     for nonsense in [
         json!({ "command": "dance" }),

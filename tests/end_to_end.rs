@@ -9,6 +9,7 @@ mod doctor;
 mod engines;
 mod handover;
 mod linux;
+mod network;
 mod soak;
 mod support;
 mod upkeep;

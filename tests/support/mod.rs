@@ -1,6 +1,8 @@
 //! Runs the real binary as a user would, with a limit on time, and keeps what it
 //! printed.
 
+pub mod control;
+
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -101,6 +103,14 @@ impl Running {
     /// The host's process.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// A command of the guest's shell, and what it prints, which the command must not have
+    /// in it as it is typed.
+    pub fn says(&mut self, command: &str, text: &str) {
+        assert!(!command.contains(text), "{command:?} shows when it is typed");
+        self.type_line(command);
+        self.wait_for(text);
     }
 
     /// Waits until the guest has printed this, after what was waited for before.

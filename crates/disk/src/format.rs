@@ -94,6 +94,9 @@ pub struct Place {
     pub offset: u64,
 }
 
+/// Bytes side by side in a file: where they begin, and how many.
+pub type Run = (Place, u64);
+
 /// A stretch of the disk in one state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
@@ -337,10 +340,10 @@ pub trait Format: Send + Sync {
         true
     }
 
-    /// The places where a write that needs no change of metadata goes, if all
-    /// of the stretch is like that: what a ring can submit by itself.
-    fn write_in_place(&self, _offset: u64, _len: u64) -> Result<Option<Vec<(Place, u64)>>> {
-        Ok(None)
+    /// Adds the places where a write that needs no change of metadata goes, if
+    /// all of the stretch is like that: what a ring can submit by itself.
+    fn write_in_place(&self, _offset: u64, _len: u64, _to: &mut Vec<Run>) -> Result<bool> {
+        Ok(false)
     }
 
     /// To be taken before places are asked for, and held while they are used.

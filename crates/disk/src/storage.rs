@@ -86,6 +86,11 @@ pub trait Storage: Send + Sync {
         None
     }
 
+    /// Writes, if that is quicker than by a ring. `false`: a ring is to do it.
+    fn write_here(&self, _offset: u64, _buf: &[u8]) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Copies from another storage inside of the kernel. `Ok(0)`: cannot.
     fn copy_from(
         &self,

@@ -488,7 +488,13 @@ fn grown_images_are_sound_there() {
     let raw = dir.file("source.raw");
     source(&raw);
     let size = 40 << 20;
-    for kind in [FormatKind::Qcow2, FormatKind::Vdi, FormatKind::Parallels, FormatKind::Vhdx] {
+    for kind in [
+        FormatKind::Qcow2,
+        FormatKind::Vdi,
+        FormatKind::Parallels,
+        FormatKind::Vhdx,
+        FormatKind::Vhd,
+    ] {
         let path = dir.file("image");
         convert(&raw, &path, kind, "", false);
         let image = open(&path, kind, true);

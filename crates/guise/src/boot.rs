@@ -2,6 +2,7 @@
 
 mod control;
 mod debugger;
+pub mod descriptors;
 mod devices;
 mod drive;
 pub mod network;

@@ -99,11 +99,30 @@ pub fn run_as_qemu_img(arguments: Vec<OsString>) -> ExitCode {
     }
     match QemuImg::try_parse_from(arguments) {
         Ok(args) => finish(dispatch(args.command, Persona::QemuImg), "qemu-img"),
-        Err(error) => {
-            let help = !error.use_stderr();
-            // Nothing can be done when even the message cannot be printed.
+        Err(error) if !error.use_stderr() => {
+            // Nothing can be done when even the help cannot be printed.
             let _unprintable = error.print();
-            if help { ExitCode::SUCCESS } else { ExitCode::from(1) }
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("qemu-img: {}", misuse(&error));
+            eprintln!("Try 'qemu-img --help' for more information");
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// What `qemu-img` says of a command line that cannot be.
+fn misuse(error: &clap::Error) -> String {
+    use clap::error::{ContextKind, ErrorKind};
+    match (error.kind(), error.get(ContextKind::InvalidSubcommand)) {
+        (ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand, _) => {
+            "Not enough arguments".to_owned()
+        }
+        (_, Some(name)) => format!("Command not found: {name}"),
+        _ => {
+            let text = error.to_string();
+            text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
         }
     }
 }

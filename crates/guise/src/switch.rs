@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::Failure;
+use crate::boot::descriptors;
 use crate::boot::network::{parse_prefix, parse_resolver};
 
 /// A switch for instances without root: `guise boot --net switch=SOCKET,name=NAME` plugs
@@ -21,7 +22,7 @@ pub struct Arguments {
     /// Where it listens; the network has this file's name, without what follows a dot
     socket: PathBuf,
     /// Say which ports there are, and end
-    #[arg(long, exclusive = true)]
+    #[arg(long, conflicts_with_all = ["subnet", "lease", "state", "mtu", "host", "restrict", "deny", "dns"])]
     status: bool,
     /// Addresses: 10.90.1.0/24, for instance; without it one is chosen that is free
     #[arg(long, value_name = "NETWORK/LENGTH")]
@@ -92,6 +93,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         resolvers: arguments.dns.clone(),
     };
     let subnet = book.subnet();
+    // Each connection outward is a socket here.
+    descriptors::most();
     let mut switch = Switch::open(&arguments.socket, book, config).map_err(Failure::failed)?;
     let stopper = switch.stopper();
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])

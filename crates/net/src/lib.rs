@@ -21,9 +21,15 @@ pub mod capture;
 pub mod frame;
 pub mod header;
 pub mod ipam;
+mod outbox;
 pub mod packet;
 pub mod segment;
 pub mod switch;
 pub mod tap;
 pub mod user;
 pub mod wire;
+
+#[cfg(test)]
+mod driver;
+#[cfg(test)]
+mod namespace;

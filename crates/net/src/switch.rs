@@ -415,13 +415,16 @@ impl Switch {
         Ok(Answer::Welcome { mac: lease.mac, address4: lease.address, address6, mtu })
     }
 
-    /// Everybody resolves the names on its own VLAN.
+    /// Everybody resolves the names on its own VLAN, to IPv4 addresses: whether an instance
+    /// has the IPv6 address of its lease, or one that it made itself, is its own affair, and
+    /// programs would wait for one that is not there.
     fn tell_names(&mut self) {
         let mut names: BTreeMap<u16, BTreeMap<String, Vec<IpAddr>>> = BTreeMap::new();
         for (number, member) in self.members.iter().enumerate() {
             if let (Some(member), Some(port)) = (member, self.fabric.port(number)) {
                 let names = names.entry(port.vlan).or_default();
-                names.insert(member.name.clone(), port.addresses.to_vec());
+                let four = port.addresses.iter().copied().filter(IpAddr::is_ipv4);
+                names.insert(member.name.clone(), four.collect());
             }
         }
         for (number, member) in self.members.iter_mut().enumerate() {

@@ -92,8 +92,10 @@ fn failed(doing: &'static str, name: &str, error: Errno) -> TapError {
 /// Opens one queue of a tap, which is made with the first.
 fn open_queue(name: &str, queues: u16) -> Result<OwnedFd, TapError> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let queue = rustix::fs::open(DEVICE, flags, Mode::empty())
-        .map_err(|error| TapError::Device(error.into()))?;
+    let queue = rustix::fs::open(DEVICE, flags, Mode::empty()).map_err(|error| match error {
+        Errno::PERM | Errno::ACCESS => TapError::Permission(name.to_owned()),
+        error => TapError::Device(error.into()),
+    })?;
     let several = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several;
     let mut request =

@@ -7,7 +7,7 @@
 //! counted, so one slow receiver costs a bounded piece of memory.
 
 use std::collections::VecDeque;
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -16,14 +16,13 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 
 use crate::frame::{Counters, Interface, Occupied, Offload, Reason};
+use crate::outbox::{MOST_WAITING, Outbox};
 use crate::{header, segment};
 
 /// 64 KiB of IP packet and an Ethernet header with a VLAN tag.
 pub const LARGEST_FRAME: usize = (64 << 10) + 18;
 /// Frames that one call of `poll` takes at most, before the guest's have their turn.
 const BATCH: usize = 256;
-/// Bytes that may wait to be sent.
-const MOST_WAITING: usize = 4 << 20;
 
 pub struct Wire {
     queues: Vec<Queue>,
@@ -40,8 +39,7 @@ pub struct Wire {
 struct Queue {
     descriptor: OwnedFd,
     readable: bool,
-    waiting: VecDeque<Vec<u8>>,
-    waiting_bytes: usize,
+    outbox: Outbox,
 }
 
 impl Wire {
@@ -67,8 +65,7 @@ impl Wire {
             rustix::io::ioctl_fionbio(&descriptor, true)?;
             let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
             epoll::add(&self.epoll, &descriptor, EventData::new_u64(number as u64), flags)?;
-            let queue =
-                Queue { descriptor, readable: true, waiting: VecDeque::new(), waiting_bytes: 0 };
+            let queue = Queue { descriptor, readable: true, outbox: Outbox::default() };
             self.queues.push(queue);
         }
         self.hung_up = self.queues.is_empty();
@@ -95,7 +92,7 @@ impl Wire {
     }
 
     pub fn occupied(&self) -> Vec<Occupied> {
-        let waiting = self.queues.iter().map(|queue| queue.waiting_bytes).sum();
+        let waiting = self.queues.iter().map(|queue| queue.outbox.bytes()).sum();
         let most = MOST_WAITING * self.queues.len().max(1);
         vec![Occupied { what: "waiting-bytes", now: waiting, most }]
     }
@@ -113,7 +110,9 @@ impl Wire {
         }
         let number = if self.queues.len() > 1 { steer(frame, self.queues.len()) } else { 0 };
         let sent = match self.queues.get_mut(number) {
-            Some(queue) if !self.hung_up => queue.send(&header::build(&offload, 0), frame),
+            Some(Queue { descriptor, outbox, .. }) if !self.hung_up => {
+                outbox.send(descriptor, &header::build(&offload, 0), frame)
+            }
             _ => Err(Reason::Unreachable),
         };
         if let Err(reason) = sent {
@@ -151,7 +150,7 @@ impl Wire {
             let (flags, number) = (event.flags, event.data.u64() as usize);
             let Some(queue) = self.queues.get_mut(number) else { continue };
             queue.readable |= flags.intersects(EventFlags::IN | EventFlags::RDHUP);
-            if flags.contains(EventFlags::OUT) && queue.drain().is_err() {
+            if flags.contains(EventFlags::OUT) && queue.outbox.drain(&queue.descriptor).is_err() {
                 self.hung_up = true;
             }
             self.hung_up |= flags.intersects(EventFlags::HUP | EventFlags::ERR);
@@ -229,47 +228,6 @@ fn hand_over(
     counters.frames_out += 1;
     counters.bytes_out += frame.len() as u64;
     true
-}
-
-impl Queue {
-    fn send(&mut self, head: &[u8], frame: &[u8]) -> Result<(), Reason> {
-        if self.waiting.is_empty() {
-            match write(&self.descriptor, head, frame) {
-                Ok(()) => return Ok(()),
-                Err(Errno::AGAIN | Errno::NOBUFS) => {}
-                Err(_) => return Err(Reason::Unreachable),
-            }
-        }
-        let length = head.len() + frame.len();
-        if self.waiting_bytes + length > MOST_WAITING {
-            return Err(Reason::NoRoom);
-        }
-        self.waiting_bytes += length;
-        self.waiting.push_back([head, frame].concat());
-        Ok(())
-    }
-
-    fn drain(&mut self) -> rustix::io::Result<()> {
-        while let Some(message) = self.waiting.front() {
-            match write(&self.descriptor, message, &[]) {
-                Ok(()) => {
-                    self.waiting_bytes -= message.len();
-                    self.waiting.pop_front();
-                }
-                Err(Errno::AGAIN | Errno::NOBUFS) => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Writes a message in one piece.
-pub fn write(to: impl AsFd, head: &[u8], frame: &[u8]) -> rustix::io::Result<()> {
-    rustix::io::retry_on_intr(|| {
-        rustix::io::writev(&to, &[IoSlice::new(head), IoSlice::new(frame)])
-    })
-    .map(drop)
 }
 
 /// Frames of one flow keep to one queue.

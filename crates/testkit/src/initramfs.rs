@@ -174,6 +174,7 @@ pub fn with_virtio(kernel: Kernel) -> Result<PathBuf, TestkitError> {
     archive.file_from(&programs::vsock()?, "bin/vsock")?;
     archive.file_from(&programs::files()?, "bin/files")?;
     archive.file_from(&programs::io()?, "bin/io")?;
+    archive.file_from(&programs::net()?, "bin/net")?;
     archive.store(&format!("virtio-{}", kernel.name()))
 }
 

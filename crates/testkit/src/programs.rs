@@ -15,6 +15,11 @@ pub fn files() -> Result<PathBuf, TestkitError> {
     compile("programs/files.c", "programs/files", &["-O1", "-static"])
 }
 
+/// Connections of many kinds, with the other end on the host.
+pub fn net() -> Result<PathBuf, TestkitError> {
+    compile("programs/net.c", "programs/net", &["-O2", "-static"])
+}
+
 /// Measures a disk.
 pub fn io() -> Result<PathBuf, TestkitError> {
     compile("programs/io.c", "programs/io", &["-O1", "-static"])

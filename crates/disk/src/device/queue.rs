@@ -2,9 +2,11 @@
 //!
 //! A read or write whose bytes lie in the file as they are is handed to the
 //! kernel in an io_uring; everything else (allocation, compression, metadata)
-//! is done at once, the synchronous way, and completes immediately. While the
-//! kernel works on a request the queue holds its buffer and a guard that keeps
-//! its clusters from being used for something else.
+//! is done at once, the synchronous way, and completes immediately. So are
+//! small writes for which the kernel would wake a worker thread, which costs
+//! several times what they do (`Storage::write_here`). While the kernel works
+//! on a request the queue holds its buffer, and for all requests of a batch a
+//! guard that keeps their clusters from being used for something else.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,11 +16,15 @@ use std::sync::Arc;
 use io_uring::{IoUring, opcode, types};
 
 use crate::error::{Error, Result};
-use crate::format::{FormatKind, Guard, State};
+use crate::format::{FormatKind, Guard, Place, Run, State};
 use crate::graph::{Image, Node};
+use crate::storage::SharedStorage;
 
 /// Pieces that one request may fall into on the ring.
 const MAX_PIECES: usize = 16;
+
+/// A write of up to so many bytes may be done on the calling thread.
+const MOST_HERE: u64 = 64 << 10;
 
 /// The memory of a request.
 pub enum Buffer {
@@ -59,12 +65,12 @@ impl Buffer {
         self.len() == 0
     }
 
-    fn stretches(&mut self) -> Vec<libc::iovec> {
+    fn with_stretches<T>(&mut self, run: impl FnOnce(&[libc::iovec]) -> T) -> T {
         match self {
             Self::Owned(bytes) => {
-                vec![libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }]
+                run(&[libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }])
             }
-            Self::Borrowed(Borrowed(stretches)) => stretches.clone(),
+            Self::Borrowed(Borrowed(stretches)) => run(stretches),
         }
     }
 
@@ -106,25 +112,88 @@ pub struct Completion {
     pub buffer: Option<Buffer>,
 }
 
-/// A request that the kernel works on.
+/// A request that the kernel works on. Its lists keep their memory for the
+/// requests after it.
+#[derive(Default)]
 struct Pending {
     tag: u64,
     offset: u64,
     write: bool,
     buffer: Option<Buffer>,
-    /// Read by the kernel while it works: must stay where it is.
+    /// Read by the kernel while it works: must stay where they are.
+    stretches: Vec<libc::iovec>,
     pieces: Vec<Piece>,
     left: usize,
     failed: Option<io::Error>,
     short: bool,
-    _guard: Guard,
+    /// Which of the queue's batches it belongs to.
+    batch: usize,
 }
 
+/// Requests between two calls of `submit`, whose clusters one guard keeps.
+#[derive(Default)]
+struct Batch {
+    guard: Guard,
+    requests: usize,
+}
+
+/// What goes to one place of a file.
 struct Piece {
     fd: RawFd,
     offset: u64,
-    stretches: Vec<libc::iovec>,
+    /// Which of the request's stretches.
+    first: usize,
+    count: usize,
     len: usize,
+}
+
+impl Pending {
+    /// Cuts the buffer into pieces for the places. `false`: not for a ring.
+    fn lay_out(&mut self, mut buffer: Buffer, runs: &[Run], files: &[SharedStorage]) -> bool {
+        self.stretches.clear();
+        self.pieces.clear();
+        let (mut next, mut used) = (0, 0);
+        let fits = buffer.with_stretches(|stretches| {
+            for &(place, len) in runs {
+                let Some(fd) = files[usize::from(place.file)].fd() else { return false };
+                let (len, first) = (len as usize, self.stretches.len());
+                let mut wanted = len;
+                while wanted > 0 {
+                    let Some(stretch) = stretches.get(next) else { return false };
+                    let take = (stretch.iov_len - used).min(wanted);
+                    let start = stretch.iov_base.cast::<u8>().wrapping_add(used);
+                    self.stretches.push(libc::iovec { iov_base: start.cast(), iov_len: take });
+                    wanted -= take;
+                    used += take;
+                    if used == stretch.iov_len {
+                        (next, used) = (next + 1, 0);
+                    }
+                }
+                let (fd, count) = (fd.as_raw_fd(), self.stretches.len() - first);
+                self.pieces.push(Piece { fd, offset: place.offset, first, count, len });
+            }
+            true
+        });
+        self.buffer = Some(buffer);
+        fits
+    }
+
+    /// A piece as the ring takes it.
+    fn entry(&self, piece: &Piece) -> io_uring::squeue::Entry {
+        let fd = types::Fd(piece.fd);
+        let stretches = &self.stretches[piece.first..][..piece.count];
+        let (list, count) = (stretches.as_ptr(), piece.count as u32);
+        match (stretches, self.write) {
+            ([one], true) => opcode::Write::new(fd, one.iov_base.cast(), one.iov_len as u32)
+                .offset(piece.offset)
+                .build(),
+            ([one], false) => opcode::Read::new(fd, one.iov_base.cast(), one.iov_len as u32)
+                .offset(piece.offset)
+                .build(),
+            (_, true) => opcode::Writev::new(fd, list, count).offset(piece.offset).build(),
+            (_, false) => opcode::Readv::new(fd, list, count).offset(piece.offset).build(),
+        }
+    }
 }
 
 /// One thread's queue to a disk.
@@ -135,8 +204,14 @@ pub struct Queue {
     image: Arc<Image>,
     /// Not where the kernel or a sandbox has none: then all is synchronous.
     ring: Option<IoUring>,
-    slots: Vec<Option<Box<Pending>>>,
+    slots: Vec<Pending>,
     free: Vec<usize>,
+    /// Where the request that is being taken goes.
+    runs: Vec<Run>,
+    batches: Vec<Batch>,
+    free_batches: Vec<usize>,
+    /// The batch that takes requests.
+    batch: Option<usize>,
     under_way: usize,
     done: VecDeque<Completion>,
 }
@@ -160,6 +235,10 @@ impl Queue {
             ring,
             slots: Vec::new(),
             free: Vec::new(),
+            runs: Vec::new(),
+            batches: Vec::new(),
+            free_batches: Vec::new(),
+            batch: None,
             under_way: 0,
             done: VecDeque::new(),
         }
@@ -187,6 +266,9 @@ impl Queue {
     /// Takes a request. Completions come from `take`; call `submit` after a
     /// batch.
     pub fn push(&mut self, tag: u64, request: Request) {
+        if !matches!(request, Request::Read { .. } | Request::Write { .. }) {
+            self.close_batch();
+        }
         match request {
             Request::Read { offset, buffer } => self.transfer(tag, offset, buffer, false),
             Request::Write { offset, buffer } => self.transfer(tag, offset, buffer, true),
@@ -214,47 +296,123 @@ impl Queue {
             let result = at_once(&*self.node, offset, &mut buffer, write);
             return self.complete(tag, result, Some(buffer));
         }
-        let guard = self.image.format().guard();
-        let pieces = match self.pieces(offset, &mut buffer, write) {
-            Ok(Some(pieces)) if self.ring.is_some() => pieces,
+        let batch = self.open_batch();
+        let placed = self.place(offset, buffer.len() as u64, write);
+        let result = match placed {
+            Ok(true) if self.ring.is_some() => match self.write_here(&mut buffer, write) {
+                Ok(false) => return self.hand_over(tag, offset, buffer, write, batch),
+                result => result.map(drop),
+            },
             Ok(_) => {
-                drop(guard);
-                let result = at_once(&*self.image, offset, &mut buffer, write);
-                return self.complete(tag, result, Some(buffer));
+                self.close_batch();
+                at_once(&*self.image, offset, &mut buffer, write)
             }
-            Err(error) => return self.complete(tag, Err(error), Some(buffer)),
+            Err(error) => Err(error),
         };
-        let left = pieces.len();
-        let pending = Box::new(Pending {
-            tag,
-            offset,
-            write,
-            buffer: Some(buffer),
-            pieces,
-            left,
-            failed: None,
-            short: false,
-            _guard: guard,
+        self.complete(tag, result, Some(buffer));
+    }
+
+    /// Finds where the bytes of a request are in files, if they are so in all
+    /// of it.
+    fn place(&mut self, offset: u64, len: u64, write: bool) -> Result<bool> {
+        crate::graph::check_range(offset, len, self.image.size())?;
+        self.runs.clear();
+        if len == 0 || write && !self.image.writable() {
+            return Ok(false);
+        }
+        let format = self.image.format();
+        if write {
+            return Ok(format.write_in_place(offset, len, &mut self.runs)?
+                && self.runs.len() <= MAX_PIECES);
+        }
+        // A raw disk's bytes are where they are, holes included.
+        if format.kind() == FormatKind::Raw {
+            self.runs.push((Place { file: 0, offset }, len));
+            return Ok(true);
+        }
+        let mut at = offset;
+        while at < offset + len {
+            let extent = format.map(at, offset + len - at)?;
+            let State::Data { at: place } = extent.state else { return Ok(false) };
+            if self.runs.len() == MAX_PIECES {
+                return Ok(false);
+            }
+            self.runs.push((place, extent.len));
+            at += extent.len;
+        }
+        Ok(true)
+    }
+
+    /// Does a small write on this thread where a ring would be the long way.
+    fn write_here(&self, buffer: &mut Buffer, write: bool) -> Result<bool> {
+        let &[(place, len)] = &*self.runs else { return Ok(false) };
+        if !write || len > MOST_HERE {
+            return Ok(false);
+        }
+        let storage = &self.image.format().storages()[usize::from(place.file)];
+        let mut all = true;
+        buffer.each(|at, bytes| {
+            all = all && storage.write_here(place.offset + at, bytes)?;
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// The batch for the next request. Its guard is there before places are
+    /// asked for.
+    fn open_batch(&mut self) -> usize {
+        if let Some(batch) = self.batch {
+            return batch;
+        }
+        let batch = self.free_batches.pop().unwrap_or_else(|| {
+            self.batches.push(Batch::default());
+            self.batches.len() - 1
         });
+        self.batches[batch].guard = self.image.format().guard();
+        self.batch = Some(batch);
+        batch
+    }
+
+    /// No more requests come to the batch.
+    fn close_batch(&mut self) {
+        if let Some(batch) = self.batch.take() {
+            self.end_batch(batch);
+        }
+    }
+
+    /// Lets the clusters go when the last request of a closed batch is done.
+    fn end_batch(&mut self, batch: usize) {
+        if self.batches[batch].requests == 0 {
+            self.batches[batch].guard = Guard::default();
+            self.free_batches.push(batch);
+        }
+    }
+
+    /// Gives a request to the ring.
+    fn hand_over(&mut self, tag: u64, offset: u64, buffer: Buffer, write: bool, batch: usize) {
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(None);
+            self.slots.push(Pending::default());
             self.slots.len() - 1
         });
-        self.under_way += 1;
-        for number in 0..pending.pieces.len() {
-            let piece = &pending.pieces[number];
-            let (fd, count) = (types::Fd(piece.fd), piece.stretches.len() as u32);
-            let user = (slot as u64) << 8 | number as u64;
-            let entry = if write {
-                opcode::Writev::new(fd, piece.stretches.as_ptr(), count)
-                    .offset(piece.offset)
-                    .build()
-            } else {
-                opcode::Readv::new(fd, piece.stretches.as_ptr(), count).offset(piece.offset).build()
-            };
-            self.enqueue(&entry.user_data(user));
+        let pending = &mut self.slots[slot];
+        let fits = pending.lay_out(buffer, &self.runs, self.image.format().storages());
+        if !fits {
+            self.free.push(slot);
+            let Some(mut buffer) = pending.buffer.take() else { return };
+            self.close_batch();
+            let result = at_once(&*self.image, offset, &mut buffer, write);
+            return self.complete(tag, result, Some(buffer));
         }
-        self.slots[slot] = Some(pending);
+        (pending.tag, pending.offset, pending.write) = (tag, offset, write);
+        (pending.left, pending.failed, pending.short) = (pending.pieces.len(), None, false);
+        pending.batch = batch;
+        self.batches[batch].requests += 1;
+        self.under_way += 1;
+        for number in 0..self.slots[slot].pieces.len() {
+            let pending = &self.slots[slot];
+            let entry = pending.entry(&pending.pieces[number]);
+            self.enqueue(&entry.user_data((slot as u64) << 8 | number as u64));
+        }
     }
 
     fn enqueue(&mut self, entry: &io_uring::squeue::Entry) {
@@ -270,74 +428,9 @@ impl Queue {
         }
     }
 
-    /// Where the bytes of a request are in files, if they are so in all of it.
-    fn pieces(&self, offset: u64, buffer: &mut Buffer, write: bool) -> Result<Option<Vec<Piece>>> {
-        let len = buffer.len() as u64;
-        let size = self.image.size();
-        crate::graph::check_range(offset, len, size)?;
-        if len == 0 || write && !self.image.writable() {
-            return Ok(None);
-        }
-        let format = self.image.format();
-        let mut places = Vec::new();
-        if write {
-            match format.write_in_place(offset, len)? {
-                Some(found) => places = found,
-                None => return Ok(None),
-            }
-        } else {
-            let mut at = offset;
-            while at < offset + len {
-                let rest = offset + len - at;
-                // A raw disk's bytes are where they are, holes included.
-                if format.kind() == FormatKind::Raw {
-                    places.push((crate::format::Place { file: 0, offset: at }, rest));
-                    break;
-                }
-                let extent = format.map(at, rest)?;
-                let State::Data { at: place } = extent.state else { return Ok(None) };
-                places.push((place, extent.len));
-                at += extent.len;
-                if places.len() > MAX_PIECES {
-                    return Ok(None);
-                }
-            }
-        }
-        if places.len() > MAX_PIECES {
-            return Ok(None);
-        }
-        let mut stretches: VecDeque<libc::iovec> = buffer.stretches().into();
-        let mut pieces = Vec::with_capacity(places.len());
-        for (place, len) in places {
-            let storage = &format.storages()[usize::from(place.file)];
-            let Some(fd) = storage.fd() else { return Ok(None) };
-            let mut piece = Piece {
-                fd: fd.as_raw_fd(),
-                offset: place.offset,
-                stretches: Vec::new(),
-                len: len as usize,
-            };
-            let mut wanted = len as usize;
-            while wanted > 0 {
-                let Some(stretch) = stretches.pop_front() else { return Ok(None) };
-                let take = stretch.iov_len.min(wanted);
-                piece.stretches.push(libc::iovec { iov_base: stretch.iov_base, iov_len: take });
-                if take < stretch.iov_len {
-                    let rest = stretch.iov_base.cast::<u8>().wrapping_add(take);
-                    stretches.push_front(libc::iovec {
-                        iov_base: rest.cast(),
-                        iov_len: stretch.iov_len - take,
-                    });
-                }
-                wanted -= take;
-            }
-            pieces.push(piece);
-        }
-        Ok(Some(pieces))
-    }
-
     /// Hands everything to the kernel.
     pub fn submit(&mut self) -> Result<()> {
+        self.close_batch();
         let Some(first) = self.submit_once() else { return Ok(()) };
         let full = |error: &std::io::Error| {
             matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
@@ -370,6 +463,7 @@ impl Queue {
 
     /// Waits until there is a completion to take. `false`: nothing is under way.
     pub fn wait(&mut self) -> Result<bool> {
+        self.close_batch();
         loop {
             self.reap();
             if !self.done.is_empty() {
@@ -393,7 +487,7 @@ impl Queue {
             let Some(entry) = ring.completion().next() else { return };
             let (slot, number) =
                 ((entry.user_data() >> 8) as usize, (entry.user_data() & 0xff) as usize);
-            let Some(Some(pending)) = self.slots.get_mut(slot) else { continue };
+            let Some(pending) = self.slots.get_mut(slot) else { continue };
             match usize::try_from(entry.result()) {
                 Ok(moved) => pending.short |= moved < pending.pieces[number].len,
                 Err(_) => {
@@ -401,21 +495,21 @@ impl Queue {
                 }
             }
             pending.left -= 1;
-            if pending.left == 0
-                && let Some(pending) = self.slots[slot].take()
-            {
-                self.free.push(slot);
+            if pending.left == 0 {
                 self.under_way -= 1;
-                self.finish(*pending);
+                self.finish(slot);
+                self.free.push(slot);
             }
         }
     }
 
-    fn finish(&mut self, mut pending: Pending) {
+    fn finish(&mut self, slot: usize) {
+        let pending = &mut self.slots[slot];
+        let batch = pending.batch;
         let retry = pending.failed.as_ref().is_some_and(|error| {
             matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR | libc::EINVAL))
         });
-        let mut buffer = pending.buffer.take();
+        let (tag, mut buffer) = (pending.tag, pending.buffer.take());
         let result = match (&mut buffer, pending.failed.take()) {
             // The end of the file, or memory that is not aligned for O_DIRECT:
             // the synchronous way knows what to do.
@@ -428,7 +522,11 @@ impl Queue {
             }
             _ => Ok(()),
         };
-        self.complete(pending.tag, result, buffer);
+        self.batches[batch].requests -= 1;
+        if self.batch != Some(batch) {
+            self.end_batch(batch);
+        }
+        self.complete(tag, result, buffer);
     }
 }
 
@@ -452,6 +550,7 @@ impl Drop for Queue {
                 // memory keeps that sound.
                 Err(_) => {
                     std::mem::forget(std::mem::take(&mut self.slots));
+                    std::mem::forget(std::mem::take(&mut self.batches));
                     break;
                 }
             }

@@ -8,7 +8,7 @@
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{Blame, Result};
-use crate::format::{Below, Extent, Place, State};
+use crate::format::{Below, Extent, Place, Run, State};
 use crate::storage::{SharedStorage, Storage};
 
 /// What a table says about a block.
@@ -327,20 +327,20 @@ impl<T: Table> Blocks<T> {
         &self,
         mut offset: u64,
         mut len: u64,
-    ) -> Result<Option<Vec<(Place, u64)>>> {
-        let mut places: Vec<(Place, u64)> = Vec::new();
+        to: &mut Vec<Run>,
+    ) -> Result<bool> {
         let mut table = self.table.lock();
         while len > 0 {
             let within = offset % self.block;
             let Slot::At(host) = table.get(self.file(), offset / self.block)? else {
-                return Ok(None);
+                return Ok(false);
             };
             let step = len.min(self.block - within);
-            places.push((self.place(host + within), step));
+            to.push((self.place(host + within), step));
             offset += step;
             len -= step;
         }
-        Ok(Some(places))
+        Ok(true)
     }
 
     /// Data first, then what refers to it.
@@ -411,6 +411,13 @@ impl WordTable {
             self.words.push(value);
             self.set(index, value);
         }
+    }
+
+    /// Another place, to which all entries are still to be written.
+    pub(crate) fn move_to(&mut self, offset: u64, entries: usize, value: u32) {
+        self.grow(entries, value);
+        self.offset = offset;
+        self.dirty = Some((0, entries));
     }
 
     pub(crate) fn is_dirty(&self) -> bool {

@@ -43,8 +43,8 @@ use crate::codec::Codec;
 use crate::crypt::{LegacyAes, Luks, SectorCipher};
 use crate::error::{Blame, Error, Result};
 use crate::format::{
-    BackingReference, Below, CheckReport, Detail, Extent, Format, FormatKind, Guard, Place,
-    Preallocation, Repair,
+    BackingReference, Below, CheckReport, Detail, Extent, Format, FormatKind, Guard, Preallocation,
+    Repair, Run,
 };
 use crate::storage::{SharedStorage, Storage};
 
@@ -381,8 +381,8 @@ impl Format for Qcow2 {
         details
     }
 
-    fn write_in_place(&self, offset: u64, len: u64) -> Result<Option<Vec<(Place, u64)>>> {
-        self.in_place(offset, len)
+    fn write_in_place(&self, offset: u64, len: u64, to: &mut Vec<Run>) -> Result<bool> {
+        self.in_place(offset, len, to)
     }
 
     fn guard(&self) -> Guard {

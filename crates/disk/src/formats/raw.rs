@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
-use crate::format::{Below, Extent, Format, FormatKind, Place, Preallocation, State};
+use crate::format::{Below, Extent, Format, FormatKind, Place, Preallocation, Run, State};
 use crate::storage::{SharedStorage, Storage};
 
 /// A disk byte for byte.
@@ -113,7 +113,8 @@ impl Format for Raw {
         Ok(())
     }
 
-    fn write_in_place(&self, offset: u64, len: u64) -> Result<Option<Vec<(Place, u64)>>> {
-        Ok(Some(vec![(Place { file: 0, offset }, len)]))
+    fn write_in_place(&self, offset: u64, len: u64, to: &mut Vec<Run>) -> Result<bool> {
+        to.push((Place { file: 0, offset }, len));
+        Ok(true)
     }
 }

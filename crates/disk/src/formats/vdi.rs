@@ -10,7 +10,7 @@ use super::raw;
 use crate::bytes::{le32, le64, put};
 use crate::error::{Blame, Error, Result};
 use crate::format::{
-    Below, CheckReport, Detail, Extent, Format, FormatKind, Place, Preallocation, Repair,
+    Below, CheckReport, Detail, Extent, Format, FormatKind, Preallocation, Repair, Run,
 };
 use crate::storage::{SharedStorage, Storage, read_vec};
 
@@ -240,8 +240,8 @@ impl Format for Vdi {
         self.blocks.flush()
     }
 
-    fn write_in_place(&self, offset: u64, len: u64) -> Result<Option<Vec<(Place, u64)>>> {
-        self.blocks.in_place(offset, len)
+    fn write_in_place(&self, offset: u64, len: u64, to: &mut Vec<Run>) -> Result<bool> {
+        self.blocks.in_place(offset, len, to)
     }
 
     fn resize(&self, size: u64, _preallocation: Preallocation) -> Result<()> {

@@ -5,6 +5,7 @@
 //! starts with a bitmap of its sectors, which differencing images use to tell
 //! their own sectors from those of the parent.
 
+mod grow;
 mod parent;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +18,7 @@ use crate::bytes::{be16, be32, be64, put};
 use crate::error::{Blame, Error, Result};
 use crate::format::{
     BackingReference, Below, CheckReport, Detail, Extent, Format, FormatKind, Place, Preallocation,
-    Repair, State,
+    Repair, Run, State,
 };
 use crate::storage::{SharedStorage, Storage, read_vec};
 
@@ -411,10 +412,17 @@ impl Format for Vhd {
         }
     }
 
-    fn write_in_place(&self, offset: u64, len: u64) -> Result<Option<Vec<(Place, u64)>>> {
+    fn resize(&self, size: u64, _preallocation: Preallocation) -> Result<()> {
+        self.grow(size)
+    }
+
+    fn write_in_place(&self, offset: u64, len: u64, to: &mut Vec<Run>) -> Result<bool> {
         match &self.body {
-            Body::Fixed => Ok(Some(vec![(Place { file: 0, offset }, len)])),
-            Body::Dynamic(blocks) => blocks.in_place(offset, len),
+            Body::Fixed => {
+                to.push((Place { file: 0, offset }, len));
+                Ok(true)
+            }
+            Body::Dynamic(blocks) => blocks.in_place(offset, len, to),
         }
     }
 

@@ -19,8 +19,8 @@ use super::raw;
 use crate::bytes::{le64, put};
 use crate::error::{Blame, Error, Result};
 use crate::format::{
-    BackingReference, Below, CheckReport, Detail, Extent, Format, FormatKind, Place, Preallocation,
-    Repair,
+    BackingReference, Below, CheckReport, Detail, Extent, Format, FormatKind, Preallocation,
+    Repair, Run,
 };
 use crate::storage::{SharedStorage, Storage};
 
@@ -382,11 +382,11 @@ impl Format for Vhdx {
         self.blocks.flush()
     }
 
-    fn write_in_place(&self, offset: u64, len: u64) -> Result<Option<Vec<(Place, u64)>>> {
+    fn write_in_place(&self, offset: u64, len: u64, to: &mut Vec<Run>) -> Result<bool> {
         if !self.blocks.table().marked {
-            return Ok(None);
+            return Ok(false);
         }
-        self.blocks.in_place(offset, len)
+        self.blocks.in_place(offset, len, to)
     }
 
     fn resize(&self, size: u64, _preallocation: Preallocation) -> Result<()> {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::format::FormatKind;
+use crate::format::{FormatKind, Preallocation};
 use crate::formats::qcow2::CreateOptions;
 use crate::graph::{Image, Node};
 
@@ -12,12 +12,12 @@ use crate::graph::{Image, Node};
 pub struct Measurement {
     /// With the data that there is now.
     pub required: u64,
-    /// With all of the disk written.
-    #[serde(rename = "fully-allocated")]
-    pub fully_allocated: u64,
     /// More for the bitmaps, if they come along.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bitmaps: Option<u64>,
+    /// With all of the disk written.
+    #[serde(rename = "fully-allocated")]
+    pub fully_allocated: u64,
 }
 
 /// For a disk of this size without any data.
@@ -55,6 +55,9 @@ fn measured(kind: FormatKind, options: &CreateOptions, data: u64) -> Result<Meas
         FormatKind::Qcow2 => {
             let size = options.size.next_multiple_of(options.cluster_size);
             let meta = qcow2_metadata(options, size);
+            let reserved =
+                matches!(options.preallocation, Preallocation::Falloc | Preallocation::Full);
+            let data = if reserved { size } else { data };
             Ok(Measurement { required: meta + data, fully_allocated: meta + size, bitmaps: None })
         }
         other => Err(Error::NoSuchOperation { format: other.name(), what: "measuring" }),

@@ -5,9 +5,11 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::ReadWriteFlags;
 
 use super::{FileLock, Share, Storage, StorageRun};
 use crate::error::{Error, Result};
@@ -65,6 +67,9 @@ pub struct FileStorage {
     known_len: AtomicU64,
     /// Cleared when the file system turns out not to make holes.
     can_punch: AtomicBool,
+    /// Whether the file system writes to its cache without waiting. Where it
+    /// does not (ext4), a ring leaves every write to a worker thread.
+    takes_ring_writes: OnceLock<bool>,
     _lock: Option<FileLock>,
 }
 
@@ -105,6 +110,7 @@ impl FileStorage {
             block_device,
             known_len: AtomicU64::new(0),
             can_punch: AtomicBool::new(true),
+            takes_ring_writes: OnceLock::new(),
             _lock: lock,
         };
         storage.known_len.store(storage.current_len()?, Ordering::Relaxed);
@@ -127,6 +133,7 @@ impl FileStorage {
             block_device: false,
             known_len: AtomicU64::new(0),
             can_punch: AtomicBool::new(true),
+            takes_ring_writes: OnceLock::new(),
             _lock: None,
         })
     }
@@ -381,6 +388,21 @@ impl Storage for FileStorage {
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.file.as_fd())
+    }
+
+    fn write_here(&self, offset: u64, buf: &[u8]) -> Result<bool> {
+        if self.direct || !self.writable {
+            return Ok(false);
+        }
+        let takes = *self.takes_ring_writes.get_or_init(|| {
+            let parts = [io::IoSlice::new(buf)];
+            let asked = rustix::io::pwritev2(&self.file, &parts, offset, ReadWriteFlags::NOWAIT);
+            asked != Err(rustix::io::Errno::OPNOTSUPP)
+        });
+        if !takes {
+            self.write_at(offset, buf)?;
+        }
+        Ok(!takes)
     }
 
     fn copy_from(

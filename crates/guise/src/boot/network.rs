@@ -15,6 +15,7 @@ use guise_virtio::net::NetOptions;
 use guise_virtio::rate::Rate;
 use serde_json::{Value, json};
 
+use super::descriptors;
 use crate::Failure;
 
 /// An interface and the network that it is plugged into.
@@ -64,6 +65,8 @@ impl Interface {
         };
         let (network, mac, mtu) = match kind {
             Kind::User { config, forwards } => {
+                // Each connection of the guest is a socket here.
+                descriptors::most();
                 let (mac, mtu) = (config.guest_mac, config.mtu);
                 let mut network = UserNetwork::new(*config).map_err(|error| failed(&error))?;
                 for forward in forwards {

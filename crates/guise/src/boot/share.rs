@@ -5,8 +5,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use guise_virtio::fs::{Cache, LONGEST_TAG, Share, ShareOptions};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::descriptors;
 use crate::Failure;
 
 /// Descriptors that are left to everything else.
@@ -71,13 +71,7 @@ impl Shared {
 
 /// As many descriptors as this process may have, but for a reserve.
 fn most_files() -> usize {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    let most = match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => limit.maximum,
-        Err(_) => limit.current,
-    };
-    most.unwrap_or(u64::MAX).saturating_sub(RESERVE).min(MOST_FILES) as usize
+    descriptors::most().saturating_sub(RESERVE).min(MOST_FILES) as usize
 }
 
 #[cfg(test)]

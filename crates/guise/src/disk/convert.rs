@@ -198,14 +198,19 @@ pub fn dd(args: DdArgs, persona: Persona) -> Outcome {
         }
     }
     let (Some(input), Some(output)) = (input, output) else {
-        return Err(Failure::new("Must specify both input and output file names"));
+        return Err(Failure::new("Must specify both input and output files"));
     };
-    if unit == 0 {
-        return Err(Failure::new("bs: the block size is not zero"));
+    if !(1..=i32::MAX as u64).contains(&unit) {
+        return Err(Failure::new("Invalid bs specified. Must be between 1 and 2147483647."));
     }
     let named = args.opening.named(input, args.source_format.as_deref(), None, persona)?;
     let source = named.read()?;
-    let start = skip.saturating_mul(unit).min(source.size());
+    let start = skip.saturating_mul(unit);
+    if start > source.size() {
+        let program = if persona == Persona::QemuImg { "qemu-img" } else { "guise disk" };
+        eprintln!("{program}: {input}: cannot skip to specified offset");
+    }
+    let start = start.min(source.size());
     let rest = source.size() - start;
     let len = count.map_or(rest, |count: u64| rest.min(count.saturating_mul(unit)));
     let part = Window::new(&source, start, len);

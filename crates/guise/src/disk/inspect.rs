@@ -282,7 +282,7 @@ fn print_report(report: &CheckReport, corruptions: u64, leaks: u64) {
             percent(report.compressed_clusters, report.allocated_clusters)
         );
     }
-    if let Some(end) = report.image_end {
+    if let Some(end) = report.image_end.filter(|&end| end > 0) {
         println!("Image end offset: {end}");
     }
 }

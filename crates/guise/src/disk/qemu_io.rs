@@ -11,7 +11,6 @@ use guise_disk::ops::parse_size;
 
 use super::Persona;
 use super::common::{Failure, Opening};
-use super::output::human;
 
 /// Send single requests to a disk.
 #[derive(Parser)]
@@ -69,7 +68,9 @@ fn session(args: QemuIo) -> Result<bool, Failure> {
         match command(&image, &words) {
             Ok(more) => more,
             Err(text) => {
-                println!("{text}");
+                if !text.is_empty() {
+                    println!("{text}");
+                }
                 all_well = false;
                 true
             }
@@ -176,12 +177,12 @@ fn command(image: &Image, words: &[&str]) -> Result<bool, String> {
             let words = Words::parse(rest, "", "Cq")?;
             let (offset, len) = words.place()?;
             let begin = Instant::now();
-            image.discard(offset, len).map_err(|e| format!("discard failed: {e}"))?;
+            image.discard(offset, len).map_err(|e| failed("discard", &e))?;
             report(&words, "discard", offset, len, begin.elapsed());
         }
         "flush" | "f" => image.flush().map_err(|e| format!("flush failed: {e}"))?,
         "aio_flush" => {}
-        "length" | "l" => println!("{}", human(image.size())),
+        "length" | "l" => println!("{}", amount(image.size())),
         "map" => map(image)?,
         "alloc" | "a" => alloc(image, &Words::parse(rest, "", "")?)?,
         "truncate" => {
@@ -206,7 +207,7 @@ fn read(image: &Image, words: &Words<'_>) -> Result<(), String> {
     let (offset, len) = words.place()?;
     let mut buf = vec![0xab; len as usize];
     let begin = Instant::now();
-    image.read(offset, &mut buf).map_err(|e| format!("read failed: {e}"))?;
+    image.read(offset, &mut buf).map_err(|e| failed("read", &e))?;
     let elapsed = begin.elapsed();
     // The pattern may be wanted in a part only.
     let from = words.size('s')?.unwrap_or(0).min(buf.len());
@@ -220,8 +221,12 @@ fn read(image: &Image, words: &Words<'_>) -> Result<(), String> {
     if words.has('v') {
         dump(offset, &buf);
     }
+    // It is told before the line that says how much was read.
+    if let Some(wrong) = &wrong {
+        println!("{wrong}");
+    }
     report(words, "read", offset, len, elapsed);
-    wrong.map_or(Ok(()), Err)
+    if wrong.is_some() { Err(String::new()) } else { Ok(()) }
 }
 
 /// Sixteen bytes a line, as numbers and as letters.
@@ -237,7 +242,7 @@ fn dump(offset: u64, bytes: &[u8]) {
 fn write(image: &Image, words: &Words<'_>) -> Result<(), String> {
     let (offset, len) = words.place()?;
     let begin = Instant::now();
-    let failed = |e: guise_disk::Error| format!("write failed: {e}");
+    let failed = |e: guise_disk::Error| failed("write", &e);
     if words.has('z') {
         image.write_zeroes(offset, len, words.has('u')).map_err(failed)?;
     } else {
@@ -265,6 +270,26 @@ fn write(image: &Image, words: &Words<'_>) -> Result<(), String> {
     Ok(())
 }
 
+/// A number of bytes with its unit: whole, or with three digits behind the point.
+fn amount(size: u64) -> String {
+    const UNITS: [&str; 7] = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let unit = size.checked_ilog2().unwrap_or(0) / 10;
+    let whole = 1_u64 << (unit * 10);
+    let name = UNITS[unit as usize];
+    match size % whole {
+        0 => format!("{} {name}", size / whole),
+        _ => format!("{:.3} {name}", size as f64 / whole as f64),
+    }
+}
+
+/// What the system would say of a failure.
+fn failed(what: &str, error: &guise_disk::Error) -> String {
+    match error {
+        guise_disk::Error::OutOfRange { .. } => format!("{what} failed: Input/output error"),
+        error => format!("{what} failed: {error}"),
+    }
+}
+
 fn report(words: &Words<'_>, what: &str, offset: u64, len: u64, elapsed: Duration) {
     if words.has('q') {
         return;
@@ -273,9 +298,9 @@ fn report(words: &Words<'_>, what: &str, offset: u64, len: u64, elapsed: Duratio
     println!("{what} {len}/{len} bytes at offset {offset}");
     println!(
         "{}, 1 ops; {:05.2} sec ({}/sec and {:.4} ops/sec)",
-        human(len),
+        amount(len),
         elapsed.as_secs_f64(),
-        human((len as f64 / seconds) as u64),
+        amount((len as f64 / seconds) as u64),
         1.0 / seconds
     );
 }
@@ -287,9 +312,9 @@ fn map(image: &Image) -> Result<(), String> {
         let (allocated, len) = stretch(image, offset, size - offset)?;
         println!(
             "{} ({len:#x}) bytes {} allocated at offset {} ({offset:#x})",
-            human(len),
-            if allocated { "    " } else { "not" },
-            human(offset)
+            amount(len),
+            if allocated { "   " } else { "not" },
+            amount(offset)
         );
         offset += len;
     }
@@ -326,6 +351,6 @@ fn alloc(image: &Image, words: &Words<'_>) -> Result<(), String> {
         sum += if allocated { part } else { 0 };
         done += part;
     }
-    println!("{sum}/{len} bytes allocated at offset {}", human(offset));
+    println!("{sum}/{len} bytes allocated at offset {}", amount(offset));
     Ok(())
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::driver::Driver;
 use crate::frame::PartialChecksum;
 
 /// A network that sends back what it gets.
@@ -32,30 +33,6 @@ impl Network for Echo {
     }
 }
 
-struct Driver {
-    room: Vec<u8>,
-    frames: usize,
-}
-
-impl Interface for Driver {
-    fn receives(&self) -> Receives {
-        Receives::default()
-    }
-
-    fn room(&mut self, size: usize) -> Option<&mut [u8]> {
-        self.room.resize(size, 0);
-        Some(&mut self.room)
-    }
-
-    fn filled(&self, size: usize) -> &[u8] {
-        &self.room[..size]
-    }
-
-    fn deliver(&mut self, _: usize, _: Offload) {
-        self.frames += 1;
-    }
-}
-
 /// Kind and contents of each block.
 fn blocks(mut bytes: &[u8]) -> Vec<(u32, Vec<u8>)> {
     let word = |bytes: &[u8]| u32::from_le_bytes(bytes[..4].try_into().unwrap());
@@ -80,9 +57,9 @@ fn both_directions_are_written_with_checksums_put_in() {
     let partial = PartialChecksum { start: 14, offset: 4 };
     let offload = Offload { partial_checksum: Some(partial), ..Offload::default() };
     watched.input(&frame, offload);
-    let mut driver = Driver { room: Vec::new(), frames: 0 };
+    let mut driver = Driver::default();
     watched.poll(&mut driver);
-    assert_eq!(driver.frames, 1);
+    assert_eq!(driver.frames.len(), 1);
 
     let blocks = blocks(&std::fs::read(&path).unwrap());
     let kinds: Vec<u32> = blocks.iter().map(|(kind, _)| *kind).collect();
@@ -118,11 +95,11 @@ fn a_full_disk_ends_the_capture_and_not_the_network() {
     let path = PathBuf::from("/dev/full");
     let capture = Capture { file, path, block: Vec::new(), unwritten: false };
     let mut watched = Watched::new(Echo::default(), Some(capture));
-    let mut driver = Driver { room: Vec::new(), frames: 0 };
+    let mut driver = Driver::default();
     for _ in 0..2 {
         watched.input(&[0; 60], Offload::default());
         watched.poll(&mut driver);
     }
     assert!(watched.capture.is_none());
-    assert_eq!(driver.frames, 2);
+    assert_eq!(driver.frames.len(), 2);
 }

@@ -98,7 +98,7 @@ pub fn send(socket: impl AsFd, answer: &Answer) -> rustix::io::Result<()> {
 
 fn write(socket: impl AsFd, message: &impl Serialize) -> rustix::io::Result<()> {
     let bytes = serde_json::to_vec(message).map_err(|_| rustix::io::Errno::INVAL)?;
-    crate::wire::write(socket, &bytes, &[])
+    crate::outbox::write(socket, &bytes, &[])
 }
 
 pub fn occupied(entries: Vec<Occupied>) -> Vec<(String, usize, usize)> {

@@ -1,20 +1,17 @@
 //! One connected process: its socket, what waits for it, and its side of the gateway.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-
 use super::hello;
 use crate::frame::{Counters, Interface, Network, Occupied, Offload, Reason, Receives};
 use crate::header;
+use crate::outbox::{MOST_WAITING, Outbox};
 use crate::user::UserNetwork;
-use crate::wire::{LARGEST_FRAME, write};
+use crate::wire::LARGEST_FRAME;
 
-/// Bytes that may wait for a slow port.
-const MOST_WAITING: usize = 4 << 20;
 /// The gateway stops here, so that ports among themselves have room too.
 const GATEWAY_STOPS: usize = 1 << 20;
 
@@ -41,8 +38,7 @@ pub struct Member {
 /// The way to the process.
 struct Line {
     socket: OwnedFd,
-    waiting: VecDeque<Vec<u8>>,
-    waiting_bytes: usize,
+    outbox: Outbox,
     staging: Vec<u8>,
     frames: u64,
     bytes: u64,
@@ -53,8 +49,7 @@ impl Member {
     pub fn new(socket: OwnedFd, patience: Instant) -> Member {
         let line = Line {
             socket,
-            waiting: VecDeque::new(),
-            waiting_bytes: 0,
+            outbox: Outbox::default(),
             staging: Vec::new(),
             frames: 0,
             bytes: 0,
@@ -109,13 +104,13 @@ impl Member {
     /// Sends a frame on, with its header as it came.
     pub fn send(&mut self, head: &[u8], frame: &[u8]) {
         if self.phase == Phase::Open {
-            self.line.send(head, frame, MOST_WAITING);
+            self.line.send(head, frame);
             self.take_counts();
         }
     }
 
     pub fn drain(&mut self) {
-        if self.line.drain().is_err() {
+        if self.line.outbox.drain(&self.line.socket).is_err() {
             self.phase = Phase::Gone;
         }
         // The gateway may have waited for this.
@@ -157,47 +152,21 @@ impl Member {
 
     pub fn occupied(&self) -> Vec<(String, usize, usize)> {
         let mut all = self.gateway.as_ref().map(Network::occupied).unwrap_or_default();
-        let (now, most) = (self.line.waiting_bytes, MOST_WAITING);
+        let (now, most) = (self.line.outbox.bytes(), MOST_WAITING);
         all.push(Occupied { what: "waiting-bytes", now, most });
         hello::occupied(all)
     }
 }
 
 impl Line {
-    fn send(&mut self, head: &[u8], frame: &[u8], limit: usize) {
-        let length = head.len() + frame.len();
-        let sent = match self.waiting.is_empty() {
-            true => write(&self.socket, head, frame),
-            false => Err(Errno::AGAIN),
-        };
-        match sent {
-            Ok(()) => {}
-            Err(Errno::AGAIN | Errno::NOBUFS) if self.waiting_bytes + length <= limit => {
-                self.waiting_bytes += length;
-                self.waiting.push_back([head, frame].concat());
-            }
-            // An error that stays shows when the socket is read.
-            Err(_) => {
-                self.dropped += 1;
-                return;
-            }
+    fn send(&mut self, head: &[u8], frame: &[u8]) {
+        // An error that stays shows when the socket is read.
+        if self.outbox.send(&self.socket, head, frame).is_err() {
+            self.dropped += 1;
+            return;
         }
         self.frames += 1;
         self.bytes += frame.len() as u64;
-    }
-
-    fn drain(&mut self) -> rustix::io::Result<()> {
-        while let Some(message) = self.waiting.front() {
-            match write(&self.socket, message, &[]) {
-                Ok(()) => {
-                    self.waiting_bytes -= message.len();
-                    self.waiting.pop_front();
-                }
-                Err(Errno::AGAIN | Errno::NOBUFS) => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
     }
 }
 
@@ -209,7 +178,7 @@ impl Interface for Line {
     }
 
     fn room(&mut self, size: usize) -> Option<&mut [u8]> {
-        if self.waiting_bytes >= GATEWAY_STOPS || size > LARGEST_FRAME {
+        if self.outbox.bytes() >= GATEWAY_STOPS || size > LARGEST_FRAME {
             return None;
         }
         if self.staging.len() < size {
@@ -225,7 +194,7 @@ impl Interface for Line {
     fn deliver(&mut self, size: usize, offload: Offload) {
         let staging = std::mem::take(&mut self.staging);
         if let Some(frame) = staging.get(..size) {
-            self.send(&header::build(&offload, 0), frame, MOST_WAITING);
+            self.send(&header::build(&offload, 0), frame);
         }
         self.staging = staging;
     }

@@ -3,10 +3,13 @@
 mod fabric;
 
 use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 
 use super::client::{SwitchPort, Welcome, status};
 use super::*;
-use crate::frame::{Interface, Network, Offload, Receives};
+use crate::driver::Driver;
+use crate::frame::{Network, Offload, Receives};
+use crate::namespace::{as_somebody_else, is_somebody_else};
 use crate::packet::{Ethernet, Packet, TYPE_ARP, udp_frame};
 
 const WAIT: Duration = Duration::from_secs(30);
@@ -65,32 +68,6 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-#[derive(Default)]
-struct Driver {
-    receives: Receives,
-    room: Vec<u8>,
-    frames: VecDeque<(Vec<u8>, Offload)>,
-}
-
-impl Interface for Driver {
-    fn receives(&self) -> Receives {
-        self.receives
-    }
-
-    fn room(&mut self, size: usize) -> Option<&mut [u8]> {
-        self.room.resize(size, 0);
-        Some(&mut self.room)
-    }
-
-    fn filled(&self, size: usize) -> &[u8] {
-        &self.room[..size]
-    }
-
-    fn deliver(&mut self, size: usize, offload: Offload) {
-        self.frames.push_back((self.room[..size].to_vec(), offload));
     }
 }
 
@@ -328,4 +305,31 @@ fn strange_greetings_end_a_connection_and_not_the_switch() {
         assert_eq!(rustix::io::read(&socket, &mut answer[..]).unwrap(), 0);
     }
     assert!(status(&running.path()).unwrap().is_empty());
+}
+
+#[test]
+fn other_users_are_not_served() {
+    const AT: &str = "GUISE_SWITCH_TEST_SOCKET";
+    const NAME: &str = "switch::tests::other_users_are_not_served";
+    if let Some(path) = std::env::var_os(AT) {
+        let path = PathBuf::from(path);
+        let join = Join { name: "guest".to_owned(), mac: None, vlan: 0, isolated: false };
+        assert!(SwitchPort::open(&path, join).is_err());
+        assert!(status(&path).is_err());
+        return;
+    }
+    if is_somebody_else() {
+        println!("not run: only root can be another user");
+        return;
+    }
+    // Even where the socket's mode would let them in.
+    let running = Running::start();
+    let open = |path: &Path| {
+        let all = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(path, all).unwrap();
+    };
+    open(running.folder.path());
+    open(&running.path());
+    as_somebody_else(NAME, (AT, running.path().as_os_str()));
+    running.join("own", 0, false).unwrap();
 }

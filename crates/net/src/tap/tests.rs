@@ -1,72 +1,18 @@
 //! Taps on the real kernel, in a network namespace of the test's own.
 
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use super::netlink::{
     IFLA_INFO_KIND, IFLA_LINK_INFO, IFLA_NAME, Message, NEW_LINK, attribute, parse_link,
 };
 use super::*;
-use crate::frame::Receives;
+use crate::driver::Driver;
+use crate::namespace::{as_somebody_else, in_a_namespace, is_somebody_else};
 
-const INSIDE: &str = "GUISE_TAP_TEST_INSIDE";
+const HOLD: &str = "GUISE_TAP_TEST_HOLD";
 const CREATE: u16 = 0x400 | 4;
-
-#[derive(Default)]
-struct Driver {
-    room: Vec<u8>,
-    frames: Vec<Vec<u8>>,
-}
-
-impl Interface for Driver {
-    fn receives(&self) -> Receives {
-        Receives::default()
-    }
-
-    fn room(&mut self, size: usize) -> Option<&mut [u8]> {
-        self.room.resize(size, 0);
-        Some(&mut self.room)
-    }
-
-    fn filled(&self, size: usize) -> &[u8] {
-        &self.room[..size]
-    }
-
-    fn deliver(&mut self, size: usize, _: Offload) {
-        self.frames.push(self.room[..size].to_vec());
-    }
-}
-
-/// Runs a test of this file again, in namespaces where it may do all.
-fn in_a_namespace(test: &str, body: fn()) {
-    if std::env::var_os(INSIDE).is_some() {
-        return body();
-    }
-    if !std::path::Path::new(DEVICE).exists() {
-        println!("not run: this machine has no {DEVICE}");
-        return;
-    }
-    let name = format!("tap::tests::{test}");
-    let binary = std::env::current_exe().unwrap();
-    let output = Command::new("unshare")
-        .args(["-rn", "--"])
-        .arg(binary)
-        .args(["--exact", &name, "--nocapture"])
-        .env(INSIDE, "1")
-        .output();
-    match output {
-        Err(error) => println!("not run: unshare: {error}"),
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            if said.contains("unshare failed") {
-                println!("not run: this machine gives no namespaces: {said}");
-                return;
-            }
-            let out = String::from_utf8_lossy(&output.stdout);
-            assert!(output.status.success() && out.contains("1 passed"), "{out}{said}");
-        }
-    }
-}
 
 fn options(name: &str, bridge: Option<&str>, queues: u16) -> TapOptions {
     let bridge = bridge.map(str::to_owned);
@@ -84,7 +30,7 @@ fn make_bridge(name: &str) {
 
 #[test]
 fn frames_cross_a_bridge_and_nothing_stays_behind() {
-    in_a_namespace("frames_cross_a_bridge_and_nothing_stays_behind", || {
+    in_a_namespace("tap::tests::frames_cross_a_bridge_and_nothing_stays_behind", || {
         make_bridge("lab0");
         let mut a = Tap::open(&options("a0", Some("lab0"), 2)).unwrap();
         let mut b = Tap::open(&options("b0", Some("lab0"), 1)).unwrap();
@@ -97,7 +43,7 @@ fn frames_cross_a_bridge_and_nothing_stays_behind() {
         frame.resize(100, 0x5a);
         let deadline = Instant::now() + Duration::from_secs(20);
         let mut driver = Driver::default();
-        while !driver.frames.contains(&frame) {
+        while !driver.frames.iter().any(|(have, _)| *have == frame) {
             a.input(&frame, Offload::default());
             b.poll(&mut driver);
             a.poll(&mut Driver::default());
@@ -112,7 +58,7 @@ fn frames_cross_a_bridge_and_nothing_stays_behind() {
 
 #[test]
 fn what_cannot_be_is_said_in_one_line() {
-    in_a_namespace("what_cannot_be_is_said_in_one_line", || {
+    in_a_namespace("tap::tests::what_cannot_be_is_said_in_one_line", || {
         let refused = |options: &TapOptions, text: &str| {
             let error = Tap::open(options).err().expect("an error").to_string();
             assert!(error.contains(text) && !error.contains('\n'), "{error}");
@@ -128,10 +74,47 @@ fn what_cannot_be_is_said_in_one_line() {
 }
 
 #[test]
+fn a_killed_process_leaves_no_tap() {
+    const NAME: &str = "tap::tests::a_killed_process_leaves_no_tap";
+    in_a_namespace(NAME, || {
+        if std::env::var_os(HOLD).is_some() {
+            let _tap = Tap::open(&options("a0", Some("lab0"), 2)).unwrap();
+            println!("it is there");
+            loop {
+                std::thread::park();
+            }
+        }
+        make_bridge("lab0");
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", NAME, "--nocapture"])
+            .env(HOLD, "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.map_while(Result::ok).any(|line| line.contains("it is there")));
+        let mut netlink = Netlink::open().unwrap();
+        assert!(netlink.link("a0").unwrap().is_some());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while netlink.link("a0").unwrap().is_some() {
+            assert!(Instant::now() < deadline, "the tap stays");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Tap::open(&options("a0", Some("lab0"), 1)).unwrap();
+    });
+}
+
+#[test]
 fn without_the_privilege_it_says_what_helps() {
-    if rustix::process::geteuid().is_root() || !std::path::Path::new(DEVICE).exists() {
-        println!("not run: this user may make taps, or there is no {DEVICE}");
+    if !std::path::Path::new(DEVICE).exists() {
+        println!("not run: this machine has no {DEVICE}");
         return;
+    }
+    if !is_somebody_else() {
+        let name = "tap::tests::without_the_privilege_it_says_what_helps";
+        return as_somebody_else(name, ("GUISE_TAP_TEST", "".as_ref()));
     }
     let error = Tap::open(&options("guisetest0", None, 1)).err().expect("an error").to_string();
     assert!(error.contains("no permission for the tap guisetest0"), "{error}");

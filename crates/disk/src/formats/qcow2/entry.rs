@@ -68,7 +68,12 @@ impl Shape {
 
     /// Entries in an L2 table.
     pub(super) fn entries(self) -> u64 {
-        self.cluster() / self.entry_len() as u64
+        1 << self.entry_bits()
+    }
+
+    /// Of how many bits an index in an L2 table is.
+    pub(super) fn entry_bits(self) -> u32 {
+        self.cluster_bits - if self.extended { 4 } else { 3 }
     }
 
     /// Bits for subclusters `first..last`.

@@ -11,7 +11,7 @@ use super::entry::{Entry, PackedAt, Sub};
 use super::meta::{Free, Meta};
 use super::refcounts::Taken;
 use crate::error::Result;
-use crate::format::{Below, Extent, Format, Place, State, read_by_map};
+use crate::format::{Below, Extent, Format, Place, Run, State, read_by_map};
 
 /// What to do for the first part of a write.
 enum Step {
@@ -190,25 +190,25 @@ impl Qcow2 {
         &self,
         mut offset: u64,
         mut len: u64,
-    ) -> Result<Option<Vec<(Place, u64)>>> {
+        to: &mut Vec<Run>,
+    ) -> Result<bool> {
         if self.cipher.is_some() || !self.writable || self.has_bitmaps() {
-            return Ok(None);
+            return Ok(false);
         }
         let mut meta = self.meta.lock();
-        let mut places = Vec::new();
         while len > 0 {
             let guest = offset & !(self.shape.cluster() - 1);
             if meta.busy.contains(&guest) {
-                return Ok(None);
+                return Ok(false);
             }
             let Some((host, run)) = self.run_in_place(&mut meta, offset, len)? else {
-                return Ok(None);
+                return Ok(false);
             };
-            places.push((Place { file: self.data, offset: host }, run));
+            to.push((Place { file: self.data, offset: host }, run));
             offset += run;
             len -= run;
         }
-        Ok(Some(places))
+        Ok(true)
     }
 
     /// The host bytes that own data from `offset` on, side by side.

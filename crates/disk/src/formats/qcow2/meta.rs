@@ -15,6 +15,7 @@
 //! is under way; see `Epochs`.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -31,6 +32,26 @@ use crate::storage::{Storage, read_vec};
 const L2_CACHE_BYTES: usize = 32 << 20;
 /// With so many clusters waiting to be given up, a commit is due.
 const MANY_FREES: usize = 8192;
+
+/// For tables by their offset, which every request looks up: an image that
+/// makes them collide slows down its own user only.
+#[derive(Default)]
+struct OffsetHasher(u64);
+
+impl Hasher for OffsetHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(self.0 << 8 | u64::from(byte)));
+    }
+
+    fn write_u64(&mut self, offset: u64) {
+        let product = offset.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = product ^ product >> 32;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 /// An L2 table in memory.
 struct Table {
@@ -55,7 +76,7 @@ pub(super) struct Meta {
     pub header: Header,
     pub l1: Vec<u64>,
     l1_dirty: Option<(usize, usize)>,
-    tables: HashMap<u64, Table>,
+    tables: HashMap<u64, Table, BuildHasherDefault<OffsetHasher>>,
     clock: u64,
     pub refs: Refcounts,
     /// Lost a reference since the last commit.
@@ -111,7 +132,7 @@ impl Meta {
             header,
             l1,
             l1_dirty: None,
-            tables: HashMap::new(),
+            tables: HashMap::default(),
             clock: 0,
             refs,
             frees: Vec::new(),
@@ -148,7 +169,8 @@ impl Meta {
     /// Where in L1 and L2 a guest address is.
     pub(super) fn split(&self, guest: u64) -> (usize, u64) {
         let index = guest >> self.shape.cluster_bits;
-        ((index / self.shape.entries()) as usize, index % self.shape.entries())
+        let bits = self.shape.entry_bits();
+        ((index >> bits) as usize, index & ((1 << bits) - 1))
     }
 
     fn load(&mut self, storage: &dyn Storage, offset: u64) -> Result<&mut Table> {

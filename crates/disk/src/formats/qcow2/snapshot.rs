@@ -169,7 +169,8 @@ impl Qcow2 {
             vm_clock_ns: 0,
             vm_state_size: 0,
             disk_size: self.size(),
-            icount: None,
+            // As QEMU's tools record it for images that no machine has open.
+            icount: Some(0),
         };
         let l1 = meta.l1.clone();
         let clusters = (l1.len() as u64 * 8).div_ceil(self.shape.cluster()).max(1);

@@ -2,16 +2,19 @@
 //! answer what was not asked.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::guest::{Connection, Guest};
 use super::{Config, Policy, UserNetwork, listener, open_network, pattern};
 use crate::frame::{Offload, Reason};
+use crate::namespace::in_a_namespace;
 use crate::packet::extension::fragment4;
 use crate::packet::{
     Ethernet, Headers, PROTOCOL_ICMP, PROTOCOL_UDP, Packet, checksum, fragment, udp_frame,
     with_headers,
 };
+use crate::tap::{Tap, TapOptions};
 use crate::user::reassembly::{Key, Reassembly};
 
 const WAIT: Duration = Duration::from_secs(20);
@@ -158,4 +161,34 @@ fn only_answers_to_questions_come_in() {
     // A message that is none does not get out.
     guest.send_datagram(4000, dns, &answer);
     assert_eq!(guest.network.counters().drops(Reason::Malformed), 1);
+}
+
+#[test]
+fn the_guest_hears_of_a_smaller_path_of_the_hosts() {
+    in_a_namespace("user::tests::large::the_guest_hears_of_a_smaller_path_of_the_hosts", || {
+        if !std::path::Path::new("/dev/net/tun").exists() {
+            return println!("not run: this machine has no /dev/net/tun");
+        }
+        let options = TapOptions { name: "path0".into(), bridge: None, queues: 1, mtu: Some(1300) };
+        let _path = Tap::open(&options).unwrap();
+        let added = Command::new("busybox")
+            .args(["ip", "address", "add", "192.0.2.1/24", "dev", "path0"])
+            .status();
+        assert!(added.unwrap().success());
+        let config = Config { mtu: 9000, ..Config::default() };
+        let mut guest = Guest::new(UserNetwork::new(config).unwrap());
+        guest.send_datagram(4000, "192.0.2.9:9".parse().unwrap(), &pattern(5000));
+        let (frame, _) = guest.frames.pop_front().expect("an answer");
+        let ethernet = Ethernet::parse(&frame).unwrap();
+        let packet = Packet::parse(ethernet.kind, ethernet.payload).unwrap();
+        assert_eq!((packet.protocol, &packet.payload[..2]), (PROTOCOL_ICMP, &[3, 4][..]));
+        assert_eq!(packet.payload[6..8], 1300u16.to_be_bytes());
+        // What it quotes is the guest's packet.
+        assert_eq!(packet.payload[8 + 12..8 + 20], [10, 0, 2, 15, 192, 0, 2, 9]);
+        assert_eq!(guest.network.counters().drops(Reason::TooBig), 1);
+        // What fits goes out, and nothing is said.
+        guest.send_datagram(4000, "192.0.2.9:9".parse().unwrap(), &pattern(1272));
+        assert!(guest.frames.is_empty());
+        assert_eq!(guest.network.counters().drops(Reason::TooBig), 1);
+    });
 }
