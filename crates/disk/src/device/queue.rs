@@ -204,7 +204,7 @@ pub struct Queue {
     image: Arc<Image>,
     /// Not where the kernel or a sandbox has none: then all is synchronous.
     ring: Option<IoUring>,
-    slots: Vec<Box<Pending>>,
+    slots: Vec<Pending>,
     free: Vec<usize>,
     /// Where the request that is being taken goes.
     runs: Vec<Run>,
@@ -391,10 +391,10 @@ impl Queue {
     /// Gives a request to the ring.
     fn hand_over(&mut self, tag: u64, offset: u64, buffer: Buffer, write: bool, batch: usize) {
         let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Box::default());
+            self.slots.push(Pending::default());
             self.slots.len() - 1
         });
-        let pending = &mut *self.slots[slot];
+        let pending = &mut self.slots[slot];
         let fits = pending.lay_out(buffer, &self.runs, self.image.format().storages());
         if !fits {
             self.free.push(slot);
