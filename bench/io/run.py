@@ -49,7 +49,7 @@ def guest_script(port, seconds, shares):
         "ifconfig eth0 up",
         "udhcpc -i eth0 -s /etc/udhcpc.sh -n -q >/dev/null",
         "echo begin download",
-        f"nc 10.0.2.2 {port} </dev/null | wc -c",
+        f"nc 10.0.2.2 {port} </dev/null | dd of=/dev/null bs=64k 2>/dev/null",
         f"echo end download {SENT >> 20} 0",
         "echo begin ping",
         "ping -A -q -c 100 10.0.2.2 | tail -1",
@@ -67,7 +67,7 @@ def guest_script(port, seconds, shares):
             f"echo end stat {FILES} 0",
             "dd if=/dev/zero of=big bs=1M count=256 2>/dev/null; echo 3 >/proc/sys/vm/drop_caches",
             "echo begin read",
-            "cat big | wc -c",
+            "dd if=big of=/dev/null bs=1M 2>/dev/null",
             "echo end read 256 0",
         ]
     return "; ".join(steps)
