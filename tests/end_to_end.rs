@@ -11,5 +11,6 @@ mod handover;
 mod linux;
 mod network;
 mod soak;
+mod space;
 mod support;
 mod upkeep;

@@ -32,6 +32,7 @@ fn prepare() -> Result<(), TestkitError> {
     for kernel in [Kernel::Debian12Cloud, Kernel::Debian13Cloud] {
         println!("{:<16} {}", "virtio", initramfs::with_virtio(kernel)?.display());
     }
+    println!("{:<16} {}", "iperf3", initramfs::with_iperf3(Kernel::Debian12Cloud)?.display());
     for program in baremetal::Program::ALL {
         println!("{:<16} {}", program.name(), program.image()?.display());
     }
