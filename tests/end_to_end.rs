@@ -12,5 +12,6 @@ mod handover;
 mod linux;
 mod network;
 mod soak;
+mod space;
 mod support;
 mod upkeep;

@@ -1,10 +1,10 @@
-//! Networks from inside Debian's guests on the software engine, which ask their user
-//! network for all that it offers.
+//! Networks from inside Debian's guests on the software engine: one that asks its user
+//! network for all that it offers, and several on a switch of the real binary.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -364,6 +364,124 @@ fn frames_of_64_kib_are_passed_whole() {
         at += length(at + 4).max(12) as usize;
     }
     assert!(largest > 60_000, "the largest block has {largest} bytes");
+}
+
+/// The real binary as a switch.
+struct Switch {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Switch {
+    fn start() -> Switch {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_guise"))
+            .arg("switch")
+            .arg(folder.path().join("lab.sock"))
+            .arg("--state")
+            .arg(folder.path())
+            .args(["--subnet", "10.90.7.0/24", "--lease", "web=10.90.7.80"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("it is piped");
+        BufReader::new(stdout).read_line(&mut line).expect("it says where it listens");
+        assert!(line.starts_with("lab: 10.90.7.0/24 at "), "{line}");
+        Switch { child, folder }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("lab.sock")
+    }
+
+    fn status(&self) -> Value {
+        let binary = env!("CARGO_BIN_EXE_guise");
+        let output = Command::new(binary).arg("switch").arg("--status").arg(self.socket()).output();
+        serde_json::from_slice(&output.expect("it runs").stdout).expect("JSON")
+    }
+
+    /// What plugs a guest in, with a capture.
+    fn port(&self, name: &str, options: &str) -> String {
+        let capture = self.capture(name);
+        format!(
+            "switch={},name={name},capture={}{options}",
+            self.socket().display(),
+            capture.display()
+        )
+    }
+
+    fn capture(&self, name: &str) -> PathBuf {
+        self.folder.path().join(format!("{name}.pcapng"))
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        // One that has ended already is no trouble.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+#[test]
+fn guests_meet_on_a_switch() {
+    let _turn = alone();
+    let switch = Switch::start();
+    let initrd = have(initramfs::with_iperf3(KERNEL));
+    let mut web = guest(&initrd, &switch.port("web", ""));
+    web.says(LEASE, "lease: 10.90.7.80 by 10.90.7.2");
+    // One that only listens, and one that is elsewhere.
+    let mut other = guest(&initrd, &switch.port("other", ""));
+    other.says(LEASE, "lease: 10.90.7.");
+    let mut far = guest(&initrd, &switch.port("far", ",vlan=9"));
+    far.says(LEASE, "lease: 10.90.7.");
+    far.says("ping -c 2 -W 2 10.90.7.80", "0 packets received");
+    far.says("nslookup web", "can't find web: NXDOMAIN");
+    end(far);
+
+    let mut client = guest(&initrd, &switch.port("client", ""));
+    client.says(LEASE, "lease: 10.90.7.");
+    client.says("nslookup web", "10.90.7.80");
+    client.says("ping -c 2 web", "2 packets received");
+    let mebibytes = mebibytes();
+    web.says("net sink 7", "serving");
+    let hash = Row::hash_of(mebibytes);
+    let command = format!("net send 10.90.7.80 7 {mebibytes}");
+    client.says(&command, &format!("sent {hash:016x}"));
+    web.wait_for(&format!("took {} {hash:016x}", mebibytes << 20));
+    for way in ["", "-R"] {
+        web.says("/usr/bin/iperf3 -s -1", "Server listening");
+        client
+            .says(&format!("/usr/bin/iperf3 -c web -t 2 {way}; echo $((8 * 8)) is $?"), "64 is 0");
+        web.wait_for("guest# ");
+    }
+    let ports = switch.status();
+    let named = |name: &str| {
+        let ports = ports.as_array().expect("ports");
+        ports
+            .iter()
+            .find(|port| port["name"] == name)
+            .unwrap_or_else(|| panic!("no {name}"))
+            .clone()
+    };
+    let received = named("web")["received"][1].as_u64().expect("bytes");
+    assert!(received > (mebibytes as u64) << 20, "{ports}");
+    let apart = named("other")["received"][1].as_u64().expect("bytes");
+    assert!(apart < 100_000, "{ports}");
+    end(client);
+    end(other);
+    end(web);
+    // Numbers of the row stand in the captures of the two only.
+    let row = Row::new().piece();
+    for (name, sees) in [("web", true), ("client", true), ("other", false)] {
+        let bytes = std::fs::read(switch.capture(name)).expect("a capture");
+        assert_eq!(contains(&bytes, &row[..64]), sees, "the row in the capture of {name}");
+    }
 }
 
 /// What a command that cannot be done says.

@@ -59,6 +59,13 @@ impl Boot {
         self
     }
 
+    /// The same, started by a program that ends in running what follows its arguments.
+    pub fn within(mut self, mut outer: Command) -> Self {
+        outer.arg(self.command.get_program()).args(self.command.get_args());
+        self.command = outer;
+        self
+    }
+
     pub fn initrd(self, path: &Path) -> Self {
         self.args([Path::new("--initrd"), path])
     }

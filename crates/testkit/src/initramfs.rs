@@ -3,6 +3,7 @@
 //! Written here and not by `cpio`, so that device nodes need no root and every
 //! build of the same content is the same bytes.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -163,6 +164,30 @@ pub fn with_pvpanic(kernel: Kernel) -> Result<PathBuf, TestkitError> {
 
 /// The same for a kernel whose virtio drivers are modules, which `/init` loads.
 pub fn with_virtio(kernel: Kernel) -> Result<PathBuf, TestkitError> {
+    virtio_system(kernel)?.store(&format!("virtio-{}", kernel.name()))
+}
+
+/// The same with the host's iperf3.
+pub fn with_iperf3(kernel: Kernel) -> Result<PathBuf, TestkitError> {
+    let mut archive = virtio_system(kernel)?;
+    let program = Path::new("/usr/bin/iperf3");
+    let mut files = programs::libraries(program)?;
+    files.push(program.to_owned());
+    let mut made = BTreeSet::from([Path::new("/").to_owned()]);
+    for file in files {
+        let mut parents: Vec<&Path> = file.ancestors().skip(1).collect();
+        parents.reverse();
+        for parent in parents {
+            if made.insert(parent.to_owned()) {
+                archive.directory(&parent.to_string_lossy()[1..]);
+            }
+        }
+        archive.file_from(&file, &file.to_string_lossy()[1..])?;
+    }
+    archive.store(&format!("iperf3-{}", kernel.name()))
+}
+
+fn virtio_system(kernel: Kernel) -> Result<Initramfs, TestkitError> {
     let mut archive = Initramfs::with_busybox()?;
     archive.directory("modules");
     for (number, (name, content)) in
@@ -175,7 +200,7 @@ pub fn with_virtio(kernel: Kernel) -> Result<PathBuf, TestkitError> {
     archive.file_from(&programs::files()?, "bin/files")?;
     archive.file_from(&programs::io()?, "bin/io")?;
     archive.file_from(&programs::net()?, "bin/net")?;
-    archive.store(&format!("virtio-{}", kernel.name()))
+    Ok(archive)
 }
 
 /// Puts bytes into an asset file, atomically, unless it holds them already.

@@ -1,8 +1,10 @@
 //! Programs that run in Linux guests: compiled here, static, from `guests/programs`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::TestkitError;
+use crate::error::run;
 use crate::torture::compile;
 
 /// Connects to the host through a virtio socket, or takes connections.
@@ -23,4 +25,13 @@ pub fn net() -> Result<PathBuf, TestkitError> {
 /// Measures a disk.
 pub fn io() -> Result<PathBuf, TestkitError> {
     compile("programs/io.c", "programs/io", &["-O1", "-static"])
+}
+
+/// The libraries that a program of the host loads, and what loads them.
+pub fn libraries(program: &Path) -> Result<Vec<PathBuf>, TestkitError> {
+    let listed = run(Command::new("ldd").arg(program))?;
+    let paths = listed.lines().filter_map(|line| {
+        line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from)
+    });
+    Ok(paths.collect())
 }

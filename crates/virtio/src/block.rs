@@ -17,7 +17,7 @@ use guise_disk::device::BlockDevice;
 use self::flusher::Flusher;
 use self::server::Server;
 use self::space::Space;
-pub use self::space::WhenFull;
+pub use self::space::{Shortage, WhenFull};
 use crate::device::{Session, StartError, VirtioDevice};
 use crate::queue::Queue;
 use crate::rate::{Limiter, Rate};
@@ -107,7 +107,7 @@ impl Block {
 
     /// With [`WhenFull::Wait`]: what is to happen when a request begins to wait for space.
     /// It is called by a queue's thread, which must not be held up.
-    pub fn on_full(&self, alarm: impl Fn() + Send + Sync + 'static) {
+    pub fn on_full(&self, alarm: impl Fn(Shortage) + Send + Sync + 'static) {
         self.space.set_alarm(Box::new(alarm));
     }
 

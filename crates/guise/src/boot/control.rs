@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guise_machine::Machine;
+use guise_virtio::block::Shortage;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -104,12 +105,12 @@ impl Control {
         let shared =
             Arc::new(Shared { machine: Mutex::new(None), backends, clients: AtomicUsize::new(0) });
         let weak = Arc::downgrade(&shared);
-        shared.backends.set_alarm(move |disk| {
+        shared.backends.set_alarm(move |disk, shortage| {
             // On a thread of its own, because the disk's must not be held up.
             let (shared, disk) = (weak.clone(), disk.to_owned());
             let pause = move || {
                 if let Some(shared) = shared.upgrade() {
-                    pause_for_space(&shared, &disk);
+                    pause_for_space(&shared, &disk, &shortage);
                 }
             };
             let thread = std::thread::Builder::new().name("no space".to_owned()).spawn(pause);
@@ -144,8 +145,12 @@ impl Drop for Control {
 }
 
 /// The host has no space for a disk: the guest waits, rather than see errors.
-fn pause_for_space(shared: &Shared, disk: &str) {
+fn pause_for_space(shared: &Shared, disk: &str, shortage: &Shortage) {
     let mut machine = shared.lock();
+    // One of many requests that failed, and the machine has been resumed since.
+    if !shortage.lasts() {
+        return;
+    }
     let Some(attached) = machine.as_mut().filter(|attached| !attached.paused) else { return };
     match attached.machine.pause() {
         Ok(()) => attached.paused = true,

@@ -14,7 +14,7 @@ use guise_machine::console::Input;
 use guise_machine::{Machine, MachineError};
 use guise_virtio::VirtioDevice;
 use guise_virtio::balloon::Balloon;
-use guise_virtio::block::{Block, BlockOptions, WhenFull};
+use guise_virtio::block::{Block, BlockOptions, Shortage, WhenFull};
 use guise_virtio::console::{Console, Port};
 use guise_virtio::fs::Share;
 use guise_virtio::net::Net;
@@ -99,7 +99,7 @@ pub struct Backends {
     alarm: OnceLock<Alarm>,
 }
 
-type Alarm = Arc<dyn Fn(&str) + Send + Sync>;
+type Alarm = Arc<dyn Fn(&str, Shortage) + Send + Sync>;
 
 struct Entry {
     name: String,
@@ -253,7 +253,7 @@ impl Backends {
     }
 
     /// Says who is told when a disk waits for space on the host.
-    pub fn set_alarm(&self, alarm: impl Fn(&str) + Send + Sync + 'static) {
+    pub fn set_alarm(&self, alarm: impl Fn(&str, Shortage) + Send + Sync + 'static) {
         // There is one control socket, and it does this once.
         let _ = self.alarm.set(Arc::new(alarm));
     }
@@ -261,7 +261,7 @@ impl Backends {
     fn watch_space(&self, name: &str, device: &Device) {
         if let (Device::Block(block), Some(alarm)) = (device, self.alarm.get()) {
             let (alarm, name) = (alarm.clone(), name.to_owned());
-            block.on_full(move || alarm(&name));
+            block.on_full(move |shortage| alarm(&name, shortage));
         }
     }
 

@@ -34,6 +34,7 @@ fn prepare() -> Result<(), TestkitError> {
     }
     println!("{:<16} {}", "disk", debian_root::image()?.display());
     println!("{:<16} {}", "its RAM disk", debian_root::ram_disk(Kernel::Debian12Cloud)?.display());
+    println!("{:<16} {}", "iperf3", initramfs::with_iperf3(Kernel::Debian12Cloud)?.display());
     for program in baremetal::Program::ALL {
         println!("{:<16} {}", program.name(), program.image()?.display());
     }

@@ -117,7 +117,7 @@ impl Server {
         result: guise_disk::Result<u64>,
     ) -> Result<(), QueueError> {
         let outcome = match result {
-            Err(error) if self.space.is_waited_for(&error) => {
+            Err(error) if self.space.is_waited_for(&error, self.news) => {
                 self.stalled.push(chain);
                 return Ok(());
             }

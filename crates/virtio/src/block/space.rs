@@ -2,7 +2,7 @@
 //! patience. Those that wait are begun again when somebody says that there is space.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a disk does when the host has no space for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,7 +14,20 @@ pub enum WhenFull {
     Wait,
 }
 
-type Alarm = Box<dyn Fn() + Send + Sync>;
+type Alarm = Box<dyn Fn(Shortage) + Send + Sync>;
+
+/// That a request waits for space.
+pub struct Shortage {
+    space: Arc<Space>,
+    seen: u64,
+}
+
+impl Shortage {
+    /// Whether nobody has said since the request was tried that there is space again.
+    pub fn lasts(&self) -> bool {
+        self.space.news() == self.seen
+    }
+}
 
 /// What the queues of a disk share.
 pub struct Space {
@@ -45,13 +58,14 @@ impl Space {
         self.news.load(Ordering::SeqCst)
     }
 
-    /// Whether a request that failed so is to wait. If so, somebody is told.
-    pub fn is_waited_for(&self, error: &guise_disk::Error) -> bool {
+    /// Whether a request that failed so is to wait, after news of this number. If so,
+    /// somebody is told.
+    pub fn is_waited_for(self: &Arc<Self>, error: &guise_disk::Error, seen: u64) -> bool {
         if self.policy == WhenFull::Report || !error.is_no_space() {
             return false;
         }
         if let Some(alarm) = &*self.alarm() {
-            alarm();
+            alarm(Shortage { space: Arc::clone(self), seen });
         }
         true
     }
