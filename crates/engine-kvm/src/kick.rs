@@ -8,8 +8,9 @@
 //! A vCPU that stops goes into `KVM_RUN` once more, with a signal pending
 //! ([`SignalPending`]). The kernel then executes nothing of the guest, but it does finish
 //! what it had begun: the rest of an instruction whose access was answered, an
-//! acknowledgement for the I/O APIC, and the interrupt of a timer that has ended, which
-//! is in no register before. `immediate_exit` would come back too early for the last two.
+//! acknowledgement for the I/O APIC, the interrupt of a timer that has ended, and one of the
+//! 8259 that was handed over, which are in no register before. `immediate_exit` would come back
+//! too early for the last three.
 
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, BorrowedFd};

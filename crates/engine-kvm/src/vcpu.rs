@@ -162,20 +162,25 @@ impl KvmVcpu {
             .map_err(|source| EngineError::Host { doing: "cannot share a vCPU", source })?;
         let _signal = SignalPending::new(vcpu.as_fd())
             .map_err(|source| EngineError::Host { doing: "cannot stop a vCPU", source })?;
-        let mut waited = false;
+        let mut again = true;
         loop {
             match self.enter_guest(platform)? {
                 Left::Served => {}
                 Left::For(exit) => return Ok(Some(exit)),
+                // A halted vCPU wakes up the first time; what woke it, an interrupt of the
+                // 8259 that no register shows, is on its way in after the second.
+                Left::BySignal if again => {
+                    again = false;
+                    let page = self.fd.get_lapic().map_err(failed(lapic::CANNOT_READ))?;
+                    if lapic::is_over(&page) {
+                        // Its count is 0, but its interrupt may not have been noted yet.
+                        std::thread::sleep(TIMER_LATENESS);
+                    }
+                }
                 Left::BySignal => {
                     let page = self.fd.get_lapic().map_err(failed(lapic::CANNOT_READ))?;
                     self.timer.stopped(&page);
-                    if waited || !lapic::is_over(&page) {
-                        return Ok(None);
-                    }
-                    // Its count is 0, but its interrupt may not have been noted yet.
-                    std::thread::sleep(TIMER_LATENESS);
-                    waited = true;
+                    return Ok(None);
                 }
             }
         }

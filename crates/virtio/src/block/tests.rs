@@ -294,14 +294,15 @@ fn what_has_no_space_fails_or_waits() {
 
     let (storage, block, mut guest) = full_disk(WhenFull::Wait);
     let (sender, alarms) = std::sync::mpsc::channel();
-    block.on_full(move || sender.send(()).unwrap());
+    block.on_full(move |shortage| sender.send(shortage).unwrap());
     write_something(&mut guest);
     let limit = std::time::Duration::from_secs(60);
-    alarms.recv_timeout(limit).expect("nobody is told");
-    assert!(guest.queues[0].used().is_none());
+    let Ok(first) = alarms.recv_timeout(limit) else { panic!("nobody is told") };
+    assert!(first.lasts() && guest.queues[0].used().is_none());
     // Still full: it waits on.
     block.retry();
-    alarms.recv_timeout(limit).expect("nobody is told");
+    let Ok(second) = alarms.recv_timeout(limit) else { panic!("nobody is told again") };
+    assert!(second.lasts() && !first.lasts());
     assert!(guest.queues[0].used().is_none());
     storage.full.store(false, Ordering::SeqCst);
     block.retry();
