@@ -278,9 +278,9 @@ fn a_port_leads_to_a_socket() {
         // Whoever reads before somebody is connected finds the end.
         let command = "cd /sys/class/virtio-ports; \
             echo named $(grep -l org.guise.test */name); \
-            until [ -s /tmp/got ]; do cat </dev/vport*p1 >/tmp/got; done; \
+            until [ -s /tmp/got ]; do cat <$(echo /dev/vport*p1) >/tmp/got; done; \
             echo got $(md5sum </tmp/got); \
-            cat /bin/busybox >/dev/vport*p1; echo sent $(md5sum </bin/busybox)";
+            cat /bin/busybox >$(echo /dev/vport*p1); echo sent $(md5sum </bin/busybox)";
         let port = format!("{},name=org.guise.test", socket.display());
         let running = guest_of(kernel, cpus, command).args(["--port", &port]).start();
         let deadline = Instant::now() + PATIENCE;

@@ -21,7 +21,7 @@ fn memory_and_processes_are_limited_and_told(guise: Guise) {
         stats[0]["cpu_nanoseconds"].as_u64() > Some(50_000_000)
     });
     let metrics = home.ask("/v1/metrics");
-    for told in ["guise_instances{phase=\"running\"} 1", "name=\"it\"} 67108864"] {
+    for told in ["guise_instances{phase=\"running\"} 1", "name=\"it\"} 134217728"] {
         assert!(metrics.contains(told), "{told}: {metrics}");
     }
     let too_many = home.guise(&["run", "--rm", "--cpus", "100000", BOX, "true"]);
