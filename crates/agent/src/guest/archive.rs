@@ -11,9 +11,35 @@ pub fn export(path: &str) -> io::Result<()> {
     export_to(Path::new(path), out)
 }
 
-/// Unpacks an archive into a directory.
+/// Unpacks an archive into a directory; where there is none, what the archive holds gets
+/// that name.
 pub fn import(path: &str) -> io::Result<()> {
-    import_from(Path::new(path), io::stdin().lock())
+    let path = Path::new(path);
+    let archive = io::stdin().lock();
+    match (path.is_dir(), path.parent(), path.file_name()) {
+        (false, Some(parent), Some(_)) => import_as(path, parent, archive),
+        _ => import_from(path, archive),
+    }
+}
+
+/// Unpacks the one file or directory of an archive under a name of its own. What has that
+/// name, also a link, is replaced and not followed.
+fn import_as(path: &Path, parent: &Path, archive: impl Read) -> io::Result<()> {
+    let scratch = parent.join(format!(".guise-{}", std::process::id()));
+    let explain =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", parent.display()));
+    fs::create_dir(&scratch).map_err(explain)?;
+    let done = import_from(&scratch, archive).and_then(|()| {
+        let mut unpacked = fs::read_dir(&scratch)?;
+        let Some(first) = unpacked.next().transpose()? else { return Ok(()) };
+        if unpacked.next().is_some() {
+            let said = format!("{}: it is no directory", path.display());
+            return Err(io::Error::other(said));
+        }
+        fs::rename(first.path(), path)
+    });
+    let removed = fs::remove_dir_all(&scratch);
+    done.and(removed)
 }
 
 fn export_to(path: &Path, out: impl Write) -> io::Result<()> {

@@ -25,6 +25,9 @@ pub fn run() -> io::Result<()> {
         mount(kind, target, kind, flags, None)
             .map_err(|error| io::Error::other(format!("mounting {target}: {error}")))?;
     }
+    // As on a host with much memory: what a program asks for it gets, and who uses more than
+    // there is is ended, as in a container. A kernel without the switch goes on without.
+    let _ = fs::write("/proc/sys/vm/overcommit_memory", "1");
     modules::load(MODULES_OF_ALL)?;
     Server::new(connect()?)?.run().map(|_| ())
 }

@@ -5,7 +5,6 @@ use std::process::Stdio;
 use crate::home::{BOX, Guise, Home, in_every_guise};
 
 in_every_guise!(
-    instances_are_made_listed_stopped_started_and_removed,
     stopping_is_asked_for_first,
     logs_follow_and_end_with_the_instance,
     policies_start_it_again,
@@ -13,8 +12,9 @@ in_every_guise!(
     volumes_are_shared_and_outlive_instances,
 );
 
-fn instances_are_made_listed_stopped_started_and_removed(guise: Guise) {
-    let Some(home) = Home::new("lives", guise) else { return };
+#[test]
+fn instances_are_made_listed_stopped_started_and_removed() {
+    let Some(home) = Home::new("lives", Guise::Container) else { return };
     let id = home.good(&[
         "run",
         "-d",
@@ -80,7 +80,8 @@ fn logs_follow_and_end_with_the_instance(guise: Guise) {
         home.command(["logs", "-f", "it"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     home.good(&["exec", "it", "sh", "-c", "echo line 4 > /tmp/go"]);
     home.until("it waits again", || home.good(&["logs", "it"]).ends_with("line 5"));
-    home.good(&["exec", "it", "sh", "-c", "echo end > /tmp/go"]);
+    // The instance ends by it, and may be gone before that is told.
+    home.guise(&["exec", "it", "sh", "-c", "echo end > /tmp/go"]);
     let output = follow.unwrap().wait_with_output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "line 1\nline 2\nline 3\nline 4\nline 5\n");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "last\n");

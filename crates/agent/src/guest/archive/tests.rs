@@ -39,3 +39,18 @@ fn what_is_missing_or_broken_is_told() {
     assert!(error.to_string().contains("/nowhere/at/all"), "{error}");
     assert!(import_from(scratch.path(), &[0xff; 2000][..]).is_err());
 }
+
+#[test]
+fn what_is_new_gets_the_name_and_what_has_it_is_replaced() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(from.path().join("file"), "content").unwrap();
+    let mut archive = Vec::new();
+    export_to(&from.path().join("file"), &mut archive).unwrap();
+    let target = to.path().join("elsewhere");
+    fs::write(&target, "untouched").unwrap();
+    symlink(&target, to.path().join("name")).unwrap();
+    import_as(&to.path().join("name"), to.path(), &archive[..]).unwrap();
+    assert_eq!(fs::read_to_string(to.path().join("name")).unwrap(), "content");
+    assert_eq!(fs::read_to_string(&target).unwrap(), "untouched");
+    assert_eq!(fs::read_dir(to.path()).unwrap().count(), 2);
+}
