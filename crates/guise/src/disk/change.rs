@@ -58,7 +58,7 @@ pub fn resize(args: ResizeArgs, persona: Persona) -> Outcome {
     };
     if size < old && !args.shrink {
         return Err(Failure::new(
-            "Use the --shrink option to perform a shrink operation.\nData behind the new end would be lost.",
+            "Use the --shrink option to perform a shrink operation: data behind the new end are lost",
         ));
     }
     image.resize(size, preallocation)?;
