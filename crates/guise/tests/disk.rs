@@ -182,7 +182,9 @@ fn what_cannot_be_is_told_in_one_line() {
     assert!(place.refused("info none.qcow2").contains("No such file or directory"));
     assert!(place.refused("check -f vdi disk.qcow2").contains("not in vdi format"));
     place.done("create -q -f vhd disk.vhd 4M");
-    assert!(place.refused("resize -f vhd disk.vhd 8M").contains("vhd images have no resizing"));
+    place.done("resize -q -f vhd disk.vhd 8M");
+    place.done("create -q -f vmdk disk.vmdk 4M");
+    assert!(place.refused("resize -f vmdk disk.vmdk 8M").contains("vmdk images have no resizing"));
     place.done("create -q -f vdi disk.vdi 4M");
     place.done("resize -q -f vdi disk.vdi 8M");
     assert!(place.refused("resize --shrink -f vdi disk.vdi 4M").contains("convert it into"));
