@@ -187,7 +187,7 @@ impl Server {
         let number = index + 1;
         let port = self.ports[index].clone();
         let mut client = port.client();
-        if client.is_none() && self.conversation.has_told(number) {
+        if client.is_none() && self.conversation.may_come(number) {
             *client = port.visitor();
         }
         let connected = client.is_some();
@@ -283,7 +283,7 @@ impl Server {
         for (index, client) in clients.iter().enumerate() {
             let (state, watch) = (&self.conversation.ports[index + 1], self.watch[index]);
             let Some(client) = &**client else {
-                if self.conversation.has_told(index + 1) {
+                if self.conversation.may_come(index + 1) {
                     fds.push(PollFd::new(self.ports[index].listener(), PollFlags::IN));
                     whose.push(None);
                 }
