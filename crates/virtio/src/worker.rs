@@ -1,15 +1,19 @@
 //! A thread for a queue. It sleeps on an eventfd, which the driver's notifications and
-//! the host's side tick, and does not wake up for anything else.
+//! the host's side tick, and does not wake up for anything else. Where drivers follow up
+//! quickly it looks for more for a moment before it sleeps.
+
+mod lookout;
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::{read, retry_on_intr, write};
 
+use self::lookout::Lookout;
 use crate::device::StartError;
 use crate::queue::{Queue, QueueError};
 use crate::transport::Interrupt;
@@ -19,6 +23,8 @@ use crate::transport::Interrupt;
 pub enum Rest {
     /// It took all that the driver has made available.
     Drained,
+    /// The same, and what it has begun goes on when it waits.
+    Begun,
     /// It waits for the host's side, and not for the driver.
     WaitingForHost,
     /// It may not do more before so much time has passed.
@@ -32,9 +38,16 @@ pub trait Handler: Send + 'static {
     /// nothing more to be taken.
     fn process(&mut self, queue: &mut Queue, stopping: &AtomicBool) -> Result<Rest, QueueError>;
 
-    /// What besides the kick makes the thread look again, as long as it is readable.
-    fn watched(&self) -> Option<BorrowedFd<'_>> {
-        None
+    /// Waits until the kick rings, something else has happened that the handler waits
+    /// for, or the time has passed. Says whether it was the kick.
+    fn wait(&mut self, kick: &Kick, time: Option<Duration>) -> bool {
+        match time {
+            Some(_) => kick.wait_also_for(None, time),
+            None => {
+                kick.wait();
+                true
+            }
+        }
     }
 
     /// The device stops: gives back what has been taken, and takes nothing more.
@@ -66,17 +79,21 @@ impl Kick {
         _ = retry_on_intr(|| read(&self.0, &mut [0; 8]));
     }
 
-    /// Waits for a ring, for another descriptor that becomes readable, or for so long.
-    fn wait_also_for(&self, other: Option<BorrowedFd>, time: Option<Duration>) {
+    /// Waits for a ring, for another descriptor that becomes readable, or for so long. Says
+    /// whether it was the ring.
+    pub(crate) fn wait_also_for(&self, other: Option<BorrowedFd>, time: Option<Duration>) -> bool {
         let limit = time.and_then(|time| Timespec::try_from(time).ok());
         let kick = PollFd::new(&self.0, PollFlags::IN);
         // Without another one it is the kick twice.
         let other = other.unwrap_or(self.0.as_fd());
         let mut fds = [kick, PollFd::from_borrowed_fd(other, PollFlags::IN)];
         // A signal is as good as a ring: the handler looks, and comes back.
-        if poll(&mut fds, limit.as_ref()).is_ok() && fds[0].revents().contains(PollFlags::IN) {
+        let rung =
+            poll(&mut fds, limit.as_ref()).is_ok() && fds[0].revents().contains(PollFlags::IN);
+        if rung {
             self.wait();
         }
+        rung
     }
 
     pub fn fd(&self) -> &Arc<OwnedFd> {
@@ -139,6 +156,7 @@ fn serve(
     kick: &Kick,
     stopping: &AtomicBool,
 ) -> Result<(), QueueError> {
+    let mut lookout = Lookout::default();
     while !stopping.load(Ordering::SeqCst) {
         queue.disable_notification()?;
         let rest = handler.process(queue, stopping)?;
@@ -148,14 +166,15 @@ fn serve(
         if stopping.load(Ordering::SeqCst) {
             break;
         }
-        match rest {
-            Rest::Drained if queue.enable_notification()? => {}
-            Rest::Until(time) => kick.wait_also_for(handler.watched(), Some(time)),
-            Rest::Drained | Rest::WaitingForHost => match handler.watched() {
-                Some(other) => kick.wait_also_for(Some(other), None),
-                None => kick.wait(),
-            },
-        }
+        let time = match rest {
+            Rest::Drained if lookout.sees(|| queue.is_waiting())? => continue,
+            Rest::Drained | Rest::Begun if queue.enable_notification()? => continue,
+            Rest::Until(time) => Some(time),
+            Rest::Drained | Rest::Begun | Rest::WaitingForHost => None,
+        };
+        let begun = Instant::now();
+        let rung = handler.wait(kick, time);
+        lookout.slept(begun.elapsed(), rung);
     }
     handler.finish(queue)?;
     if queue.needs_interrupt()? {
