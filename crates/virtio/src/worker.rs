@@ -3,17 +3,18 @@
 //! quickly it looks for more for a moment before it sleeps.
 
 mod lookout;
+mod thread;
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::{read, retry_on_intr, write};
 
 use self::lookout::Lookout;
+pub use self::thread::Thread;
 use crate::device::StartError;
 use crate::queue::{Queue, QueueError};
 use crate::transport::Interrupt;
@@ -102,15 +103,11 @@ impl Kick {
 }
 
 /// The running thread of a queue.
-pub struct Worker {
-    kick: Kick,
-    stopping: Arc<AtomicBool>,
-    thread: JoinHandle<Queue>,
-}
+pub type Worker = Thread<Queue>;
 
 impl Worker {
     /// `index` is the queue's, for its interrupt.
-    pub fn start(
+    pub fn serving(
         name: String,
         kick: Kick,
         index: u16,
@@ -118,33 +115,15 @@ impl Worker {
         interrupt: Arc<Interrupt>,
         mut handler: impl Handler,
     ) -> Result<Self, StartError> {
-        let stopping = Arc::new(AtomicBool::new(false));
-        let (bell, stop) = (kick.clone(), stopping.clone());
-        let body = move || {
-            let result = serve(&mut queue, index, &interrupt, &mut handler, &bell, &stop);
+        let bell = kick.clone();
+        Thread::start(name, "starting the thread of a virtio queue", kick, move |stopping| {
+            let result = serve(&mut queue, index, &interrupt, &mut handler, &bell, stopping);
             if let Err(error) = result {
                 tracing::warn!(%error, queue = index, "the driver broke a queue");
                 interrupt.needs_reset();
             }
             queue
-        };
-        let thread = thread::Builder::new().name(name).spawn(body);
-        let thread = thread.map_err(|source| StartError::Host {
-            doing: "starting the thread of a virtio queue",
-            source,
-        })?;
-        Ok(Self { kick, stopping, thread })
-    }
-
-    pub fn kick(&self) -> &Kick {
-        &self.kick
-    }
-
-    /// Ends the thread. None if it died, which is a bug that has been reported.
-    pub fn stop(self) -> Option<Queue> {
-        self.stopping.store(true, Ordering::SeqCst);
-        self.kick.ring();
-        self.thread.join().ok()
+        })
     }
 }
 
@@ -195,20 +174,27 @@ impl Workers {
     /// Ends all threads and collects the queues.
     pub fn stop(&mut self) -> Vec<Option<Queue>> {
         // All are told before the first is waited for.
-        for worker in self.0.iter().flatten() {
-            worker.stopping.store(true, Ordering::SeqCst);
-            worker.kick.ring();
-        }
+        self.0.iter().flatten().for_each(Worker::tell_to_stop);
         self.0.drain(..).map(|worker| worker.and_then(Worker::stop)).collect()
     }
 
     /// Makes all of them look again.
-    pub fn ring(&self) {
-        self.0.iter().flatten().for_each(|worker| worker.kick.ring());
+    pub fn ring_all(&self) {
+        self.0.iter().flatten().for_each(Worker::ring);
     }
 
-    pub fn kick(&self, queue: u16) -> Option<&Kick> {
-        self.0.get(usize::from(queue))?.as_ref().map(Worker::kick)
+    /// Makes the worker of a queue look again.
+    pub fn ring(&self, queue: u16) {
+        self.of(queue).inspect(|worker| worker.ring());
+    }
+
+    /// What rings the worker of a queue.
+    pub fn doorbell(&self, queue: u16) -> Option<Arc<OwnedFd>> {
+        self.of(queue).map(Worker::doorbell)
+    }
+
+    fn of(&self, queue: u16) -> Option<&Worker> {
+        self.0.get(usize::from(queue))?.as_ref()
     }
 }
 
