@@ -234,7 +234,15 @@ impl Meta {
     ) -> Result<Entry> {
         let shape = self.shape;
         let at = index as usize * shape.entry_len();
-        let table = self.load(storage, offset)?;
+        // Every request comes here: a table that is there is looked up once.
+        let table = match self.tables.get_mut(&offset) {
+            Some(table) => {
+                self.clock += 1;
+                table.used = self.clock;
+                table
+            }
+            None => self.load(storage, offset)?,
+        };
         let word = be64(&table.bytes, at);
         let bits = if shape.extended { be64(&table.bytes, at + 8) } else { 0 };
         shape.decode(word, bits, guest, &self.blame)
