@@ -50,10 +50,13 @@ impl Qcow2 {
     pub(super) fn map_range(&self, offset: u64, len: u64) -> Result<Extent> {
         let mut meta = self.meta.lock();
         let within = offset & (self.shape.cluster() - 1);
-        if !self.shape.extended && within + len <= self.shape.cluster() {
+        if within + len <= self.shape.cluster()
+            && self.cipher.is_none()
+            && let Some((host, _)) = meta.data_cluster(offset)
+        {
             // What most requests are.
-            let entry = meta.entry(self.file(), offset - within)?;
-            return Ok(Extent { len, state: self.state_of(&entry, 0, within) });
+            let at = Place { file: self.data, offset: host + within };
+            return Ok(Extent { len, state: State::Data { at } });
         }
         let mut done = 0;
         let mut state = None;
@@ -215,6 +218,14 @@ impl Qcow2 {
             return Ok(false);
         }
         let mut meta = self.meta.lock();
+        let within = offset & (self.shape.cluster() - 1);
+        if within + len <= self.shape.cluster()
+            && let Some((host, true)) = meta.data_cluster(offset)
+            && !meta.busy.contains(&(offset - within))
+        {
+            to.push((Place { file: self.data, offset: host + within }, len));
+            return Ok(true);
+        }
         while len > 0 {
             let guest = offset & !(self.shape.cluster() - 1);
             if meta.busy.contains(&guest) {

@@ -165,6 +165,7 @@ pub fn create_options(kind: FormatKind) -> &'static [OptionHelp] {
                     text("ivgen-hash-alg", "for essiv: sha256"),
                     text("key-secret", "which secret holds the passphrase"),
                     NO_COW,
+                    RESERVE,
                     SIZE,
                 ]
             }

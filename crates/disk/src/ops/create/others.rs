@@ -8,6 +8,7 @@ use crate::format::{BackingReference, FormatKind};
 use crate::formats::luks::LuksVolume;
 use crate::formats::ova::Ova;
 use crate::formats::parallels::Parallels;
+use crate::formats::raw;
 use crate::formats::vdi::Vdi;
 use crate::formats::vhd::Vhd;
 use crate::formats::vhdx::{self, Vhdx};
@@ -86,11 +87,15 @@ pub(super) fn create(
         FormatKind::Luks => {
             let _secret_is_given_otherwise = options.take("key-secret");
             let luks = encryption::take(&mut options, "")?;
+            let preallocation = options.preallocation()?;
             options.end()?;
             let Some(passphrase) = request.passphrases.get() else {
                 return Err(Error::option("key-secret", "a LUKS volume needs a passphrase"));
             };
-            LuksVolume::create(&*new_file(&request.path, request)?, size, passphrase, &luks)
+            let file = new_file(&request.path, request)?;
+            LuksVolume::create(&*file, size, passphrase, &luks)?;
+            let contents = file.len()?.saturating_sub(size);
+            raw::preallocate(&*file, contents, size, preallocation)
         }
         FormatKind::Ova => {
             options.end()?;
