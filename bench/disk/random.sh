@@ -33,7 +33,6 @@ empty() { qemu-img create -q -f qcow2 -o extended_l2=on empty.qcow2 1G; }
 once() {
     local file=$1 count=$2 seconds cpu
     shift 2
-    empty
     cpu=$({ time "$@" -c "$count" > out; } 2>&1)
     seconds=$(sed -n 's/Run completed in \([0-9.]*\) seconds.*/\1/p' out)
     read -r user system <<< "$cpu"
@@ -63,8 +62,8 @@ guise_far_read() { guise_bench "$@" -S $stride -f qcow2 disk.qcow2; }
 qemu_far_read() { qemu_bench "$@" -S $stride -f qcow2 disk.qcow2; }
 guise_far_write() { guise_bench "$@" -S $stride -w -f qcow2 disk.qcow2; }
 qemu_far_write() { qemu_bench "$@" -S $stride -w -f qcow2 disk.qcow2; }
-guise_allocate() { guise_bench "$@" -S 65536 -w -f qcow2 empty.qcow2; }
-qemu_allocate() { qemu_bench "$@" -S 65536 -w -f qcow2 empty.qcow2; }
+guise_allocate() { empty; guise_bench "$@" -S 65536 -w -f qcow2 empty.qcow2; }
+qemu_allocate() { empty; qemu_bench "$@" -S 65536 -w -f qcow2 empty.qcow2; }
 
 machine
 echo

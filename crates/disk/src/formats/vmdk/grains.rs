@@ -316,7 +316,7 @@ impl Grains {
         if count <= self.directory.len() as u64 {
             return Ok(None);
         }
-        let mut at = file.len()?.max(self.end).next_multiple_of(SECTOR) / SECTOR;
+        let mut at = file.len()?.max(self.end).div_ceil(SECTOR);
         let redundant_at = at;
         let mut redundant = Vec::new();
         if !self.redundant.is_empty() {

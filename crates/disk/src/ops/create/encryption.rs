@@ -15,8 +15,7 @@ pub(super) fn take(options: &mut Options<'_>, prefix: &str) -> Result<LuksOption
     let unknown = |name: &str, value: &str| {
         Error::option(format!("{prefix}{name}"), format!("'{value}' is not known here"))
     };
-    let mut luks = LuksOptions::default();
-    luks.key_bits = match cipher {
+    let key_bits = match cipher {
         "aes-128" => 128,
         "aes-256" => 256,
         _ => return Err(unknown("cipher-alg", cipher)),
@@ -26,20 +25,20 @@ pub(super) fn take(options: &mut Options<'_>, prefix: &str) -> Result<LuksOption
         ("cbc", "essiv") => return Err(unknown("ivgen-hash-alg", sectors_hash)),
         _ => format!("{mode}-{sectors}"),
     };
-    luks.mode = LuksOptions::MODES
+    let mode = LuksOptions::MODES
         .into_iter()
         .find(|known| *known == mode)
         .ok_or_else(|| unknown("cipher-mode", &mode))?;
-    luks.hash = LuksOptions::HASHES
+    let hash = LuksOptions::HASHES
         .into_iter()
         .find(|known| *known == hash)
         .ok_or_else(|| unknown("hash-alg", hash))?;
     let rounds = options.number(&format!("{prefix}iterations"))?;
     let milliseconds = options.number(&format!("{prefix}iter-time"))?;
-    luks.rounds = match (rounds, milliseconds) {
+    let rounds = match (rounds, milliseconds) {
         (Some(rounds), _) => Rounds::Number(rounds),
         (None, Some(milliseconds)) => Rounds::Milliseconds(milliseconds),
-        (None, None) => luks.rounds,
+        (None, None) => LuksOptions::default().rounds,
     };
-    Ok(luks)
+    Ok(LuksOptions { rounds, key_bits, mode, hash })
 }
