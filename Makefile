@@ -41,7 +41,6 @@ soak: setup ## What takes too long for every test run: more cases, random guests
 	GUISE_TRANSFER_MIB=1024 $(CARGO) test --release --package guise --test end_to_end -- network::
 	GUISE_FUZZ_SECONDS=600 $(CARGO) test --release --package guise-virtio --test hostile_drivers
 	GUISE_CONTAINERS=1000 $(CARGO) test --release --package guise --test oci -- leaks::
-	$(CARGO) test --release --package guise-virtio --lib -- --ignored console::
 	GUISE_DEVICE_SOAK=1 $(CARGO) test --release --package guise --test end_to_end -- upkeep:: devices:: control::
 
 bench: setup ## Time a boot

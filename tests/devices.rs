@@ -272,10 +272,6 @@ fn a_virtio_console_takes_and_gives() {
 #[test]
 fn a_port_leads_to_a_socket() {
     let _turn = alone();
-    if std::env::var_os("GUISE_DEVICE_SOAK").is_none() {
-        println!("NOT RUN: a megabyte through a port has not come to its end yet (make soak)");
-        return;
-    }
     for (kernel, cpus) in [(Kernel::Debian12Cloud, "4"), (Kernel::Debian13Cloud, "1")] {
         let scratch = tempfile::tempdir().expect("a directory");
         let socket = scratch.path().join("port");
@@ -286,7 +282,7 @@ fn a_port_leads_to_a_socket() {
             echo got $(md5sum </tmp/got); \
             cat /bin/busybox >$(echo /dev/vport*p1); echo sent $(md5sum </bin/busybox)";
         let port = format!("{},name=org.guise.test", socket.display());
-        let running = guest_of(kernel, cpus, command).args(["--port", &port]).start();
+        let mut running = guest_of(kernel, cpus, command).args(["--port", &port]).start();
         let deadline = Instant::now() + PATIENCE;
         let mut stream = loop {
             if let Ok(stream) = UnixStream::connect(&socket) {
@@ -298,7 +294,8 @@ fn a_port_leads_to_a_socket() {
         let content = pattern(1_000_000);
         stream.write_all(&content).expect("the guest reads");
         drop(stream);
-        // The next connection waits until the guest has seen the end of the first.
+        // Linux forgets the end of one connection when the next is told before it has read.
+        running.wait_for(&format!("got {}", sum(&content)));
         let mut stream = UnixStream::connect(&socket).expect("it listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a limit");
         let mut back = Vec::new();
@@ -306,7 +303,6 @@ fn a_port_leads_to_a_socket() {
         let ended = running.finish();
         ended.expect_code(0).expect_clean_log();
         assert!(said(&ended, "named ").starts_with("vport"), "{}", ended.output);
-        assert_eq!(said(&ended, "got ").split(' ').next(), Some(&*sum(&content)));
         assert_eq!(said(&ended, "sent ").split(' ').next(), Some(&*sum(&back)));
         assert!(!socket.exists(), "the socket stays behind");
     }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The host's side of a disk alone: a guest that only drives the ring, beside a program that
-reads the same file through io_uring (qemu-img bench). 4 KiB reads, all data in the page
-cache, in turns.
+reads the same file through io_uring (qemu-img bench). 4 KiB reads, in turns: past the page
+cache, where the disk sets the pace, and with all data in it, where the processors do.
 
     ring.py GUISE [ROUNDS] [ENGINE]
 
@@ -18,6 +18,8 @@ import time
 SOURCES = os.path.join(os.path.dirname(__file__), "../../crates/testkit/guests/baremetal")
 DISK = 256 << 20
 COUNTS = {"depth-32": 1 << 19, "depth-1": 1 << 16}
+# How the file is opened: the name here, Guise's option, qemu-img's.
+MODES = [("direct", ",cache=none", ["-t", "none"]), ("cached", "", [])]
 FLAGS = """-std=gnu11 -O2 -g0 -ffreestanding -nostdlib -static -fno-pic -no-pie -mno-red-zone
     -mgeneral-regs-only -fno-stack-protector -fno-asynchronous-unwind-tables -fcf-protection=none
     -Wl,--build-id=none -Wl,-z,max-page-size=4096 -Wl,--no-warn-rwx-segments
@@ -34,11 +36,11 @@ def guest(directory):
     return image
 
 
-def ours(guise, engine, image, disk):
+def ours(guise, engine, image, disk, option):
     """Reads in a second, by depth."""
     rates, begun = {}, {}
     command = [guise, "boot", "--engine", engine, "--kernel", image, "--memory", "64M"]
-    command += ["--testdev", "--timeout", "300", "--disk", f"{disk},format=raw"]
+    command += ["--testdev", "--timeout", "300", "--disk", f"{disk},format=raw{option}"]
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -51,8 +53,9 @@ def ours(guise, engine, image, disk):
     return rates
 
 
-def plain(disk, depth):
+def plain(disk, depth, options):
     command = ["qemu-img", "bench", "-f", "raw", "-i", "io_uring", "-d", str(depth), "-s", "4096"]
+    command += options
     # An odd distance visits all of a disk, one far place after the other.
     command += ["-S", str(1052672 + 4096), "-c", str(COUNTS[f"depth-{depth}"]), disk]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -74,14 +77,16 @@ def main():
         image = guest(directory)
         best, theirs = {}, {}
         for _ in range(rounds):
-            for name, rate in ours(guise, engine, image, disk).items():
-                best[name] = max(best.get(name, 0), rate)
-            for depth in (32, 1):
-                name = f"depth-{depth}"
-                theirs[name] = max(theirs.get(name, 0), plain(disk, depth))
-    print(f"{'':10}{'guise':>10}{'io_uring':>10}{'ratio':>8}")
+            for mode, option, options in MODES:
+                for name, rate in ours(guise, engine, image, disk, option).items():
+                    name = f"{mode} {name}"
+                    best[name] = max(best.get(name, 0), rate)
+                for depth in (32, 1):
+                    name = f"{mode} depth-{depth}"
+                    theirs[name] = max(theirs.get(name, 0), plain(disk, depth, options))
+    print(f"{'':16}{'guise':>10}{'io_uring':>10}{'ratio':>8}")
     for name, rate in best.items():
-        print(f"{name:10}{rate:10.0f}{theirs[name]:10.0f}{rate / theirs[name]:8.2f}")
+        print(f"{name:16}{rate:10.0f}{theirs[name]:10.0f}{rate / theirs[name]:8.2f}")
     print("reads of 4 KiB in a second, the best of each")
 
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use guise_container::rootfs::path::clean;
 use guise_image::progress::Progress;
-use guise_image::spec::{Config, Descriptor, Manifest, Platform, RootFs, media};
+use guise_image::spec::{Config, Descriptor, Manifest, Platform, media};
 use guise_image::{Digest, Image, Limits, Name, Pull, Session, Store};
 
 use crate::containerfile::{Command, Containerfile, Instruction, Stage, Step, Transfer};
@@ -244,17 +244,7 @@ impl Builder<'_> {
 
     /// An image with nothing in it.
     fn scratch(&self) -> Result<Image> {
-        let platform = Platform::host();
-        let config = Config {
-            created: None,
-            author: None,
-            architecture: platform.architecture,
-            os: platform.os,
-            variant: None,
-            config: None,
-            rootfs: RootFs { kind: "layers".into(), diff_ids: Vec::new() },
-            history: Vec::new(),
-        };
+        let config = Config::of_layers(Platform::host(), Vec::new());
         let described = self.session.add_json(media::OCI_CONFIG, &config)?;
         let manifest = Manifest::oci(described, Vec::new());
         let descriptor = self.session.add_json(media::OCI_MANIFEST, &manifest)?;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use guise_container::rootfs::path::RootDir;
 use guise_container::spec::{
     Capabilities, Linux, Mount, Namespace, NamespaceKind, OCI_VERSION, Process, Root, Spec, User,
+    defaults,
 };
 
 use crate::builder::{Build, Network};
@@ -24,38 +25,6 @@ const TICK: Duration = Duration::from_millis(10);
 
 /// What of a command's output goes into an error.
 const LONGEST_OUTPUT: usize = 4096;
-
-/// The capabilities that containers have by default everywhere.
-const CAPABILITIES: [&str; 14] = [
-    "CAP_AUDIT_WRITE",
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_MKNOD",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_RAW",
-    "CAP_SETFCAP",
-    "CAP_SETGID",
-    "CAP_SETPCAP",
-    "CAP_SETUID",
-    "CAP_SYS_CHROOT",
-];
-
-const MASKED: [&str; 8] = [
-    "/proc/acpi",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/scsi",
-    "/sys/firmware",
-    "/sys/devices/virtual/powercap",
-];
-
-const READONLY: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Files of the host's that a command with its network sees.
 const HOST_FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
@@ -156,8 +125,8 @@ impl Run<'_> {
             mounts,
             linux: Linux {
                 namespaces: kinds.into_iter().map(|kind| Namespace { kind, path: None }).collect(),
-                masked_paths: MASKED.map(String::from).into(),
-                readonly_paths: READONLY.map(String::from).into(),
+                masked_paths: defaults::MASKED.map(String::from).into(),
+                readonly_paths: defaults::READ_ONLY.map(String::from).into(),
                 ..Linux::default()
             },
             ..Spec::default()
@@ -223,7 +192,7 @@ impl Run<'_> {
 /// Root may do what the list says; others only come to it through set-user-id
 /// programs.
 fn capabilities(uid: u32) -> Capabilities {
-    let all: Vec<String> = CAPABILITIES.map(String::from).into();
+    let all: Vec<String> = defaults::CAPABILITIES.map(String::from).into();
     let own = if uid == 0 { all.clone() } else { Vec::new() };
     Capabilities {
         bounding: all,

@@ -7,6 +7,7 @@
 //! programs, and a runtime that starts in milliseconds reads only what it uses.
 
 mod check;
+pub mod defaults;
 mod linux;
 mod load;
 

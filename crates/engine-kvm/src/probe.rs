@@ -17,6 +17,8 @@ use guise_engine::{
     VmConfig,
 };
 
+use crate::KvmEngine;
+
 /// What the guest tries, in this order, with the letter that it says afterwards.
 pub const STAGES: [(u8, &str); 12] = [
     (b'r', "real mode"),
@@ -50,6 +52,20 @@ unsafe extern "C" {
     static guise_probe_on_int3: u8;
     static guise_probe_on_timer: u8;
     static guise_probe_end: u8;
+}
+
+/// A KVM that runs what kernels consist of, at a useful speed. Where there is one that does
+/// not, what to tell the user, who expects it to be used.
+pub fn usable_engine() -> Result<KvmEngine, Option<String>> {
+    let engine = KvmEngine::new().map_err(|_| None)?;
+    let reason = match run(&engine) {
+        Ok(verdict) if verdict.usable() => return Ok(engine),
+        Ok(verdict) => verdict.reason().unwrap_or_default(),
+        Err(error) => error.to_string(),
+    };
+    // The advice of an error is for those who insist on KVM; here it is taken already.
+    let reason = reason.split("; use --engine").next().unwrap_or_default();
+    Err(Some(format!("the software engine runs this guest; this host's KVM cannot: {reason}")))
 }
 
 /// What the guest found.

@@ -14,7 +14,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
@@ -133,7 +133,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     }
 
     let outside = Outside::default();
-    outside.watch_signals(backends.clone())?;
+    outside.watch_signals(Arc::downgrade(&backends))?;
     let mut console = None;
     let mut totals = Totals::default();
     let ending = loop {
@@ -259,8 +259,9 @@ struct Outside {
 
 impl Outside {
     /// Signals end the machine in good order, so that the terminal is given back, or say
-    /// that the terminal's window has another size.
-    fn watch_signals(&self, backends: Arc<devices::Backends>) -> Result<(), Failure> {
+    /// that the terminal's window has another size. The devices' backends end, and take
+    /// their sockets away, with the machine, and not with the thread that waits here.
+    fn watch_signals(&self, backends: Weak<devices::Backends>) -> Result<(), Failure> {
         let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP, SIGWINCH])
             .map_err(|error| Failure::failed(format!("signals cannot be watched: {error}")))?;
         let outside = self.clone();
@@ -269,7 +270,9 @@ impl Outside {
             .spawn(move || {
                 for signal in signals.forever() {
                     if signal == SIGWINCH {
-                        backends.tell_window_size();
+                        if let Some(backends) = backends.upgrade() {
+                            backends.tell_window_size();
+                        }
                         continue;
                     }
                     outside.signal.store(signal, Ordering::SeqCst);

@@ -38,7 +38,7 @@ impl Chosen {
 pub fn choose(choice: EngineChoice) -> Result<Chosen, Failure> {
     let software = |tier| Ok(Chosen::without_remark(SoftEngine::new(tier)));
     match choice {
-        EngineChoice::Auto => match usable_kvm() {
+        EngineChoice::Auto => match probe::usable_engine() {
             Ok(engine) => Ok(Chosen::without_remark(engine)),
             Err(remark) => Ok(Chosen { remark, ..choose(EngineChoice::Soft)? }),
         },
@@ -47,18 +47,4 @@ pub fn choose(choice: EngineChoice) -> Result<Chosen, Failure> {
         EngineChoice::Lockstep => software(Tier::Lockstep),
         EngineChoice::Interp => software(Tier::Interpreter),
     }
-}
-
-/// A /dev/kvm that runs what kernels consist of, at a useful speed. One that does not is
-/// worth a word: who has the device expects it to be used.
-fn usable_kvm() -> Result<KvmEngine, Option<String>> {
-    let engine = KvmEngine::new().map_err(|_| None)?;
-    let reason = match probe::run(&engine) {
-        Ok(verdict) if verdict.usable() => return Ok(engine),
-        Ok(verdict) => verdict.reason().unwrap_or_default(),
-        Err(error) => error.to_string(),
-    };
-    // The advice of an error is for those who insist on KVM; here it is taken already.
-    let reason = reason.split("; use --engine").next().unwrap_or_default();
-    Err(Some(format!("the software engine runs this guest; this host's KVM cannot: {reason}")))
 }

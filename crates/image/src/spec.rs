@@ -266,6 +266,22 @@ pub struct Config {
     pub history: Vec<History>,
 }
 
+impl Config {
+    /// Of an image that says nothing but what it consists of.
+    pub fn of_layers(platform: Platform, diff_ids: Vec<Digest>) -> Self {
+        Config {
+            created: None,
+            author: None,
+            architecture: platform.architecture,
+            os: platform.os,
+            variant: platform.variant,
+            config: None,
+            rootfs: RootFs { kind: "layers".into(), diff_ids },
+            history: Vec::new(),
+        }
+    }
+}
+
 /// How a container of the image starts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

@@ -109,9 +109,9 @@ impl Balloon {
     /// What the guest said of its memory when it was last asked; asks it again.
     pub fn statistics(&self) -> BTreeMap<&'static str, u64> {
         let running = lock(&self.running);
-        if let Some(kick) = running.statistics.and_then(|queue| running.workers.kick(queue)) {
+        if let Some(queue) = running.statistics {
             self.shared.wanted.store(true, Ordering::SeqCst);
-            kick.ring();
+            running.workers.ring(queue);
         }
         lock(&self.shared.reported).clone()
     }
@@ -277,14 +277,14 @@ impl VirtioDevice for Balloon {
             let name = format!("balloon {index}");
             let kick = Kick::new()?;
             let worker = if index == INFLATE {
-                Worker::start(name, kick, number, queue, interrupt, Inflate)?
+                Worker::serving(name, kick, number, queue, interrupt, Inflate)?
             } else if Some(index) == statistics {
                 let handler = Statistics { shared: self.shared.clone(), held: None };
-                Worker::start(name, kick, number, queue, interrupt, handler)?
+                Worker::serving(name, kick, number, queue, interrupt, handler)?
             } else if Some(index) == reports {
-                Worker::start(name, kick, number, queue, interrupt, Reports)?
+                Worker::serving(name, kick, number, queue, interrupt, Reports)?
             } else {
-                Worker::start(name, kick, number, queue, interrupt, Deflate)?
+                Worker::serving(name, kick, number, queue, interrupt, Deflate)?
             };
             running.workers.add(Some(worker));
         }
@@ -299,13 +299,11 @@ impl VirtioDevice for Balloon {
     }
 
     fn notify(&self, queue: u16) {
-        if let Some(kick) = lock(&self.running).workers.kick(queue) {
-            kick.ring();
-        }
+        lock(&self.running).workers.ring(queue);
     }
 
     fn doorbell(&self, queue: u16) -> Option<Arc<OwnedFd>> {
-        lock(&self.running).workers.kick(queue).map(|kick| kick.fd().clone())
+        lock(&self.running).workers.doorbell(queue)
     }
 
     fn state(&self) -> DeviceState {

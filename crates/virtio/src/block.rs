@@ -114,7 +114,7 @@ impl Block {
     /// There may be space again: what waits for it is tried once more.
     pub fn retry(&self) {
         self.space.announce();
-        self.lock().workers.ring();
+        self.lock().workers.ring_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, Running> {
@@ -211,7 +211,7 @@ impl VirtioDevice for Block {
             );
             let interrupt = session.interrupt.clone();
             let name = format!("disk {index}");
-            let worker = Worker::start(name, kick, index as u16, queue, interrupt, server)?;
+            let worker = Worker::serving(name, kick, index as u16, queue, interrupt, server)?;
             workers.add(Some(worker));
         }
         *self.lock() = Running { workers, interrupt: Some(session.interrupt) };
@@ -224,13 +224,11 @@ impl VirtioDevice for Block {
     }
 
     fn notify(&self, queue: u16) {
-        if let Some(kick) = self.lock().workers.kick(queue) {
-            kick.ring();
-        }
+        self.lock().workers.ring(queue);
     }
 
     fn doorbell(&self, queue: u16) -> Option<Arc<OwnedFd>> {
-        self.lock().workers.kick(queue).map(|kick| kick.fd().clone())
+        self.lock().workers.doorbell(queue)
     }
 }
 

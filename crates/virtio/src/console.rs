@@ -21,12 +21,12 @@ use serde::{Deserialize, Serialize};
 
 use self::conversation::Conversation;
 pub use self::port::{LONGEST_NAME, Port};
-use self::server::{CONTROL, PortsWorker, Queues, Window};
+use self::server::{CONTROL, Queues, Window};
 use self::terminal::{Receiver, Terminal, Transmitter};
 use crate::device::{DeviceState, Session, StartError, VirtioDevice};
 use crate::queue::Queue;
 use crate::transport::Interrupt;
-use crate::worker::{Kick, Worker, Workers};
+use crate::worker::{Kick, Thread, Worker, Workers};
 
 const KIND: u16 = 3;
 const CLASS: u32 = 0x07_8000;
@@ -60,7 +60,7 @@ struct Inner {
     /// thread of the ports has it otherwise.
     conversation: Option<Conversation>,
     workers: Workers,
-    server: Option<PortsWorker>,
+    server: Option<Thread<(Queues, Conversation)>>,
     /// The terminal's queues where there is no terminal.
     unused: Vec<Option<Queue>>,
     /// For a driver that reads the window's size from the configuration.
@@ -177,11 +177,11 @@ impl VirtioDevice for Console {
             let transmitter = Transmitter(terminal.output.clone());
             let (kick, theirs) = (Kick::new()?, interrupt.clone());
             let name = "console in".to_owned();
-            let worker = Worker::start(name, kick, RECEIVE, receive, theirs, receiver)?;
+            let worker = Worker::serving(name, kick, RECEIVE, receive, theirs, receiver)?;
             inner.workers.add(Some(worker));
             let (kick, theirs) = (Kick::new()?, interrupt.clone());
             let name = "console out".to_owned();
-            let worker = Worker::start(name, kick, TRANSMIT, transmit, theirs, transmitter)?;
+            let worker = Worker::serving(name, kick, TRANSMIT, transmit, theirs, transmitter)?;
             inner.workers.add(Some(worker));
         } else {
             inner.unused = queues.by_ref().take(2).map(|(_, queue)| queue).collect();
@@ -200,7 +200,7 @@ impl VirtioDevice for Console {
             let queues = Queues { to_driver, from_driver, ports: named };
             let (ports, window) = (self.ports.clone(), self.window.clone());
             inner.server =
-                Some(PortsWorker::start(queues, conversation, ports, window, interrupt.clone())?);
+                Some(server::start(queues, conversation, ports, window, interrupt.clone())?);
         } else {
             inner.conversation = Some(conversation);
         }
@@ -217,7 +217,7 @@ impl VirtioDevice for Console {
             (std::mem::take(&mut inner.workers), inner.server.take(), unused)
         };
         queues.extend(workers.stop());
-        if let Some((theirs, conversation)) = server.and_then(PortsWorker::stop) {
+        if let Some((theirs, conversation)) = server.and_then(Thread::stop) {
             queues.extend(theirs.into_list().map(Some));
             self.lock().conversation = Some(conversation);
         }
@@ -227,18 +227,18 @@ impl VirtioDevice for Console {
     fn notify(&self, queue: u16) {
         let inner = self.lock();
         if queue >= CONTROL {
-            inner.server.iter().for_each(PortsWorker::ring);
-        } else if let Some(kick) = inner.workers.kick(queue) {
-            kick.ring();
+            inner.server.iter().for_each(Thread::ring);
+        } else {
+            inner.workers.ring(queue);
         }
     }
 
     fn doorbell(&self, queue: u16) -> Option<Arc<OwnedFd>> {
         let inner = self.lock();
         if queue >= CONTROL {
-            return inner.server.as_ref().map(PortsWorker::doorbell);
+            return inner.server.as_ref().map(Thread::doorbell);
         }
-        inner.workers.kick(queue).map(|kick| kick.fd().clone())
+        inner.workers.doorbell(queue)
     }
 
     fn state(&self) -> DeviceState {

@@ -139,9 +139,9 @@ impl VirtioDevice for Share {
             let (name, number) = (format!("share {index}"), index as u16);
             let kick = Kick::new()?;
             let worker = if index == URGENT {
-                Worker::start(name, kick, number, queue, interrupt, Urgent(server))?
+                Worker::serving(name, kick, number, queue, interrupt, Urgent(server))?
             } else {
-                Worker::start(name, kick, number, queue, interrupt, Requests::new(server, index))?
+                Worker::serving(name, kick, number, queue, interrupt, Requests::new(server, index))?
             };
             workers.add(Some(worker));
         }
@@ -154,13 +154,11 @@ impl VirtioDevice for Share {
     }
 
     fn notify(&self, queue: u16) {
-        if let Some(kick) = self.lock().kick(queue) {
-            kick.ring();
-        }
+        self.lock().ring(queue);
     }
 
     fn doorbell(&self, queue: u16) -> Option<Arc<OwnedFd>> {
-        self.lock().kick(queue).map(|kick| kick.fd().clone())
+        self.lock().doorbell(queue)
     }
 }
 

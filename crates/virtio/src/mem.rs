@@ -215,7 +215,7 @@ impl VirtioDevice for Mem {
         let queue = queues.into_iter().next().flatten().ok_or(StartError::MissingQueue(0))?;
         let handler = Requests(self.shared.clone());
         let name = "memory".to_owned();
-        let worker = Worker::start(name, Kick::new()?, 0, queue, interrupt.clone(), handler)?;
+        let worker = Worker::serving(name, Kick::new()?, 0, queue, interrupt.clone(), handler)?;
         let mut running = lock(&self.running);
         running.workers.add(Some(worker));
         running.interrupt = Some(interrupt);
@@ -228,13 +228,11 @@ impl VirtioDevice for Mem {
     }
 
     fn notify(&self, queue: u16) {
-        if let Some(kick) = lock(&self.running).workers.kick(queue) {
-            kick.ring();
-        }
+        lock(&self.running).workers.ring(queue);
     }
 
     fn doorbell(&self, queue: u16) -> Option<Arc<OwnedFd>> {
-        lock(&self.running).workers.kick(queue).map(|kick| kick.fd().clone())
+        lock(&self.running).workers.doorbell(queue)
     }
 
     fn state(&self) -> DeviceState {

@@ -17,11 +17,12 @@ use guise_net::frame::{Network, Receives};
 use serde::{Deserialize, Serialize};
 
 use self::control::Filter;
-use self::server::{NetWorker, Queues};
+use self::server::Queues;
 use crate::device::{DeviceState, Session, StartError, VirtioDevice};
 use crate::queue::Queue;
 use crate::rate::{Limiter, Rate};
 use crate::transport::Interrupt;
+use crate::worker::Thread;
 
 const KIND: u16 = 1;
 const CLASS: u32 = 0x02_0000;
@@ -78,7 +79,7 @@ pub struct Net {
     network: Arc<Mutex<dyn Network>>,
     options: NetOptions,
     shared: Arc<Mutex<NetState>>,
-    running: Mutex<Option<(NetWorker, Arc<Interrupt>)>>,
+    running: Mutex<Option<(Thread<Queues>, Arc<Interrupt>)>>,
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -185,7 +186,7 @@ impl VirtioDevice for Net {
     fn start(&self, session: Session) -> Result<(), StartError> {
         let Session { queues, features, interrupt } = session;
         let queues = self.sort(queues, features)?;
-        let worker = NetWorker::start(
+        let worker = server::start(
             queues,
             server::Setup {
                 network: self.network.clone(),
@@ -211,7 +212,9 @@ impl VirtioDevice for Net {
     fn stop(&self) -> Vec<Option<Queue>> {
         let running = lock(&self.running).take();
         let count = self.queue_sizes().len();
-        running.map_or(Vec::new(), |(worker, _)| worker.stop(count))
+        running.map_or(Vec::new(), |(worker, _)| {
+            worker.stop().unwrap_or_default().into_numbered(count)
+        })
     }
 
     fn notify(&self, _: u16) {

@@ -184,6 +184,14 @@ impl Queue {
         }
     }
 
+    /// Whether there are chains to take.
+    pub fn is_waiting(&self) -> Result<bool, QueueError> {
+        match &self.ring {
+            Ring::Split(ring) => Ok(ring.available(&self.memory)? != 0),
+            Ring::Packed(ring) => ring.available(&self.memory),
+        }
+    }
+
     /// Asks the driver to notify of new chains. Says whether some have come already.
     pub fn enable_notification(&mut self) -> Result<bool, QueueError> {
         match &mut self.ring {

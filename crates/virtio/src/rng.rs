@@ -84,7 +84,7 @@ impl VirtioDevice for Rng {
     fn start(&self, session: Session) -> Result<(), StartError> {
         let Session { mut queues, interrupt, .. } = session;
         let queue = queues.pop().flatten().ok_or(StartError::MissingQueue(0))?;
-        let worker = Worker::start("rng".to_owned(), Kick::new()?, 0, queue, interrupt, Source)?;
+        let worker = Worker::serving("rng".to_owned(), Kick::new()?, 0, queue, interrupt, Source)?;
         self.lock().add(Some(worker));
         Ok(())
     }
@@ -94,13 +94,11 @@ impl VirtioDevice for Rng {
     }
 
     fn notify(&self, queue: u16) {
-        if let Some(kick) = self.lock().kick(queue) {
-            kick.ring();
-        }
+        self.lock().ring(queue);
     }
 
     fn doorbell(&self, queue: u16) -> Option<Arc<OwnedFd>> {
-        self.lock().kick(queue).map(|kick| kick.fd().clone())
+        self.lock().doorbell(queue)
     }
 }
 

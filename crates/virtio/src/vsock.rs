@@ -21,10 +21,11 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::host::{Host, HostError, Listener};
-use self::server::{Queues, VsockWorker};
+use self::server::Queues;
 use self::switch::Switch;
 use crate::device::{DeviceState, Session, StartError, VirtioDevice};
 use crate::queue::Queue;
+use crate::worker::Thread;
 
 const KIND: u16 = 19;
 const CLASS: u32 = 0x02_8000;
@@ -46,7 +47,7 @@ pub struct Vsock {
 struct Inner {
     /// Here while the device is stopped; its thread has it otherwise.
     switch: Option<Switch>,
-    worker: Option<VsockWorker>,
+    worker: Option<Thread<(Queues, Switch)>>,
 }
 
 impl Vsock {
@@ -103,7 +104,7 @@ impl VirtioDevice for Vsock {
         let mut inner = self.lock();
         let switch = inner.switch.take();
         let switch = switch.unwrap_or_else(|| Switch::new(u64::from(self.cid), self.host.clone()));
-        inner.worker = Some(VsockWorker::start(queues, switch, self.host.clone(), interrupt)?);
+        inner.worker = Some(server::start(queues, switch, self.host.clone(), interrupt)?);
         Ok(())
     }
 
@@ -121,7 +122,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn doorbell(&self, _: u16) -> Option<Arc<OwnedFd>> {
-        self.lock().worker.as_ref().map(VsockWorker::doorbell)
+        self.lock().worker.as_ref().map(Thread::doorbell)
     }
 
     /// Connections cannot be taken elsewhere, so all that is to be loaded is that there

@@ -1,15 +1,20 @@
 //! A thread for a queue. It sleeps on an eventfd, which the driver's notifications and
-//! the host's side tick, and does not wake up for anything else.
+//! the host's side tick, and does not wake up for anything else. Where drivers follow up
+//! quickly it looks for more for a moment before it sleeps.
+
+mod lookout;
+mod thread;
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::{read, retry_on_intr, write};
 
+use self::lookout::Lookout;
+pub use self::thread::Thread;
 use crate::device::StartError;
 use crate::queue::{Queue, QueueError};
 use crate::transport::Interrupt;
@@ -19,6 +24,8 @@ use crate::transport::Interrupt;
 pub enum Rest {
     /// It took all that the driver has made available.
     Drained,
+    /// The same, and what it has begun goes on when it waits.
+    Begun,
     /// It waits for the host's side, and not for the driver.
     WaitingForHost,
     /// It may not do more before so much time has passed.
@@ -32,9 +39,16 @@ pub trait Handler: Send + 'static {
     /// nothing more to be taken.
     fn process(&mut self, queue: &mut Queue, stopping: &AtomicBool) -> Result<Rest, QueueError>;
 
-    /// What besides the kick makes the thread look again, as long as it is readable.
-    fn watched(&self) -> Option<BorrowedFd<'_>> {
-        None
+    /// Waits until the kick rings, something else has happened that the handler waits
+    /// for, or the time has passed. Says whether it was the kick.
+    fn wait(&mut self, kick: &Kick, time: Option<Duration>) -> bool {
+        match time {
+            Some(_) => kick.wait_also_for(None, time),
+            None => {
+                kick.wait();
+                true
+            }
+        }
     }
 
     /// The device stops: gives back what has been taken, and takes nothing more.
@@ -66,17 +80,21 @@ impl Kick {
         _ = retry_on_intr(|| read(&self.0, &mut [0; 8]));
     }
 
-    /// Waits for a ring, for another descriptor that becomes readable, or for so long.
-    fn wait_also_for(&self, other: Option<BorrowedFd>, time: Option<Duration>) {
+    /// Waits for a ring, for another descriptor that becomes readable, or for so long. Says
+    /// whether it was the ring.
+    pub(crate) fn wait_also_for(&self, other: Option<BorrowedFd>, time: Option<Duration>) -> bool {
         let limit = time.and_then(|time| Timespec::try_from(time).ok());
         let kick = PollFd::new(&self.0, PollFlags::IN);
         // Without another one it is the kick twice.
         let other = other.unwrap_or(self.0.as_fd());
         let mut fds = [kick, PollFd::from_borrowed_fd(other, PollFlags::IN)];
         // A signal is as good as a ring: the handler looks, and comes back.
-        if poll(&mut fds, limit.as_ref()).is_ok() && fds[0].revents().contains(PollFlags::IN) {
+        let rung =
+            poll(&mut fds, limit.as_ref()).is_ok() && fds[0].revents().contains(PollFlags::IN);
+        if rung {
             self.wait();
         }
+        rung
     }
 
     pub fn fd(&self) -> &Arc<OwnedFd> {
@@ -85,15 +103,11 @@ impl Kick {
 }
 
 /// The running thread of a queue.
-pub struct Worker {
-    kick: Kick,
-    stopping: Arc<AtomicBool>,
-    thread: JoinHandle<Queue>,
-}
+pub type Worker = Thread<Queue>;
 
 impl Worker {
     /// `index` is the queue's, for its interrupt.
-    pub fn start(
+    pub fn serving(
         name: String,
         kick: Kick,
         index: u16,
@@ -101,33 +115,15 @@ impl Worker {
         interrupt: Arc<Interrupt>,
         mut handler: impl Handler,
     ) -> Result<Self, StartError> {
-        let stopping = Arc::new(AtomicBool::new(false));
-        let (bell, stop) = (kick.clone(), stopping.clone());
-        let body = move || {
-            let result = serve(&mut queue, index, &interrupt, &mut handler, &bell, &stop);
+        let bell = kick.clone();
+        Thread::start(name, "starting the thread of a virtio queue", kick, move |stopping| {
+            let result = serve(&mut queue, index, &interrupt, &mut handler, &bell, stopping);
             if let Err(error) = result {
                 tracing::warn!(%error, queue = index, "the driver broke a queue");
                 interrupt.needs_reset();
             }
             queue
-        };
-        let thread = thread::Builder::new().name(name).spawn(body);
-        let thread = thread.map_err(|source| StartError::Host {
-            doing: "starting the thread of a virtio queue",
-            source,
-        })?;
-        Ok(Self { kick, stopping, thread })
-    }
-
-    pub fn kick(&self) -> &Kick {
-        &self.kick
-    }
-
-    /// Ends the thread. None if it died, which is a bug that has been reported.
-    pub fn stop(self) -> Option<Queue> {
-        self.stopping.store(true, Ordering::SeqCst);
-        self.kick.ring();
-        self.thread.join().ok()
+        })
     }
 }
 
@@ -139,6 +135,7 @@ fn serve(
     kick: &Kick,
     stopping: &AtomicBool,
 ) -> Result<(), QueueError> {
+    let mut lookout = Lookout::default();
     while !stopping.load(Ordering::SeqCst) {
         queue.disable_notification()?;
         let rest = handler.process(queue, stopping)?;
@@ -148,14 +145,15 @@ fn serve(
         if stopping.load(Ordering::SeqCst) {
             break;
         }
-        match rest {
-            Rest::Drained if queue.enable_notification()? => {}
-            Rest::Until(time) => kick.wait_also_for(handler.watched(), Some(time)),
-            Rest::Drained | Rest::WaitingForHost => match handler.watched() {
-                Some(other) => kick.wait_also_for(Some(other), None),
-                None => kick.wait(),
-            },
-        }
+        let time = match rest {
+            Rest::Drained if lookout.sees(|| queue.is_waiting())? => continue,
+            Rest::Drained | Rest::Begun if queue.enable_notification()? => continue,
+            Rest::Until(time) => Some(time),
+            Rest::Drained | Rest::Begun | Rest::WaitingForHost => None,
+        };
+        let begun = Instant::now();
+        let rung = handler.wait(kick, time);
+        lookout.slept(begun.elapsed(), rung);
     }
     handler.finish(queue)?;
     if queue.needs_interrupt()? {
@@ -176,20 +174,27 @@ impl Workers {
     /// Ends all threads and collects the queues.
     pub fn stop(&mut self) -> Vec<Option<Queue>> {
         // All are told before the first is waited for.
-        for worker in self.0.iter().flatten() {
-            worker.stopping.store(true, Ordering::SeqCst);
-            worker.kick.ring();
-        }
+        self.0.iter().flatten().for_each(Worker::tell_to_stop);
         self.0.drain(..).map(|worker| worker.and_then(Worker::stop)).collect()
     }
 
     /// Makes all of them look again.
-    pub fn ring(&self) {
-        self.0.iter().flatten().for_each(|worker| worker.kick.ring());
+    pub fn ring_all(&self) {
+        self.0.iter().flatten().for_each(Worker::ring);
     }
 
-    pub fn kick(&self, queue: u16) -> Option<&Kick> {
-        self.0.get(usize::from(queue))?.as_ref().map(Worker::kick)
+    /// Makes the worker of a queue look again.
+    pub fn ring(&self, queue: u16) {
+        self.of(queue).inspect(|worker| worker.ring());
+    }
+
+    /// What rings the worker of a queue.
+    pub fn doorbell(&self, queue: u16) -> Option<Arc<OwnedFd>> {
+        self.of(queue).map(Worker::doorbell)
+    }
+
+    fn of(&self, queue: u16) -> Option<&Worker> {
+        self.0.get(usize::from(queue))?.as_ref()
     }
 }
 

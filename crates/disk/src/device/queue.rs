@@ -23,6 +23,9 @@ use crate::storage::SharedStorage;
 /// Pieces that one request may fall into on the ring.
 const MAX_PIECES: usize = 16;
 
+/// What the ring calls the bell of `wait_also_for`; no slot has this number.
+const BELL: u64 = u64::MAX;
+
 /// A write of up to so many bytes may be done on the calling thread.
 const MOST_HERE: u64 = 64 << 10;
 
@@ -214,6 +217,9 @@ pub struct Queue {
     batch: Option<usize>,
     under_way: usize,
     done: VecDeque<Completion>,
+    /// The kernel watches a bell, and has said that it rang.
+    bell_watched: bool,
+    bell_rang: bool,
 }
 
 // SAFETY: the ring and the pointers in pending requests belong to the queue
@@ -241,6 +247,8 @@ impl Queue {
             batch: None,
             under_way: 0,
             done: VecDeque::new(),
+            bell_watched: false,
+            bell_rang: false,
         }
     }
 
@@ -428,6 +436,11 @@ impl Queue {
         }
     }
 
+    /// Whether something is to be handed to the kernel.
+    pub fn has_unsubmitted(&mut self) -> bool {
+        self.ring.as_mut().is_some_and(|ring| !ring.submission().is_empty())
+    }
+
     /// Hands everything to the kernel.
     pub fn submit(&mut self) -> Result<()> {
         self.close_batch();
@@ -481,10 +494,46 @@ impl Queue {
         }
     }
 
+    /// Hands everything to the kernel, and waits until there is a completion to take or
+    /// `bell` can be read. Says whether the bell may have rung. It is to be the same bell
+    /// each time. Waiting in the ring costs one system call; beside its descriptor, three.
+    pub fn wait_also_for(&mut self, bell: BorrowedFd<'_>) -> Result<bool> {
+        self.close_batch();
+        let failed = |error| Error::io("wait for", "io_uring", error);
+        loop {
+            self.reap();
+            if !self.done.is_empty() || self.bell_rang {
+                self.submit()?;
+                return Ok(std::mem::take(&mut self.bell_rang));
+            }
+            let Some(ring) = &mut self.ring else { return Ok(true) };
+            if !self.bell_watched {
+                let watch = opcode::PollAdd::new(types::Fd(bell.as_raw_fd()), libc::POLLIN as u32);
+                let watch = watch.build().user_data(BELL);
+                // SAFETY: the entry leads to no memory.
+                if unsafe { ring.submission().push(&watch) }.is_err() {
+                    ring.submit().map_err(failed)?;
+                    continue;
+                }
+                self.bell_watched = true;
+            }
+            match ring.submit_and_wait(1) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                    return Err(failed(error));
+                }
+                _ => {}
+            }
+        }
+    }
+
     fn reap(&mut self) {
         loop {
             let Some(ring) = &mut self.ring else { return };
             let Some(entry) = ring.completion().next() else { return };
+            if entry.user_data() == BELL {
+                (self.bell_watched, self.bell_rang) = (false, true);
+                continue;
+            }
             let (slot, number) =
                 ((entry.user_data() >> 8) as usize, (entry.user_data() & 0xff) as usize);
             let Some(pending) = self.slots.get_mut(slot) else { continue };

@@ -8,7 +8,7 @@ use crate::codec::Compression;
 use crate::error::IoContext;
 use crate::limits::Limits;
 use crate::progress::Progress;
-use crate::spec::{Config, Descriptor, History, Manifest, Platform, Process, RootFs, media};
+use crate::spec::{Config, Descriptor, History, Manifest, Platform, Process, media};
 use crate::store::Session;
 use crate::{Error, Result, clock, layer};
 
@@ -80,21 +80,16 @@ fn root_file_system(
         Ok(Compression::Zstd) => media::OCI_LAYER_ZSTD,
         _ => media::OCI_LAYER,
     };
-    let platform = Platform::host();
     let now = clock::now();
     let config = Config {
         created: Some(now.clone()),
-        author: None,
-        architecture: platform.architecture,
-        os: platform.os,
-        variant: None,
         config: Some(Process { cmd: vec!["/bin/sh".into()], ..Process::default() }),
-        rootfs: RootFs { kind: "layers".into(), diff_ids: vec![diff_id] },
         history: vec![History {
             created: Some(now),
             created_by: Some("guise image import".into()),
             ..History::default()
         }],
+        ..Config::of_layers(Platform::host(), vec![diff_id])
     };
     let config = session.add_json(media::OCI_CONFIG, &config)?;
     let layer = Descriptor::new(media_type, digest, stored);

@@ -1,9 +1,10 @@
 //! The thread of a disk's queue: requests go to a ring of the disk's own, come back in
 //! any order, and wake the thread when they do.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use guise_disk::device::{self as disk, BlockDevice};
 
@@ -14,7 +15,7 @@ use crate::queue::chain::Segment;
 use crate::queue::host::{mark, stretches};
 use crate::queue::{Chain, Queue, QueueError};
 use crate::rate::{Limiter, Wait};
-use crate::worker::{Handler, Rest};
+use crate::worker::{Handler, Kick, Rest};
 
 /// What a queue's thread needs.
 pub struct Server {
@@ -261,15 +262,27 @@ impl Handler for Server {
             }
             self.begin(queue, chain, request)?;
         }
+        self.collect(queue)?;
+        let begun = rest == Rest::Drained && self.ring.has_unsubmitted();
+        Ok(if begun { Rest::Begun } else { rest })
+    }
+
+    /// Hands requests over and waits in the ring for what is under way, and for the kick
+    /// beside it.
+    fn wait(&mut self, kick: &Kick, time: Option<Duration>) -> bool {
+        if self.ring.under_way() == 0 {
+            return kick.wait_also_for(None, time);
+        }
+        if time.is_none() {
+            match self.ring.wait_also_for(kick.fd().as_fd()) {
+                Ok(rung) => return rung && kick.wait_also_for(None, Some(Duration::ZERO)),
+                Err(error) => tracing::warn!(%error, "requests are waited for beside the ring"),
+            }
+        }
         if let Err(error) = self.ring.submit() {
             tracing::warn!(%error, "requests wait for the ring");
         }
-        self.collect(queue)?;
-        Ok(rest)
-    }
-
-    fn watched(&self) -> Option<BorrowedFd<'_>> {
-        (self.ring.under_way() > 0).then(|| self.ring.descriptor()).flatten()
+        kick.wait_also_for(self.ring.descriptor(), time)
     }
 
     fn finish(&mut self, queue: &mut Queue) -> Result<(), QueueError> {

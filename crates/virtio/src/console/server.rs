@@ -1,10 +1,9 @@
 //! The thread of the control queues and of all ports but the terminal's. It sleeps until
 //! the driver or a process at one of the sockets has something for it.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::thread::{self, JoinHandle};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -13,7 +12,7 @@ use super::port::{Arrived, Client, Port};
 use crate::device::StartError;
 use crate::queue::{Queue, QueueError};
 use crate::transport::Interrupt;
-use crate::worker::Kick;
+use crate::worker::{Kick, Thread};
 
 /// The first queue that is this thread's, by number: to the driver, and from it.
 pub const CONTROL: u16 = 2;
@@ -60,56 +59,24 @@ impl Queues {
     }
 }
 
-/// The running thread.
-pub struct PortsWorker {
-    kick: Kick,
-    stopping: Arc<AtomicBool>,
-    thread: JoinHandle<(Queues, Conversation)>,
-}
-
-impl PortsWorker {
-    pub fn start(
-        queues: Queues,
-        conversation: Conversation,
-        ports: Vec<Arc<Port>>,
-        window: Arc<Window>,
-        interrupt: Arc<Interrupt>,
-    ) -> Result<Self, StartError> {
-        let kick = Kick::new()?;
-        let stopping = Arc::new(AtomicBool::new(false));
-        let watch = vec![Watch::default(); ports.len()];
-        let mut server =
-            Server { queues, conversation, ports, window, interrupt, kick: kick.clone(), watch };
-        let stop = stopping.clone();
-        let body = move || {
-            if let Err(error) = server.serve(&stop) {
-                tracing::warn!(%error, "the driver broke a queue of its ports");
-                server.interrupt.needs_reset();
-            }
-            (server.queues, server.conversation)
-        };
-        let thread = thread::Builder::new().name("console ports".to_owned()).spawn(body);
-        let thread = thread.map_err(|source| StartError::Host {
-            doing: "starting the thread of a console's ports",
-            source,
-        })?;
-        Ok(Self { kick, stopping, thread })
-    }
-
-    pub fn ring(&self) {
-        self.kick.ring();
-    }
-
-    pub fn doorbell(&self) -> Arc<OwnedFd> {
-        self.kick.fd().clone()
-    }
-
-    /// Ends the thread. Nothing if it died, which is a bug that has been reported.
-    pub fn stop(self) -> Option<(Queues, Conversation)> {
-        self.stopping.store(true, Ordering::SeqCst);
-        self.kick.ring();
-        self.thread.join().ok()
-    }
+pub fn start(
+    queues: Queues,
+    conversation: Conversation,
+    ports: Vec<Arc<Port>>,
+    window: Arc<Window>,
+    interrupt: Arc<Interrupt>,
+) -> Result<Thread<(Queues, Conversation)>, StartError> {
+    let kick = Kick::new()?;
+    let watch = vec![Watch::default(); ports.len()];
+    let mut server =
+        Server { queues, conversation, ports, window, interrupt, kick: kick.clone(), watch };
+    Thread::start("console ports", "starting the thread of a console's ports", kick, move |stop| {
+        if let Err(error) = server.serve(stop) {
+            tracing::warn!(%error, "the driver broke a queue of its ports");
+            server.interrupt.needs_reset();
+        }
+        (server.queues, server.conversation)
+    })
 }
 
 /// What keeps a port from going on.
@@ -187,7 +154,7 @@ impl Server {
         let number = index + 1;
         let port = self.ports[index].clone();
         let mut client = port.client();
-        if client.is_none() && self.conversation.has_told(number) {
+        if client.is_none() && self.conversation.may_come(number) {
             *client = port.visitor();
         }
         let connected = client.is_some();
@@ -283,7 +250,7 @@ impl Server {
         for (index, client) in clients.iter().enumerate() {
             let (state, watch) = (&self.conversation.ports[index + 1], self.watch[index]);
             let Some(client) = &**client else {
-                if self.conversation.has_told(index + 1) {
+                if self.conversation.may_come(index + 1) {
                     fds.push(PollFd::new(self.ports[index].listener(), PollFlags::IN));
                     whose.push(None);
                 }

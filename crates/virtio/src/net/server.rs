@@ -3,7 +3,6 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use guise_net::frame::Network;
@@ -16,7 +15,7 @@ use crate::device::StartError;
 use crate::queue::{Queue, QueueError};
 use crate::rate::{Limiter, Wait};
 use crate::transport::Interrupt;
-use crate::worker::Kick;
+use crate::worker::{Kick, Thread};
 
 /// Frames that one queue sends before the others, and the host's side, have a turn.
 const BATCH: usize = 64;
@@ -41,66 +40,41 @@ pub struct Setup {
     pub incoming: Limiter,
 }
 
-/// The running thread.
-pub struct NetWorker {
-    kick: Kick,
-    stopping: Arc<AtomicBool>,
-    thread: JoinHandle<Queues>,
-}
-
-impl NetWorker {
-    pub fn start(queues: Queues, setup: Setup) -> Result<Self, StartError> {
-        let kick = Kick::new()?;
-        let stopping = Arc::new(AtomicBool::new(false));
-        let network = lock(&setup.network).descriptor().try_clone_to_owned();
-        let network =
-            network.map_err(|source| StartError::Host { doing: "watching a network", source })?;
-        let server = Server {
-            receiver: Receiver::new(
-                queues.receive,
-                setup.shared.clone(),
-                setup.mergeable,
-                setup.incoming,
-            ),
-            transmit: queues.transmit,
-            control: queues.control,
-            network: setup.network,
-            shared: setup.shared,
-            interrupt: setup.interrupt,
-            outgoing: setup.outgoing,
-            frame: Vec::new(),
-        };
-        let (bell, stop) = (kick.clone(), stopping.clone());
-        let thread = thread::Builder::new()
-            .name("net".to_owned())
-            .spawn(move || server.run(&bell, &network, &stop))
-            .map_err(|source| StartError::Host {
-                doing: "starting the thread of an interface",
-                source,
-            })?;
-        Ok(Self { kick, stopping, thread })
-    }
-
-    pub fn ring(&self) {
-        self.kick.ring();
-    }
-
-    pub fn doorbell(&self) -> Arc<OwnedFd> {
-        self.kick.fd().clone()
-    }
-
-    /// Ends the thread. Returns the queues by number, of which there are `count`.
-    pub fn stop(self, count: usize) -> Vec<Option<Queue>> {
-        self.stopping.store(true, Ordering::SeqCst);
-        self.kick.ring();
+impl Queues {
+    /// By number, of which there are `count`.
+    pub fn into_numbered(self, count: usize) -> Vec<Option<Queue>> {
         let mut all: Vec<Option<Queue>> = (0..count).map(|_| None).collect();
-        let Ok(queues) = self.thread.join() else { return all };
-        let Queues { receive, transmit, control } = queues;
-        for (index, queue) in receive.into_iter().chain(transmit).chain(control) {
+        for (index, queue) in self.receive.into_iter().chain(self.transmit).chain(self.control) {
             all[usize::from(index)] = Some(queue);
         }
         all
     }
+}
+
+pub fn start(queues: Queues, setup: Setup) -> Result<Thread<Queues>, StartError> {
+    let kick = Kick::new()?;
+    let network = lock(&setup.network).descriptor().try_clone_to_owned();
+    let network =
+        network.map_err(|source| StartError::Host { doing: "watching a network", source })?;
+    let server = Server {
+        receiver: Receiver::new(
+            queues.receive,
+            setup.shared.clone(),
+            setup.mergeable,
+            setup.incoming,
+        ),
+        transmit: queues.transmit,
+        control: queues.control,
+        network: setup.network,
+        shared: setup.shared,
+        interrupt: setup.interrupt,
+        outgoing: setup.outgoing,
+        frame: Vec::new(),
+    };
+    let bell = kick.clone();
+    Thread::start("net", "starting the thread of an interface", kick, move |stop| {
+        server.run(&bell, &network, stop)
+    })
 }
 
 struct Server {
@@ -271,7 +245,7 @@ fn wait(kick: &Kick, network: &OwnedFd, time: Option<Duration>) {
     {
         tracing::error!(%error, "an interface cannot wait");
         // Better slow than at full speed.
-        thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(100));
     }
     if !fds[0].revents().is_empty() {
         kick.wait();

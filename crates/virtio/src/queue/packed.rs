@@ -37,7 +37,7 @@ impl Packed {
     }
 
     /// Whether the driver has made the next place available.
-    fn available(&self, memory: &GuestMemory) -> Result<bool, QueueError> {
+    pub fn available(&self, memory: &GuestMemory) -> Result<bool, QueueError> {
         let at = self.place(self.position.next_available) + 14;
         let flags = load(memory, at, Ordering::Acquire)?;
         let wrap = self.position.available_wrap;

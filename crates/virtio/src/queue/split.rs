@@ -43,7 +43,7 @@ impl Split {
     }
 
     /// How many chains wait.
-    fn available(&self, memory: &GuestMemory) -> Result<u16, QueueError> {
+    pub fn available(&self, memory: &GuestMemory) -> Result<u16, QueueError> {
         let index = load(memory, self.config.driver + 2, Ordering::Acquire)?;
         let waiting = (Wrapping(index) - self.next_available).0;
         if waiting > self.config.size {

@@ -5,7 +5,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
@@ -15,7 +14,7 @@ use super::{EVENTS, RECEIVE, TRANSMIT};
 use crate::device::StartError;
 use crate::queue::{Queue, QueueError};
 use crate::transport::Interrupt;
-use crate::worker::Kick;
+use crate::worker::{Kick, Thread};
 
 /// Packets of the guest that are taken before its streams have a turn.
 const BATCH: usize = 64;
@@ -34,61 +33,29 @@ pub struct Queues {
     pub events: Queue,
 }
 
-pub struct VsockWorker {
-    kick: Kick,
-    stopping: Arc<AtomicBool>,
-    thread: JoinHandle<(Queues, Switch)>,
-}
-
-impl VsockWorker {
-    pub fn start(
-        queues: Queues,
-        switch: Switch,
-        host: Arc<Host>,
-        interrupt: Arc<Interrupt>,
-    ) -> Result<Self, StartError> {
-        let kick = Kick::new()?;
-        let stopping = Arc::new(AtomicBool::new(false));
-        let failed = |source: rustix::io::Errno| StartError::Host {
-            doing: "watching sockets",
-            source: source.into(),
-        };
-        let poll = epoll::create(CreateFlags::CLOEXEC).map_err(failed)?;
-        let watch = |fd: &dyn AsFd, token| {
-            epoll::add(&poll, fd.as_fd(), EventData::new_u64(token), EventFlags::IN)
-        };
-        watch(kick.fd(), KICK).map_err(failed)?;
-        watch(host.bell().fd(), BELL).map_err(failed)?;
-        if let Some(socket) = host.socket() {
-            watch(socket, SOCKET).map_err(failed)?;
-        }
-        let mut server = Server { queues, switch, host, interrupt, poll, kick: kick.clone() };
-        server.watch_streams(true);
-        let stop = stopping.clone();
-        let thread = thread::Builder::new()
-            .name("vsock".to_owned())
-            .spawn(move || server.run(&stop))
-            .map_err(|source| StartError::Host {
-                doing: "starting the thread of the sockets",
-                source,
-            })?;
-        Ok(Self { kick, stopping, thread })
+pub fn start(
+    queues: Queues,
+    switch: Switch,
+    host: Arc<Host>,
+    interrupt: Arc<Interrupt>,
+) -> Result<Thread<(Queues, Switch)>, StartError> {
+    let kick = Kick::new()?;
+    let failed = |source: rustix::io::Errno| StartError::Host {
+        doing: "watching sockets",
+        source: source.into(),
+    };
+    let poll = epoll::create(CreateFlags::CLOEXEC).map_err(failed)?;
+    let watch = |fd: &dyn AsFd, token| {
+        epoll::add(&poll, fd.as_fd(), EventData::new_u64(token), EventFlags::IN)
+    };
+    watch(kick.fd(), KICK).map_err(failed)?;
+    watch(host.bell().fd(), BELL).map_err(failed)?;
+    if let Some(socket) = host.socket() {
+        watch(socket, SOCKET).map_err(failed)?;
     }
-
-    pub fn ring(&self) {
-        self.kick.ring();
-    }
-
-    pub fn doorbell(&self) -> Arc<OwnedFd> {
-        self.kick.fd().clone()
-    }
-
-    /// Ends the thread. Nothing if it died, which is a bug that has been reported.
-    pub fn stop(self) -> Option<(Queues, Switch)> {
-        self.stopping.store(true, Ordering::SeqCst);
-        self.kick.ring();
-        self.thread.join().ok()
-    }
+    let mut server = Server { queues, switch, host, interrupt, poll, kick: kick.clone() };
+    server.watch_streams(true);
+    Thread::start("vsock", "starting the thread of the sockets", kick, move |stop| server.run(stop))
 }
 
 struct Server {

@@ -5,48 +5,13 @@ use std::path::Path;
 use guise_container::namespaces::{in_user_namespace, may_set_groups_here};
 use guise_container::spec::{
     Capabilities, ConsoleSize, Cpu, DeviceRule, Linux, Memory, Mount, Namespace, NamespaceKind,
-    OCI_VERSION, Pids, Process, Resources, Root, Spec, User,
+    OCI_VERSION, Pids, Process, Resources, Root, Spec, User, defaults,
 };
 
 use super::network::Plugged;
 use super::{root, seccomp, user};
 use crate::body::{BodyError, Program};
 use crate::job::{self, Job, Network};
-
-/// What a container's root may do: what programs in images need, and nothing that
-/// reaches the host.
-const CAPABILITIES: [&str; 14] = [
-    "CAP_AUDIT_WRITE",
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_MKNOD",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_RAW",
-    "CAP_SETFCAP",
-    "CAP_SETGID",
-    "CAP_SETPCAP",
-    "CAP_SETUID",
-    "CAP_SYS_CHROOT",
-];
-
-/// Files of the kernel that say or do more than a container needs.
-const MASKED: [&str; 9] = [
-    "/proc/acpi",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/sys/firmware",
-    "/sys/devices/virtual/powercap",
-];
-
-const READ_ONLY: [&str; 6] =
-    ["/proc/asound", "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -59,7 +24,7 @@ pub fn of(
     mounted: &Path,
     plugged: Option<&Plugged>,
 ) -> Result<(Spec, Process), BodyError> {
-    let names = CAPABILITIES.map(str::to_owned).to_vec();
+    let names = defaults::CAPABILITIES.map(str::to_owned).to_vec();
     let base = Process {
         capabilities: Some(Capabilities {
             bounding: names.clone(),
@@ -94,8 +59,8 @@ pub fn of(
             resources: resources(&job.resources),
             namespaces: namespaces(job.network, plugged),
             seccomp: Some(seccomp::profile()),
-            masked_paths: MASKED.map(str::to_owned).to_vec(),
-            readonly_paths: READ_ONLY.map(str::to_owned).to_vec(),
+            masked_paths: defaults::MASKED.map(str::to_owned).to_vec(),
+            readonly_paths: defaults::READ_ONLY.map(str::to_owned).to_vec(),
             ..Linux::default()
         },
         ..Spec::default()

@@ -20,17 +20,7 @@ fn what_was_packed_unpacks_to_the_same() {
     let (layer, diff_id) = session.pack_layer(&upper).unwrap().unwrap();
     assert_eq!(session.pack_layer(&upper).unwrap().unwrap().1, diff_id, "not the same twice");
 
-    let platform = Platform::host();
-    let config = Config {
-        created: None,
-        author: None,
-        architecture: platform.architecture,
-        os: platform.os,
-        variant: None,
-        config: None,
-        rootfs: RootFs { kind: "layers".into(), diff_ids: vec![diff_id] },
-        history: Vec::new(),
-    };
+    let config = Config::of_layers(Platform::host(), vec![diff_id]);
     let described = session.add_json(media::OCI_CONFIG, &config).unwrap();
     let manifest = Manifest::oci(described, vec![layer]);
     let descriptor = session.add_json(media::OCI_MANIFEST, &manifest).unwrap();

@@ -34,14 +34,14 @@ fn who_comes_and_goes_is_told_once_each() {
     conversation.set_host_open(1, true);
     assert!(!conversation.has_news(), "the driver does not know the port yet");
     conversation.hear(message(1, PORT_READY, 1));
-    assert!(!conversation.has_told(1));
     assert_eq!(next(&mut conversation), Some([&message(1, PORT_NAME, 1)[..], b"name"].concat()));
     assert_eq!(next(&mut conversation), Some(message(1, PORT_OPEN, 1).to_vec()));
-    assert!(conversation.has_told(1));
     conversation.set_host_open(1, true);
     assert!(!conversation.has_news());
     conversation.set_host_open(1, false);
+    assert!(!conversation.may_come(1), "the driver has not heard that somebody has gone");
     assert_eq!(next(&mut conversation), Some(message(1, PORT_OPEN, 0).to_vec()));
+    assert!(conversation.may_come(1));
 }
 
 #[test]
@@ -52,4 +52,6 @@ fn only_a_port_that_was_open_ends() {
     conversation.hear(message(1, PORT_OPEN, 1));
     conversation.hear(message(1, PORT_OPEN, 0));
     assert!(conversation.ports[1].ending && !conversation.ports[1].guest_open);
+    conversation.hear(message(1, PORT_READY, 1));
+    assert!(!conversation.may_come(1), "what was sent has not arrived yet");
 }
