@@ -311,9 +311,10 @@ impl Compiler<'_> {
             Mnemonic::Push | Mnemonic::Pushfq | Mnemonic::Leave => Part { calm: false, ..part },
             Mnemonic::Cld | Mnemonic::Rdtsc | Mnemonic::Rdtscp => END,
             Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
-                if instruction.op0_kind() == OpKind::Memory =>
+                if instruction.op0_kind() == OpKind::Memory
+                    && instruction.op1_kind() == OpKind::Register =>
             {
-                if instruction.op1_kind() == OpKind::Register { END } else { part }
+                END
             }
             _ if select::is_selector_read(instruction) => part,
             _ if instruction.is_string_instruction() => END,

@@ -21,6 +21,13 @@ snippet!(
     "lea rbp, [rdi+2048]",
     "mov ecx, 5",
     "2:",
+    "mov rax, [rsp+8]",
+    "bts qword ptr [r15], 16",
+    "adc rax, [rsp+16]",
+    "btc dword ptr [r14+4], 3",
+    "mov [rsp+24], rax",
+    "bt qword ptr [r13], 7",
+    "sbb [rsp+8], rax",
     // Five bases in turns; some move on, and all are used again.
     "mov rax, [r15]",
     "mov rbx, [r14+8]",
