@@ -80,7 +80,6 @@ impl SoftVcpu {
             ("halts", counters.halts),
             ("device_accesses", counters.device_accesses),
             ("port_accesses", counters.port_accesses),
-            ("large_pages_made", self.cpu.shared.large_pages.take_made()),
         ] {
             *all.entry(name.to_owned()).or_default() += value;
         }
@@ -184,11 +183,10 @@ impl Cpu {
                 }
                 continue;
             }
-            if self.state.attention.load(Ordering::SeqCst) != 0 {
-                if let Some(exit) = self.attend() {
-                    return Ok(exit);
-                }
-                self.shared.large_pages.settle(&self.map);
+            if self.state.attention.load(Ordering::SeqCst) != 0
+                && let Some(exit) = self.attend()
+            {
+                return Ok(exit);
             }
             if self.run == RunState::Running && self.state.attention.load(Ordering::SeqCst) == 0 {
                 match &mut translator {

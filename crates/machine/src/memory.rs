@@ -109,28 +109,12 @@ fn region(address: u64, size: u64) -> Result<GuestRegion, MachineError> {
         .map_err(|error| failed(error.into()))?;
     file.set_len(size).map_err(failed)?;
     let backing = FileOffset::new(file, 0);
-    // Kernels map at the highest free address: what lies above decides the alignment.
-    let filler = room_above(&backing, size as usize);
     let mapping =
         MmapRegion::build(Some(backing), size as usize, PROT_READ_WRITE, MAP_SHARED_NORESERVE)
             .map_err(|error| failed(std::io::Error::other(error)))?;
-    drop(filler);
     GuestRegionMmap::new(mapping, GuestAddress(address))
         .ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))
 }
-
-/// Something to stand above a mapping of this size, so that it begins where a large page of the
-/// host can. Should another thread map something meanwhile, it begins elsewhere, which only
-/// costs those pages.
-fn room_above(backing: &FileOffset, size: usize) -> Option<MmapRegion> {
-    let unused =
-        |size| MmapRegion::build(Some(backing.clone()), size, 0, MAP_SHARED_NORESERVE).ok();
-    let too_high = unused(size)?.as_ptr() as usize % LARGE_PAGE;
-    if too_high == 0 || size < LARGE_PAGE { None } else { unused(too_high) }
-}
-
-/// The host's.
-const LARGE_PAGE: usize = 2 * MIB as usize;
 
 const PROT_READ_WRITE: i32 =
     (rustix::mm::ProtFlags::READ.bits() | rustix::mm::ProtFlags::WRITE.bits()) as i32;
