@@ -72,10 +72,11 @@ bench-io: setup ## Disks, network and shared directories of a guest beside QEMU'
 bench-disk: setup ## Time conversions of disk images beside qemu-img
 	@$(CARGO) build --quiet --release --package guise
 	@bench/disk/run.sh $(GUISE) $(or $(ROUNDS),3)
-	@bench/disk/random.sh $(GUISE) $(or $(ROUNDS),3)
+	@bench/disk/random.sh $(GUISE) $(or $(ROUNDS),7)
 
-bench-net: ## Time the user-mode network and the switch beside slirp4netns and pasta
+bench-net: ## Time the user-mode network and the switch beside a tap, slirp4netns and pasta
 	@$(CARGO) bench --quiet --package guise-net --bench user_tcp
+	@$(CARGO) bench --quiet --package guise-net --bench tap
 	@$(CARGO) bench --quiet --package guise-net --bench switch
 	@sh bench/net/others.sh
 

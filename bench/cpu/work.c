@@ -356,12 +356,12 @@ static const struct {
     u64 (*work)(u64);
     u64 rounds;
 } all[] = {
-    {"integer", "user", integer, 40},     {"sha256", "user", sha256, 40},
-    {"compression", "user", compress, 40}, {"sort", "user", sort, 18},
-    {"floating", "user", floating, 25},   {"sse", "user", sse, 15},
-    {"copy-4k", "user", copy_4k, 30},     {"copy-16m", "user", copy_16m, 10},
-    {"chase", "user", chase, 25},         {"byte-code", "user", bytecode, 20},
-    {"calls", "user", calls, 80},         {"virtual-calls", "user", virtuals, 80},
+    {"integer", "user", integer, 200},    {"sha256", "user", sha256, 120},
+    {"compression", "user", compress, 120}, {"sort", "user", sort, 54},
+    {"floating", "user", floating, 50},   {"sse", "user", sse, 30},
+    {"copy-4k", "user", copy_4k, 60},     {"copy-16m", "user", copy_16m, 30},
+    {"chase", "user", chase, 75},         {"byte-code", "user", bytecode, 60},
+    {"calls", "user", calls, 240},        {"virtual-calls", "user", virtuals, 240},
     {"self-modifying", "kernel", patches, 40},
     {"syscalls", "kernel", syscalls, 10}, {"page-faults", "kernel", faults, 10},
     {"fork", "kernel", forks, 5},         {"exec", "kernel", execs, 5},

@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
 # Requests of 4 KiB, 32 under way, all data in the page cache: qcow2 beside raw,
-# and Guise beside `qemu-img bench`, in turns; the best of some rounds each.
+# and Guise beside `qemu-img bench`, in turns; medians of some rounds each, and of
+# the quotients within the rounds.
 # Writes a table for bench/disk/results.md to standard output.
 #
 #   bench/disk/random.sh GUISE [ROUNDS] [DIRECTORY]
 set -euo pipefail
+source "$(dirname "$(realpath "$0")")/turns.sh"
 guise=$(realpath "$1")
-rounds=${2:-3}
+rounds=${2:-7}
 dir=$(mktemp -d -p "${3:-${TMPDIR:-/tmp}}" guise-bench.XXXXXX)
 trap 'rm -rf "$dir"' EXIT
 command -v qemu-img > /dev/null || { echo "qemu-img is not installed: there is nothing to compare with" >&2; exit 1; }
 cd "$dir"
 TIMEFORMAT='%U %S'
-requests=200000
+requests=500000
+far=100000
 allocating=16000
 
 # Written in small pieces both: the kernel's writes take many times longer in the
@@ -35,24 +38,20 @@ once() {
     read -r user system <<< "$cpu"
     echo "$(echo "$count / $seconds" | bc -l) $(echo "($user + $system) * 1000000 / $count" | bc -l)" >> "$file"
 }
-most() { cut -d' ' -f1 "$1" | sort -g | tail -1; }
-least() { cut -d' ' -f2 "$1" | sort -g | head -1; }
 
 # Two benchmarks in turns, each given by a function.
 compare() {
-    local label=$1 count=$2 first=$3 second=$4 round
-    rm -f a b
-    for round in $(seq "$rounds"); do
-        empty; $first once a "$count"
-        empty; $second once b "$count"
-    done
-    printf '| %s | %.0f, %.2f | %.0f, %.2f | %.2fx | %.2fx |\n' "$label" \
-        "$(most a)" "$(least a)" "$(most b)" "$(least b)" \
-        "$(echo "$(most a) / $(most b)" | bc -l)" "$(echo "$(least a) / $(least b)" | bc -l)"
+    local label=$1
+    count=$2
+    in_turns "$rounds" "$3" "$4" figures
+    printf '| %s | %.0f, %.2f | %.0f, %.2f | %.3fx | %.3fx |\n' "$label" \
+        "$(median figures/first.1)" "$(median figures/first.2)" \
+        "$(median figures/second.1)" "$(median figures/second.2)" \
+        "$(median figures/quotient.1)" "$(median figures/quotient.2)"
 }
 
-guise_bench() { "${@:1:3}" "$guise" disk bench -q -d 32 -s 4096 "${@:4}"; }
-qemu_bench() { "${@:1:3}" qemu-img bench -q -d 32 -s 4096 "${@:4}"; }
+guise_bench() { once "$1" "$count" "$guise" disk bench -q -d 32 -s 4096 "${@:2}"; }
+qemu_bench() { once "$1" "$count" qemu-img bench -q -d 32 -s 4096 "${@:2}"; }
 # An odd distance visits all of a disk, one far place after the other.
 stride=$((1052672 + 4096))
 qcow2_read() { guise_bench "$@" --random -f qcow2 disk.qcow2; }
@@ -63,13 +62,15 @@ guise_far_read() { guise_bench "$@" -S $stride -f qcow2 disk.qcow2; }
 qemu_far_read() { qemu_bench "$@" -S $stride -f qcow2 disk.qcow2; }
 guise_far_write() { guise_bench "$@" -S $stride -w -f qcow2 disk.qcow2; }
 qemu_far_write() { qemu_bench "$@" -S $stride -w -f qcow2 disk.qcow2; }
-guise_allocate() { guise_bench "$@" -S 65536 -w -f qcow2 empty.qcow2; }
-qemu_allocate() { qemu_bench "$@" -S 65536 -w -f qcow2 empty.qcow2; }
+guise_allocate() { empty; guise_bench "$@" -S 65536 -w -f qcow2 empty.qcow2; }
+qemu_allocate() { empty; qemu_bench "$@" -S 65536 -w -f qcow2 empty.qcow2; }
 
+machine
+echo
 echo "| 4 KiB, depth 32 (first beside second) | first (per s, CPU µs each) | second | rate | CPU |"
 echo "|---|---|---|---|---|"
 compare "random reads: Guise qcow2, Guise raw" $requests qcow2_read raw_read
 compare "random writes: Guise qcow2, Guise raw" $requests qcow2_write raw_write
-compare "far reads on qcow2: Guise, qemu-img" $requests guise_far_read qemu_far_read
-compare "far writes on qcow2: Guise, qemu-img" $requests guise_far_write qemu_far_write
+compare "far reads on qcow2: Guise, qemu-img" $far guise_far_read qemu_far_read
+compare "far writes on qcow2: Guise, qemu-img" $far guise_far_write qemu_far_write
 compare "allocating writes, extended L2: Guise, qemu-img" $allocating guise_allocate qemu_allocate

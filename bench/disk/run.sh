@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Conversions by Guise and by qemu-img in turns: wall and CPU seconds, the least
-# of some rounds each. 2 GiB image, half of it holes; of the data half random,
-# half text. Writes a table for bench/disk.md to standard output.
+# Conversions by Guise and by qemu-img in turns: wall and CPU seconds, medians of
+# some rounds each, and of the quotients within the rounds. 2 GiB image, half of it
+# holes; of the data half random, half text. Writes a table for
+# bench/disk/results.md to standard output.
 #
 #   bench/disk/run.sh GUISE [ROUNDS] [DIRECTORY]
 set -euo pipefail
+source "$(dirname "$(realpath "$0")")/turns.sh"
 guise=$(realpath "$1")
 rounds=${2:-3}
 dir=$(mktemp -d -p "${3:-${TMPDIR:-/tmp}}" guise-bench.XXXXXX)
@@ -24,35 +26,30 @@ rm -f text random
 qemu-img convert -f raw -O qcow2 source.raw source.qcow2
 qemu-img convert -f raw -O vhdx source.raw source.vhdx
 
-# The least wall and the least CPU time of all rounds, both programs in turns.
-measure() {
-    local label=$1 source=$2 from=$3
-    shift 3
-    local best=() words wall cpu
-    for round in $(seq "$rounds"); do
-        for program in guise qemu-img; do
-            rm -f target*
-            sync
-            case $program in
-                guise) words=$({ time "$guise" disk convert -f "$from" "$@" "$source" target > /dev/null; } 2>&1) ;;
-                *) words=$({ time qemu-img convert -f "$from" "$@" "$source" target > /dev/null; } 2>&1) ;;
-            esac
-            read -r wall user system <<< "$words"
-            cpu=$(echo "$user + $system" | bc -l)
-            eval "walls_${program/-/_}+=(\"$wall\"); cpus_${program/-/_}+=(\"$cpu\")"
-        done
-    done
-    least() { printf '%s\n' "$@" | sort -g | head -1; }
-    local gw gc qw qc
-    gw=$(least "${walls_guise[@]}"); gc=$(least "${cpus_guise[@]}")
-    qw=$(least "${walls_qemu_img[@]}"); qc=$(least "${cpus_qemu_img[@]}")
-    walls_guise=(); cpus_guise=(); walls_qemu_img=(); cpus_qemu_img=()
-    printf '| %s | %.2f, %.2f | %.2f, %.2f | %.2fx | %.2fx |\n' "$label" "$gw" "$gc" "$qw" "$qc" \
-        "$(echo "$gw / $qw" | bc -l)" "$(echo "$gc / $qc" | bc -l)"
+# Runs one conversion and adds "wall seconds, CPU seconds" to a file.
+once() {
+    local file=$1 words wall user system
+    shift
+    rm -f target*
+    sync
+    words=$({ time "$@" target > /dev/null; } 2>&1)
+    read -r wall user system <<< "$words"
+    echo "$wall $(echo "$user + $system" | bc -l)" >> "$file"
 }
-walls_guise=(); cpus_guise=(); walls_qemu_img=(); cpus_qemu_img=()
+ours() { once "$1" "$guise" disk convert "${options[@]}"; }
+theirs() { once "$1" qemu-img convert "${options[@]}"; }
 
-echo "$(qemu-img --version | head -1); $(nproc) processors, Linux $(uname -r | cut -d- -f1), $(stat -f -c %T .)"
+measure() {
+    local label=$1
+    options=(-f "$3" "${@:4}" "$2")
+    in_turns "$rounds" ours theirs figures
+    printf '| %s | %.2f, %.2f | %.2f, %.2f | %.2fx | %.2fx |\n' "$label" \
+        "$(median figures/first.1)" "$(median figures/first.2)" \
+        "$(median figures/second.1)" "$(median figures/second.2)" \
+        "$(median figures/quotient.1)" "$(median figures/quotient.2)"
+}
+
+machine
 echo
 echo "| conversion | Guise (wall s, CPU s) | qemu-img (wall s, CPU s) | wall | CPU |"
 echo "|---|---|---|---|---|"

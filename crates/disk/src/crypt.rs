@@ -4,5 +4,5 @@
 mod luks;
 mod sector;
 
-pub use luks::{Luks, LuksOptions};
+pub use luks::{Luks, LuksOptions, Rounds};
 pub use sector::{LegacyAes, SectorCipher};

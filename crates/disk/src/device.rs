@@ -19,6 +19,7 @@ pub use queue::{Buffer, Completion, Queue, Request};
 use crate::error::{Error, Result};
 use crate::formats::qcow2::{self, Qcow2};
 use crate::graph::{Image, Limits, Mirror, MirrorState, Node, OpenOptions, Status, Throttle};
+use crate::ops::SnapshotEntry;
 use crate::storage::{FileStorage, SharedStorage};
 
 /// A disk that is open for a guest or a client. Cloning gives another handle
@@ -30,6 +31,8 @@ pub struct BlockDevice {
     image: Arc<Image>,
     mirror: Option<Arc<Mirror>>,
     block_size: u32,
+    /// The top layer is thrown away in the end.
+    fleeting: bool,
 }
 
 impl BlockDevice {
@@ -46,7 +49,7 @@ impl BlockDevice {
         };
         let image = Image::open(&options.path, &open)?;
         let image = if options.snapshot { throw_away(image)? } else { image };
-        let device = Self::over(Arc::new(image));
+        let device = Self { fleeting: options.snapshot, ..Self::over(Arc::new(image)) };
         match &options.mirror {
             Some((path, kind)) => {
                 let open = OpenOptions { format: Some(*kind), write: true, ..open };
@@ -60,7 +63,7 @@ impl BlockDevice {
     pub fn over(image: Arc<Image>) -> Self {
         let sizes = image.format().storages().iter().map(|storage| storage.block_size());
         let block_size = sizes.max().unwrap_or(512);
-        Self { node: image.clone(), image, mirror: None, block_size }
+        Self { node: image.clone(), image, mirror: None, block_size, fleeting: false }
     }
 
     /// The same disk, with its contents brought to another image.
@@ -86,6 +89,15 @@ impl BlockDevice {
     /// The image behind.
     pub fn image(&self) -> &Image {
         &self.image
+    }
+
+    /// The internal snapshots that are in the image.
+    pub fn snapshots(&self) -> Vec<SnapshotEntry> {
+        let image = self.image.layer(usize::from(self.fleeting));
+        let Some(qcow2) = image.and_then(|image| image.format().as_qcow2()) else {
+            return Vec::new();
+        };
+        qcow2.snapshots().iter().map(SnapshotEntry::from).collect()
     }
 
     /// Bytes of the disk.

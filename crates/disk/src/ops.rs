@@ -9,13 +9,16 @@ mod create;
 mod info;
 mod map;
 mod measure;
+mod rate;
 mod size;
 
 pub use bitmaps::{copy_bitmaps, measure_bitmaps};
-pub use chain::{commit, rebase};
+pub use chain::{CommitOptions, commit, rebase};
 pub use compare::{Comparison, compare};
 pub use copy::{CopyOptions, copy};
-pub use create::{CreateRequest, create, option_names, qcow2_options};
+pub use create::{
+    CreateRequest, OptionHelp, Takes, amend_options, create, create_options, qcow2_options,
+};
 pub use info::{ImageInfo, SnapshotEntry, info};
 pub use map::{MapEntry, map};
 pub use measure::{Measurement, measure, measure_size};

@@ -298,7 +298,8 @@ fn commit_moves_a_layer_down() {
         let base = filled(below, &mut random);
         let mut top = Pair::new(kind, Some(Arc::clone(&base)), SIZE);
         write_at_random(&mut top, &mut random);
-        ops::commit(&top.image, &base, 1, true, &ops::Quiet).expect("commit");
+        let options = ops::CommitOptions { depth: 1, empty: true, rate_limit: 0 };
+        ops::commit(&top.image, &base, &options, &ops::Quiet).expect("commit");
         let mut all = vec![0x55; SIZE as usize];
         base.read(0, &mut all).expect("read base");
         assert!(all == top.model, "the base has the contents");

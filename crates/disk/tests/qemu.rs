@@ -488,15 +488,21 @@ fn grown_images_are_sound_there() {
     let raw = dir.file("source.raw");
     source(&raw);
     let size = 40 << 20;
-    for kind in [
-        FormatKind::Qcow2,
-        FormatKind::Vdi,
-        FormatKind::Parallels,
-        FormatKind::Vhdx,
-        FormatKind::Vhd,
+    for (kind, list) in [
+        (FormatKind::Qcow2, ""),
+        (FormatKind::Vdi, ""),
+        (FormatKind::Parallels, ""),
+        (FormatKind::Vhdx, ""),
+        (FormatKind::Vhd, ""),
+        (FormatKind::Vhd, "force_size=on,subformat=fixed"),
+        (FormatKind::Vmdk, ""),
+        (FormatKind::Vmdk, "zeroed_grain=on"),
+        (FormatKind::Vmdk, "subformat=monolithicFlat"),
+        (FormatKind::Vmdk, "subformat=twoGbMaxExtentSparse"),
+        (FormatKind::Vmdk, "subformat=twoGbMaxExtentFlat"),
     ] {
         let path = dir.file("image");
-        convert(&raw, &path, kind, "", false);
+        convert(&raw, &path, kind, list, false);
         let image = open(&path, kind, true);
         image.resize(size, guise_disk::format::Preallocation::Off).expect("resize");
         image.write(size - 4096, &[5; 4096]).expect("write at the new end");

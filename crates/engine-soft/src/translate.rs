@@ -151,6 +151,13 @@ const PAGE_FAULT: u32 = 14;
 /// No guest return address is this: it is not canonical.
 const NO_ADDRESS: u64 = 0x8000_dead_beef_0000;
 
+/// What generated code has called Rust code for: the instruction, and the block it is in.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    pub rip: u64,
+    pub block: u64,
+}
+
 /// Generated code cannot go on.
 #[derive(Clone, Debug)]
 pub struct Broken {
@@ -175,6 +182,9 @@ pub struct Translator {
     backend: *mut (),
     pub counts: Counts,
     lockstep: lockstep::Progress,
+    /// A helper of generated code is at work: where it returns to, and the instruction, by
+    /// its offset in the page.
+    calling: Option<(u64, u16)>,
     /// By mnemonic: how often the interpreter had to.
     fallbacks: Vec<u64>,
     /// Bytes of code that `take_counts` has told of.
@@ -191,7 +201,7 @@ impl Translator {
         let mut arena = Arena::new(options.code_size)?;
         let helpers = Helpers {
             access: access::<B> as extern "C" fn(_, _, _, _) -> _ as usize as u64,
-            interpret: interpret::<B> as extern "C" fn(_, _, _) -> _ as usize as u64,
+            interpret: interpret::<B> as extern "C" fn(_, _, _, _) -> _ as usize as u64,
         };
         let too_small = || io::Error::other("the code cache is too small");
         let routines =
@@ -212,6 +222,7 @@ impl Translator {
             backend: std::ptr::null_mut(),
             counts: Counts::default(),
             lockstep: Default::default(),
+            calling: None,
             fallbacks: vec![0; Mnemonic::values().len()],
             reported: 0,
             _traps: registration,
@@ -363,6 +374,13 @@ impl Translator {
     /// User code cannot go on where it is: what is mapped may be other code.
     fn is_elsewhere(&self, state: &CpuState) -> bool {
         self.user && !self.paths.is_current(state)
+    }
+
+    /// The call of generated code that is being answered.
+    pub fn call(&self) -> Option<Call> {
+        let (back, offset) = self.calling?;
+        let place = self.cache.find(back)?;
+        Some(Call { rip: place.linear + u64::from(offset), block: place.start })
     }
 
     fn note_fallback(&mut self, mnemonic: usize) {
@@ -517,10 +535,13 @@ impl Translator {
         loop {
             let bytes = read(host);
             let tail = next.map(front);
-            let region =
-                self.scanner.scan(rip, &bytes, tail.as_ref(), self.options.exact, |offset| {
-                    self.cache.entry(id, offset, false).is_some()
-                });
+            let region = self.scanner.scan(
+                rip,
+                &bytes,
+                tail.as_ref(),
+                (self.options.exact, plain),
+                |offset| self.cache.entry(id, offset, false).is_some(),
+            );
             if next.is_none() && region.steps.iter().any(|step| step.cut) {
                 next = backend.code_page(next_linear);
                 if next.is_some() {
@@ -581,11 +602,19 @@ extern "C" fn access<B: Backend>(context: u64, address: u64, info: u64, back: u6
     let backend = unsafe { &mut *translator.backend.cast::<B>() };
     translator.counts.accesses += 1;
     let info = AccessInfo::unpack(info as u32);
+    let state_address = backend.state();
+    // SAFETY: as above; the bank is the vCPU's current one.
+    let changes = || unsafe { (*(*state_address).bank).changes };
+    let before = changes();
+    translator.calling = Some((back, info.offset));
     let pointer = backend.resolve(address, info.size, info.write);
+    translator.calling = None;
     let written = translator.drain(backend);
+    // What a group's check has found is used after this.
+    let moved = changes() != before;
     // SAFETY: as above.
-    let state = unsafe { &mut *backend.state() };
-    let changed = written || translator.is_elsewhere(state);
+    let state = unsafe { &mut *state_address };
+    let changed = written || moved || translator.is_elsewhere(state);
     translator.after_access(state);
     match pointer {
         Some(pointer) if !changed => pointer as u64,
@@ -603,7 +632,7 @@ extern "C" fn access<B: Backend>(context: u64, address: u64, info: u64, back: u6
 }
 
 /// An instruction is for the interpreter; generated code waits to go on behind it.
-extern "C" fn interpret<B: Backend>(context: u64, rip: u64, info: u64) -> u64 {
+extern "C" fn interpret<B: Backend>(context: u64, rip: u64, info: u64, back: u64) -> u64 {
     // SAFETY: as in `access`.
     let translator = unsafe { &mut *(context as *mut Translator) };
     // SAFETY: as in `access`.
@@ -622,7 +651,9 @@ extern "C" fn interpret<B: Backend>(context: u64, rip: u64, info: u64) -> u64 {
     translator.flags_to_state(state());
     translator.note_fallback((info >> 48) as usize);
     let mode = backend.mode();
+    translator.calling = Some((back, (rip % PAGE_SIZE) as u16));
     let goes_on = backend.step();
+    translator.calling = None;
     let changed = translator.drain(backend);
     state().generated.flags = pack_flags(state().rflags);
     state().generated.leave = Leave::Next as u32;

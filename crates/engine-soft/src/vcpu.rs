@@ -24,7 +24,7 @@ use guise_engine::{DebugControl, EngineError, Exit, Platform, Vcpu, VcpuHandle, 
 use crate::Tier;
 use crate::cpu::deliver::Event;
 use crate::cpu::{Cpu, Raised};
-use crate::host::traps;
+use crate::host::traps::{self, Line};
 use crate::translate::{Broken, Translator};
 use crate::vm::shared::{VcpuShared, VmShared, attention};
 
@@ -89,6 +89,30 @@ impl SoftVcpu {
     }
 }
 
+/// Where to look for what a thread's guest is doing.
+struct Place {
+    cpu: *const Cpu,
+    translator: *const Translator,
+}
+
+/// For reports of signals in this thread that nobody expected.
+fn describe(place: *const (), line: &mut Line) {
+    // SAFETY: `run` made it a `Place` whose pointers are valid until it returns. Its thread
+    // stands still in the signal handler, so nothing changes what is read here.
+    let (cpu, translator) = unsafe {
+        let place = &*place.cast::<Place>();
+        (&*place.cpu, place.translator.as_ref())
+    };
+    let call = translator.and_then(Translator::call);
+    line.text("; guest RIP ");
+    line.hex(call.map_or(cpu.state.rip, |call| call.rip));
+    line.text(if cpu.mode.cpl == 3 { " in user mode" } else { " in supervisor mode" });
+    if let Some(call) = call {
+        line.text(", called by the block at ");
+        line.hex(call.block);
+    }
+}
+
 impl Drop for SoftVcpu {
     fn drop(&mut self) {
         // SAFETY: disconnecting; nobody uses the word after this.
@@ -111,7 +135,13 @@ impl Vcpu for SoftVcpu {
         // a vCPU that its owner cannot run without lending again.
         unsafe { self.cpu.lend_platform(platform) };
         self.cpu.enter();
+        let place = Place {
+            cpu: &raw const *self.cpu,
+            translator: self.translator.as_ref().map_or(std::ptr::null(), std::ptr::from_ref),
+        };
+        let guest = traps::guest_of_thread(describe, (&raw const place).cast());
         let result = self.cpu.run_guest(self.translator.as_mut());
+        drop(guest);
         self.cpu.leave();
         self.cpu.take_platform();
         self.count();

@@ -1,11 +1,14 @@
 //! Guest memory that the host takes away under a running guest, as a full file system or a
 //! truncated file does: the signal comes in the middle of generated code. The engine says
-//! where the guest was, and the process goes on.
+//! where the guest was, and the process goes on. In Rust code that generated code calls, the
+//! process ends, but it says as much before.
 
 mod port_board;
 
 use std::fs::File;
 use std::os::fd::FromRawFd as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::Command;
 use std::sync::Arc;
 
 use guise_engine::memory::vm_memory::{Bytes, FileOffset, GuestAddress, MemoryRegionAddress};
@@ -79,6 +82,31 @@ fn run(code: &[u8]) -> (u64, String) {
         Err(EngineError::Stuck { vcpu: 0, rip, reason }) => (rip, reason),
         other => panic!("the guest ended with {other:?}"),
     }
+}
+
+/// Set in a process of its own, which is to end with a signal.
+const CHILD: &str = "GUISE_TEST_DIES";
+
+// FXSAVE is executed by Rust code, which generated code calls: nop; fxsave [rdi]; hlt.
+#[test]
+fn a_signal_in_code_that_generated_code_calls_names_rip_mode_and_block() {
+    if std::env::var_os(CHILD).is_some() {
+        run(&[0x90, 0x0f, 0xae, 0x07, 0xf4]);
+        return;
+    }
+    let name = "a_signal_in_code_that_generated_code_calls_names_rip_mode_and_block";
+    let child = Command::new(std::env::current_exe().expect("this program"))
+        .args(["--exact", name, "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .expect("this program runs once more");
+    let said = String::from_utf8_lossy(&child.stderr);
+    assert_eq!(child.status.signal(), Some(libc::SIGBUS), "{said}");
+    let rip = CODE + 1;
+    let before = format!("; guest RIP {rip:#x} in supervisor mode, called by the block at 0x");
+    let (_, block) = said.split_once(&before).expect(&said);
+    let block = block.lines().next().and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    assert!(block.is_some_and(|block| (CODE..=rip).contains(&block)), "{said}");
 }
 
 #[test]

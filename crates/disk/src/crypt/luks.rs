@@ -87,16 +87,54 @@ impl Hash {
     }
 }
 
+/// How long deriving a key takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounds {
+    Number(u32),
+    /// As many as this machine does in that time.
+    Milliseconds(u32),
+}
+
 /// What can be chosen for a new header.
 #[derive(Clone, Copy, Debug)]
 pub struct LuksOptions {
-    /// Rounds of key derivation.
-    pub iterations: u32,
+    pub rounds: Rounds,
+    /// Of one AES key; XTS has two of them.
+    pub key_bits: usize,
+    /// One of [`LuksOptions::MODES`].
+    pub mode: &'static str,
+    /// One of [`LuksOptions::HASHES`].
+    pub hash: &'static str,
+}
+
+impl LuksOptions {
+    pub const MODES: [&'static str; 5] =
+        ["xts-plain64", "xts-plain", "cbc-plain64", "cbc-plain", "cbc-essiv:sha256"];
+    pub const HASHES: [&'static str; 3] = ["sha1", "sha256", "sha512"];
 }
 
 impl Default for LuksOptions {
     fn default() -> Self {
-        Self { iterations: 400_000 }
+        Self { rounds: Rounds::Number(400_000), key_bits: 256, mode: "xts-plain64", hash: "sha256" }
+    }
+}
+
+impl Rounds {
+    /// Below that, a key is not worth its name.
+    const LEAST: u32 = 1000;
+
+    fn count(self, hash: Hash) -> u32 {
+        let count = match self {
+            Self::Number(count) => count,
+            Self::Milliseconds(wanted) => {
+                const TRIED: u32 = 20_000;
+                let start = std::time::Instant::now();
+                hash.derive(b"passphrase", &[0; 32], TRIED, &mut [0; 64]);
+                let taken = start.elapsed().as_secs_f64() * 1000.0;
+                (f64::from(wanted) * f64::from(TRIED) / taken.max(0.001)) as u32
+            }
+        };
+        count.clamp(Self::LEAST, MAX_ITERATIONS)
     }
 }
 
@@ -261,27 +299,30 @@ impl Luks {
     /// A new header with one passphrase: its bytes with the key material, and
     /// where contents begin.
     pub fn create(options: &LuksOptions, passphrase: &[u8]) -> Result<(Vec<u8>, u64)> {
-        let key_len = 64;
-        let hash = Hash::Sha256;
+        let keys = if options.mode.starts_with("xts") { 2 } else { 1 };
+        let key_len = options.key_bits / 8 * keys;
+        let unknown = || Error::option("hash-alg", format!("'{}' is not known", options.hash));
+        let hash = Hash::named(options.hash).ok_or_else(unknown)?;
         let material_len = (key_len * STRIPES as usize).next_multiple_of(4096);
         let payload = (4096 + SLOTS * material_len) as u64;
         let mut bytes = vec![0; 4096 + material_len];
-        let mut random = [0; 64 + 32 + 32];
-        fill_random(&mut random)?;
-        let (key, salts) = random.split_at(64);
-        let (digest_salt, slot_salt) = salts.split_at(32);
+        let (mut key, mut digest_salt, mut slot_salt) = (vec![0; key_len], [0; 32], [0; 32]);
+        fill_random(&mut key)?;
+        fill_random(&mut digest_salt)?;
+        fill_random(&mut slot_salt)?;
         put(&mut bytes, 0, MAGIC);
         put(&mut bytes, 6, &1_u16.to_be_bytes());
         put(&mut bytes, 8, b"aes");
-        put(&mut bytes, 40, b"xts-plain64");
+        put(&mut bytes, 40, options.mode.as_bytes());
         put(&mut bytes, 72, hash.name().as_bytes());
         put(&mut bytes, 104, &((payload / SECTOR as u64) as u32).to_be_bytes());
         put(&mut bytes, 108, &(key_len as u32).to_be_bytes());
+        let rounds = options.rounds.count(hash);
         let mut digest = [0; DIGEST_LEN];
-        let digest_rounds = (options.iterations / 8).max(1000);
-        hash.derive(key, digest_salt, digest_rounds, &mut digest);
+        let digest_rounds = (rounds / 8).max(Rounds::LEAST);
+        hash.derive(&key, &digest_salt, digest_rounds, &mut digest);
         put(&mut bytes, 112, &digest);
-        put(&mut bytes, 132, digest_salt);
+        put(&mut bytes, 132, &digest_salt);
         put(&mut bytes, 164, &digest_rounds.to_be_bytes());
         put(&mut bytes, 168, uuid::Uuid::new_v4().to_string().as_bytes());
         for index in 0..SLOTS {
@@ -291,16 +332,15 @@ impl Luks {
             put(&mut bytes, at + 40, &material.to_be_bytes());
             put(&mut bytes, at + 44, &STRIPES.to_be_bytes());
         }
-        let rounds = options.iterations.max(1000);
         put(&mut bytes, SLOT_AT + 4, &rounds.to_be_bytes());
-        put(&mut bytes, SLOT_AT + 8, slot_salt);
+        put(&mut bytes, SLOT_AT + 8, &slot_salt);
         let mut slot_key = vec![0; key_len];
-        hash.derive(passphrase, slot_salt, rounds, &mut slot_key);
-        let mut split = spread(hash, key)?;
+        hash.derive(passphrase, &slot_salt, rounds, &mut slot_key);
+        let mut split = spread(hash, &key)?;
         split.resize(split.len().next_multiple_of(SECTOR), 0);
-        if let Some(xts) = Xts::new(&slot_key) {
-            xts.encrypt(0, &mut split);
-        }
+        // The header says how contents and key material are encrypted.
+        let blame = Blame::new("luks", "a new volume");
+        Self::parse(&bytes, &blame)?.cipher(&slot_key, &blame)?.encrypt(0, &mut split);
         put(&mut bytes, 4096, &split);
         Ok((bytes, payload))
     }

@@ -178,3 +178,30 @@ fn every_completion_is_signalled() {
         done.result.expect("read");
     }
 }
+
+#[test]
+fn internal_snapshots_are_listed() {
+    let file = Scratch::new(FormatKind::Qcow2);
+    let mut options = DeviceOptions::new(&file.0, FormatKind::Qcow2);
+    let names = |device: &BlockDevice| -> Vec<String> {
+        device.snapshots().into_iter().map(|snapshot| snapshot.name).collect()
+    };
+    let device = BlockDevice::open(&options).expect("open");
+    assert!(names(&device).is_empty());
+    let qcow2 = device.image().format().as_qcow2().expect("qcow2");
+    qcow2.create_snapshot("before", (1, 2)).expect("create");
+    assert_eq!(names(&device), ["before"]);
+    device.close().expect("close");
+    drop(device);
+    // Also through a layer that is thrown away.
+    options.snapshot = true;
+    let device = BlockDevice::open(&options).expect("open");
+    assert_eq!(names(&device), ["before"]);
+    device.write(0, &[7; 4096]).expect("write");
+    device.close().expect("close");
+    drop(device);
+    let mut bytes = [1; 4096];
+    let device = BlockDevice::open(&DeviceOptions { snapshot: false, ..options }).expect("open");
+    device.read(0, &mut bytes).expect("read");
+    assert_eq!(bytes, [0; 4096]);
+}

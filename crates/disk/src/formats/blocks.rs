@@ -8,7 +8,7 @@
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{Blame, Result};
-use crate::format::{Below, Extent, Place, Run, State};
+use crate::format::{Below, Extent, Place, Preallocation, Run, State};
 use crate::storage::{SharedStorage, Storage};
 
 /// What a table says about a block.
@@ -357,8 +357,20 @@ impl<T: Table> Blocks<T> {
 }
 
 /// Refuses a new size that a table cannot take: less than there is, or more
-/// than the room that the file has for it.
-pub(crate) fn check_growth(blame: &Blame, old: u64, new: u64, room: u64) -> Result<()> {
+/// than the room that the file has for it; and to reserve space, which these
+/// formats take when it is written.
+pub(crate) fn check_growth(
+    blame: &Blame,
+    old: u64,
+    new: u64,
+    room: u64,
+    preallocation: Preallocation,
+) -> Result<()> {
+    if preallocation != Preallocation::Off {
+        return Err(
+            blame.cannot_resize("new space cannot be reserved in it: use preallocation off")
+        );
+    }
     if new < old {
         return Err(blame.cannot_resize("it can only grow: convert it into a smaller one"));
     }

@@ -226,7 +226,7 @@ impl Format for Parallels {
         self.blocks.in_place(offset, len, to)
     }
 
-    fn resize(&self, size: u64, _preallocation: Preallocation) -> Result<()> {
+    fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         let cluster = self.blocks.block();
         self.mark()?;
         let file = self.blocks.file();
@@ -234,7 +234,7 @@ impl Format for Parallels {
         // The older magic counts sectors with 32 bits.
         let most = if map.unit == SECTOR { u64::from(u32::MAX) * SECTOR } else { u64::MAX };
         let room = self.room.saturating_mul(cluster).min(most);
-        check_growth(&map.blame, self.size(), size, room)?;
+        check_growth(&map.blame, self.size(), size, room, preallocation)?;
         drop(map);
         self.blocks.before_growth(self.size())?;
         let mut map = self.blocks.table();

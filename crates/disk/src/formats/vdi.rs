@@ -244,12 +244,13 @@ impl Format for Vdi {
         self.blocks.in_place(offset, len, to)
     }
 
-    fn resize(&self, size: u64, _preallocation: Preallocation) -> Result<()> {
+    fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         if self.fixed {
             return Err(self.blame.cannot_resize("static images have all their blocks"));
         }
         let block = self.blocks.block();
-        check_growth(&self.blame, self.size(), size, self.room.saturating_mul(block))?;
+        let room = self.room.saturating_mul(block);
+        check_growth(&self.blame, self.size(), size, room, preallocation)?;
         let entries = size.div_ceil(block);
         self.blocks.before_growth(self.size())?;
         let file = self.blocks.file();

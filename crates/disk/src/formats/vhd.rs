@@ -412,8 +412,8 @@ impl Format for Vhd {
         }
     }
 
-    fn resize(&self, size: u64, _preallocation: Preallocation) -> Result<()> {
-        self.grow(size)
+    fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        self.grow(size, preallocation)
     }
 
     fn write_in_place(&self, offset: u64, len: u64, to: &mut Vec<Run>) -> Result<bool> {

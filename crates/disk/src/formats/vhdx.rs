@@ -389,7 +389,7 @@ impl Format for Vhdx {
         self.blocks.in_place(offset, len, to)
     }
 
-    fn resize(&self, size: u64, _preallocation: Preallocation) -> Result<()> {
+    fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         let mut bat = self.blocks.table();
         let blame = bat.blame.clone();
         if self.parameters.fixed || self.parameters.parent.is_some() {
@@ -399,7 +399,8 @@ impl Format for Vhdx {
             return Err(blame.cannot_resize("the size takes whole sectors up to 64 TiB"));
         }
         let blocks = bat.room - bat.room / (bat.ratio + 1);
-        check_growth(&blame, self.size(), size, blocks.saturating_mul(self.parameters.block))?;
+        let room = blocks.saturating_mul(self.parameters.block);
+        check_growth(&blame, self.size(), size, room, preallocation)?;
         let file = self.blocks.file();
         bat.mark(file)?;
         drop(bat);

@@ -1,15 +1,16 @@
 //! VMDK: disks of VMware, as one file or as a descriptor with extents.
 //!
 //! `descriptor` is the text, `grains` the sparse extents (hosted, vmfsSparse
-//! and seSparse), `stream` the packed variant, `create` makes new images.
+//! and seSparse), `stream` the packed variant; `create` makes new images, `grow` larger ones.
 
 mod create;
 mod descriptor;
 mod grains;
+mod grow;
 mod stream;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -22,7 +23,8 @@ use super::blocks::Blocks;
 use crate::codec::Codec;
 use crate::error::{Blame, Error, Result};
 use crate::format::{
-    BackingReference, Below, CheckReport, Detail, Extent, Format, FormatKind, Place, Repair, State,
+    BackingReference, Below, CheckReport, Detail, Extent, Format, FormatKind, Place, Preallocation,
+    Repair, State,
 };
 use crate::storage::{SharedStorage, Storage, read_vec};
 
@@ -30,7 +32,7 @@ use crate::storage::{SharedStorage, Storage, read_vec};
 pub struct Vmdk {
     storages: Vec<SharedStorage>,
     parts: Vec<Part>,
-    size: u64,
+    size: AtomicU64,
     descriptor: Descriptor,
     /// Where the descriptor's text is: file, offset, bytes.
     text_at: (u64, u64),
@@ -43,8 +45,19 @@ pub struct Vmdk {
 /// One extent.
 struct Part {
     start: u64,
-    len: u64,
+    /// Only the last one grows.
+    len: AtomicU64,
     body: Body,
+}
+
+impl Part {
+    fn new(start: u64, len: u64, body: Body) -> Self {
+        Self { start, len: AtomicU64::new(len), body }
+    }
+
+    fn len(&self) -> u64 {
+        self.len.load(Ordering::Relaxed)
+    }
 }
 
 enum Body {
@@ -87,7 +100,7 @@ impl Vmdk {
                 storages.push(Arc::clone(&file));
                 open_extent(line.storing, file, number, line, write, &blame)?
             };
-            parts.push(Part { start: size, len: bytes, body });
+            parts.push(Part::new(size, bytes, body));
             size = size
                 .checked_add(bytes)
                 .filter(|&size| size <= i64::MAX as u64)
@@ -96,7 +109,7 @@ impl Vmdk {
         Ok(Self {
             storages,
             parts,
-            size,
+            size: AtomicU64::new(size),
             descriptor,
             text_at: (0, len),
             stream: None,
@@ -129,16 +142,20 @@ impl Vmdk {
             }
             false => None,
         };
+        let text_at = match &descriptor {
+            Some(_) => (offset * SECTOR, len.saturating_mul(SECTOR).min(MAX_LEN)),
+            None => (0, 0),
+        };
         let descriptor = descriptor.unwrap_or_else(|| lone_descriptor("monolithicSparse"));
         let size = header.capacity * SECTOR;
         let grain = header.grain * SECTOR;
         let blocks = Blocks::new(storage.clone(), 0, grain, grains, write, blame.clone());
         Ok(Self {
             storages: vec![storage],
-            parts: vec![Part { start: 0, len: size, body: Body::Sparse(Box::new(blocks)) }],
-            size,
+            parts: vec![Part::new(0, size, Body::Sparse(Box::new(blocks)))],
+            size: AtomicU64::new(size),
             descriptor,
-            text_at: (offset * SECTOR, len.saturating_mul(SECTOR).min(MAX_LEN)),
+            text_at,
             stream,
             touched: AtomicBool::new(false),
             writable: write,
@@ -163,8 +180,8 @@ impl Vmdk {
         let blocks = Blocks::new(storage.clone(), 0, block, grains, false, blame.clone());
         Ok(Self {
             storages: vec![storage],
-            parts: vec![Part { start: 0, len: size, body: Body::Sparse(Box::new(blocks)) }],
-            size,
+            parts: vec![Part::new(0, size, Body::Sparse(Box::new(blocks)))],
+            size: AtomicU64::new(size),
             descriptor: lone_descriptor(kind),
             text_at: (0, 0),
             stream: None,
@@ -182,10 +199,10 @@ impl Vmdk {
     fn part(&self, offset: u64) -> Result<&Part> {
         let after = self.parts.partition_point(|part| part.start <= offset);
         let part = after.checked_sub(1).and_then(|index| self.parts.get(index));
-        part.filter(|part| offset - part.start < part.len).ok_or(Error::OutOfRange {
+        part.filter(|part| offset - part.start < part.len()).ok_or_else(|| Error::OutOfRange {
             offset,
             len: 1,
-            size: self.size,
+            size: self.size(),
         })
     }
 
@@ -226,7 +243,7 @@ impl Vmdk {
             let len = data.len().min((grain - within) as usize);
             let (part, rest) = data.split_at(len);
             let mut whole = vec![0; grain as usize];
-            let inside = (self.size - index * grain).min(grain) as usize;
+            let inside = (self.size() - index * grain).min(grain) as usize;
             if len < inside {
                 self.read(index * grain, &mut whole[..inside], below)?;
             }
@@ -254,7 +271,7 @@ impl Vmdk {
         let end = offset + len;
         while offset < end {
             let part = self.part(offset)?;
-            let stop = end.min(part.start + part.len);
+            let stop = end.min(part.start + part.len());
             visit(part, offset - part.start, stop - offset)?;
             offset = stop;
         }
@@ -357,7 +374,7 @@ impl Format for Vmdk {
     }
 
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Relaxed)
     }
 
     fn cluster_size(&self) -> u64 {
@@ -375,7 +392,7 @@ impl Format for Vmdk {
     fn map(&self, offset: u64, len: u64) -> Result<Extent> {
         let part = self.part(offset)?;
         let within = offset - part.start;
-        let len = len.min(part.len - within);
+        let len = len.min(part.len() - within);
         match &part.body {
             Body::Zero => Ok(Extent { len, state: State::Zero { at: None } }),
             Body::Sparse(blocks) => blocks.map(within, len),
@@ -467,6 +484,10 @@ impl Format for Vmdk {
         crate::format::flush_all(&self.storages)
     }
 
+    fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        self.grow(size, preallocation)
+    }
+
     fn codec(&self) -> Option<Codec> {
         self.stream.as_ref().map(|_| Codec::Zlib)
     }
@@ -492,7 +513,7 @@ impl Format for Vmdk {
             let Body::Sparse(blocks) = &part.body else { continue };
             let file_len = blocks.file().len()?;
             let mut used = std::collections::HashSet::new();
-            let total = part.len.div_ceil(blocks.block());
+            let total = part.len().div_ceil(blocks.block());
             report.total_clusters += total;
             let mut grains = blocks.table();
             for grain in 0..total {
@@ -530,7 +551,7 @@ impl Format for Vmdk {
                     Body::Sparse(_) => "SPARSE",
                 };
                 Detail::Map(vec![
-                    ("virtual-size".to_owned(), Detail::Number(part.len)),
+                    ("virtual-size".to_owned(), Detail::Number(part.len())),
                     ("format".to_owned(), Detail::text(kind)),
                 ])
             })

@@ -103,6 +103,7 @@ impl OpenOptions {
             share: if self.share { Share::Freely } else { Share::Safely },
             direct: self.direct,
             never_flush: self.unsafe_cache,
+            ..FileOptions::read()
         }
     }
 }

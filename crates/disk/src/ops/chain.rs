@@ -1,5 +1,6 @@
 //! Moving contents between the layers of a backing chain.
 
+use super::rate::RateLimit;
 use super::{Progress, step};
 use crate::error::{Error, Result};
 use crate::format::{BackingReference, Below};
@@ -98,14 +99,23 @@ fn move_differences(image: &Image, offset: u64, was: &[u8], will: &[u8]) -> Resu
     Ok(())
 }
 
+/// What is to be committed, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct CommitOptions {
+    /// Which layer of the chain takes it; 0 is the top.
+    pub depth: usize,
+    /// The top layer is emptied afterwards; it has to be writable then.
+    pub empty: bool,
+    /// Bytes per second at most; 0 is no limit.
+    pub rate_limit: u64,
+}
+
 /// Writes what the layers above `base` have into `base`, which is open for
-/// writing by itself; `top` is the whole chain. With `empty`, the top layer is
-/// emptied afterwards (it has to be writable then).
+/// writing by itself; `top` is the whole chain.
 pub fn commit(
     top: &Image,
     base: &Image,
-    base_depth: usize,
-    empty: bool,
+    options: &CommitOptions,
     progress: &dyn Progress,
 ) -> Result<()> {
     let size = top.size();
@@ -113,23 +123,25 @@ pub fn commit(
     if base.size() < size {
         base.resize(size, crate::format::Preallocation::Off)?;
     }
+    let limit = RateLimit::new(options.rate_limit);
     let mut buf = vec![0; CHUNK as usize];
     let mut offset = 0;
     while offset < size {
         step(progress, offset, size, &name)?;
         let status = top.status(offset, (size - offset).min(CHUNK))?;
-        let above = status.depth < base_depth && status.present;
+        let above = status.depth < options.depth && status.present;
         if above && status.zero {
             base.write_zeroes(offset, status.len, true)?;
         } else if above {
             let part = &mut buf[..status.len as usize];
             top.read(offset, part)?;
             base.write(offset, part)?;
+            limit.spent(status.len);
         }
         offset += status.len;
     }
     base.flush()?;
-    if empty {
+    if options.empty {
         // The base is stable now: letting go of the copy above loses nothing.
         top.format().resize(0, crate::format::Preallocation::Off)?;
         top.format().resize(size, crate::format::Preallocation::Off)?;

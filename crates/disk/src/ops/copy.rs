@@ -10,6 +10,7 @@ use std::thread;
 
 use parking_lot::Mutex;
 
+use super::rate::RateLimit;
 use super::{Progress, step};
 use crate::codec::{Codec, Encoder};
 use crate::error::{Error, Result};
@@ -373,31 +374,5 @@ impl Line<'_, '_> {
             });
         }
         Ok(())
-    }
-}
-
-/// Holds a copy to so many bytes per second.
-struct RateLimit {
-    bytes_per_second: u64,
-    start: std::time::Instant,
-    spent: std::cell::Cell<u64>,
-}
-
-impl RateLimit {
-    fn new(bytes_per_second: u64) -> Self {
-        let start = std::time::Instant::now();
-        Self { bytes_per_second, start, spent: std::cell::Cell::new(0) }
-    }
-
-    fn spent(&self, bytes: u64) {
-        if self.bytes_per_second == 0 {
-            return;
-        }
-        self.spent.set(self.spent.get() + bytes);
-        let due = self.spent.get() as f64 / self.bytes_per_second as f64;
-        let ahead = due - self.start.elapsed().as_secs_f64();
-        if ahead > 0.0 {
-            thread::sleep(std::time::Duration::from_secs_f64(ahead));
-        }
     }
 }

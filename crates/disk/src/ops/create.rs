@@ -1,13 +1,16 @@
 //! New images, from options by name.
 
+mod encryption;
+mod help;
 mod others;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use help::{OptionHelp, Takes, amend_options, create_options};
+
 use super::parse_size;
-use crate::crypt::LuksOptions;
 use crate::error::{Error, Result};
 use crate::format::{BackingReference, FormatKind, Preallocation};
 use crate::formats::qcow2::{CreateOptions, Encryption, Qcow2};
@@ -51,32 +54,8 @@ impl CreateRequest {
     }
 }
 
-/// The options of a format, with what they mean.
-pub fn option_names(kind: FormatKind) -> &'static [(&'static str, &'static str)] {
-    match kind {
-        FormatKind::Raw => {
-            &[("preallocation", "off, falloc or full"), ("size", "size of the disk")]
-        }
-        FormatKind::Qcow2 => &[
-            ("backing_file", "image below this one"),
-            ("backing_fmt", "format of the image below"),
-            ("cluster_size", "unit of space, 512 to 2M"),
-            ("compat", "v2 (0.10) or v3 (1.1)"),
-            ("compression_type", "zlib or zstd"),
-            ("data_file", "file for the data"),
-            ("data_file_raw", "the data file is a raw disk (on/off)"),
-            ("encrypt.format", "luks"),
-            ("encrypt.iterations", "rounds of key derivation"),
-            ("encrypt.key-secret", "which secret holds the passphrase"),
-            ("extended_l2", "subclusters (on/off)"),
-            ("lazy_refcounts", "postpone reference counts (on/off)"),
-            ("preallocation", "off, metadata, falloc or full"),
-            ("refcount_bits", "width of a reference count, 1 to 64"),
-            ("size", "size of the disk"),
-        ],
-        other => others::option_names(other),
-    }
-}
+/// The option of every format's files.
+const NO_COW: &str = "nocow";
 
 /// Options that are taken out one by one; what is left is not known.
 struct Options<'a> {
@@ -95,6 +74,11 @@ impl<'a> Options<'a> {
             Some("on" | "true" | "yes") => Ok(true),
             Some(other) => Err(Error::option(name, format!("takes on or off, not '{other}'"))),
         }
+    }
+
+    fn number(&mut self, name: &str) -> Result<Option<u32>> {
+        let bad = |text| Error::option(name, format!("'{text}' is not a number"));
+        self.take(name).map(|text| text.parse().map_err(|_| bad(text))).transpose()
     }
 
     fn size(&mut self, name: &str) -> Result<Option<u64>> {
@@ -124,6 +108,8 @@ pub fn create(request: &CreateRequest) -> Result<u64> {
         left: request.options.iter().map(|(k, v)| (&**k, &**v)).collect(),
     };
     let asked = options.size("size")?;
+    // For the file itself, whatever is in it: see `new_file`.
+    options.switch(NO_COW)?;
     let backing = match options.take("backing_file") {
         Some(name) => Some(BackingReference {
             name: name.to_owned(),
@@ -169,7 +155,10 @@ pub fn create(request: &CreateRequest) -> Result<u64> {
 }
 
 fn new_file(path: &Path, request: &CreateRequest) -> Result<SharedStorage> {
-    let options = FileOptions { never_flush: request.unsafe_cache, ..FileOptions::create() };
+    let no_cow =
+        matches!(request.options.get(NO_COW).map(String::as_str), Some("on" | "true" | "yes"));
+    let never_flush = request.unsafe_cache;
+    let options = FileOptions { never_flush, no_cow, ..FileOptions::create() };
     Ok(Arc::new(FileStorage::open(path, options)?))
 }
 
@@ -235,29 +224,21 @@ fn take_qcow2_options(
         }
     };
     choices.lazy_refcounts = options.switch("lazy_refcounts")?;
-    if let Some(bits) = options.take("refcount_bits") {
-        choices.refcount_bits = bits
-            .parse()
-            .map_err(|_| Error::option("refcount_bits", format!("'{bits}' is not a number")))?;
+    if let Some(bits) = options.number("refcount_bits")? {
+        choices.refcount_bits = bits;
     }
     choices.data_file = options.take("data_file").map(str::to_owned);
     choices.data_file_raw = options.switch("data_file_raw")?;
     choices.preallocation = options.preallocation()?;
     choices.backing = backing;
     let _secret_is_given_otherwise = options.take("encrypt.key-secret");
-    let rounds = options.take("encrypt.iterations");
     match options.take("encrypt.format") {
         None => {}
         Some("luks") => {
             let Some(passphrase) = passphrases.get() else {
                 return Err(Error::option("encrypt.format", "needs a passphrase"));
             };
-            let mut luks = LuksOptions::default();
-            if let Some(rounds) = rounds {
-                luks.iterations = rounds.parse().map_err(|_| {
-                    Error::option("encrypt.iterations", format!("'{rounds}' is not a number"))
-                })?;
-            }
+            let luks = encryption::take(options, "encrypt.")?;
             choices.encryption = Some(Encryption { passphrase: passphrase.to_vec(), luks });
         }
         Some(other) => {

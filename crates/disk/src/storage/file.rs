@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, IFlags, SeekFrom};
 use rustix::io::ReadWriteFlags;
 
 use super::{FileLock, Share, Storage, StorageRun};
@@ -35,22 +35,32 @@ pub struct FileOptions {
     pub direct: bool,
     /// Flushes do nothing: for files that can be made again.
     pub never_flush: bool,
+    /// A new file that btrfs shall not copy on write; other file systems have no need.
+    pub no_cow: bool,
 }
 
 impl FileOptions {
+    const DEFAULT: Self = Self {
+        access: Access::Read,
+        share: Share::Safely,
+        direct: false,
+        never_flush: false,
+        no_cow: false,
+    };
+
     /// For reading, locked.
     pub const fn read() -> Self {
-        Self { access: Access::Read, share: Share::Safely, direct: false, never_flush: false }
+        Self { access: Access::Read, ..Self::DEFAULT }
     }
 
     /// For reading and writing, locked.
     pub const fn write() -> Self {
-        Self { access: Access::Write, share: Share::Safely, direct: false, never_flush: false }
+        Self { access: Access::Write, ..Self::DEFAULT }
     }
 
     /// A new and empty file, locked.
     pub const fn create() -> Self {
-        Self { access: Access::Create, share: Share::Safely, direct: false, never_flush: false }
+        Self { access: Access::Create, ..Self::DEFAULT }
     }
 }
 
@@ -99,6 +109,12 @@ impl FileStorage {
         if options.access == Access::Create && !block_device {
             // After the lock: an image in use elsewhere must not be emptied.
             file.set_len(0).map_err(|e| Error::io("empty", &name, e))?;
+            if options.no_cow
+                && let Ok(flags) = rustix::fs::ioctl_getflags(&file)
+            {
+                // Where the flag means nothing it cannot be set.
+                let _not_btrfs = rustix::fs::ioctl_setflags(&file, flags | IFlags::NOCOW);
+            }
         }
         let storage = Self {
             file,

@@ -103,9 +103,9 @@ impl Kind {
         matches!(self, Self::Qcow2 { .. })
     }
 
-    /// Whether a disk of this kind that is not qcow2 can become larger.
+    /// Whether a disk of this kind can become larger.
     pub fn can_grow(self) -> bool {
-        matches!(self, Self::Raw | Self::Vdi | Self::Parallels | Self::Vhdx)
+        !matches!(self, Self::VhdxFixed | Self::VmdkStream)
     }
 
     /// Writes an empty image.

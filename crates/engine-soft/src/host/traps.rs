@@ -13,7 +13,7 @@
 //!   without it the kernel judges by the value of the stack pointer whether it is
 //!   on the alternative stack already, and that value may be chosen by a guest.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -256,9 +256,33 @@ extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_voi
     pass_on(signal, info, context);
 }
 
+/// Adds to a line where a guest is. It runs in a signal handler: it may read what the
+/// pointer given to [`guest_of_thread`] leads to, and call nothing that takes a lock or memory.
+pub type Describe = fn(*const (), &mut Line);
+
+thread_local! {
+    static GUEST: Cell<Option<(Describe, *const ())>> = const { Cell::new(None) };
+}
+
+/// The calling thread runs a guest as long as this value lives.
+pub struct GuestOfThread(());
+
+/// Has reports of signals in this thread say where its guest is. What `describe` reads must
+/// live as long as the result.
+pub fn guest_of_thread(describe: Describe, guest: *const ()) -> GuestOfThread {
+    GUEST.set(Some((describe, guest)));
+    GuestOfThread(())
+}
+
+impl Drop for GuestOfThread {
+    fn drop(&mut self) {
+        GUEST.set(None);
+    }
+}
+
 /// Writes a line without a lock or memory.
 fn report(signal: c_int, frame: &TrapFrame<'_>) {
-    let mut line = Line { bytes: [0; 160], length: 0 };
+    let mut line = Line { bytes: [0; 256], length: 0 };
     line.text("guise: signal ");
     line.hex(signal as u64);
     line.text(" (trap ");
@@ -267,18 +291,22 @@ fn report(signal: c_int, frame: &TrapFrame<'_>) {
     line.hex(frame.rip());
     line.text(", address ");
     line.hex(frame.fault_address());
+    if let Some((describe, guest)) = GUEST.get() {
+        describe(guest, &mut line);
+    }
     line.text("\n");
     // SAFETY: `write` is signal-safe, and the bytes are ours.
     unsafe { libc::write(libc::STDERR_FILENO, line.bytes.as_ptr().cast(), line.length) };
 }
 
-struct Line {
-    bytes: [u8; 160],
+/// A line of text without memory of its own.
+pub struct Line {
+    bytes: [u8; 256],
     length: usize,
 }
 
 impl Line {
-    fn text(&mut self, text: &str) {
+    pub fn text(&mut self, text: &str) {
         for &byte in text.as_bytes() {
             if self.length < self.bytes.len() {
                 self.bytes[self.length] = byte;
@@ -287,7 +315,7 @@ impl Line {
         }
     }
 
-    fn hex(&mut self, value: u64) {
+    pub fn hex(&mut self, value: u64) {
         self.text("0x");
         let digits = (64 - value.leading_zeros()).div_ceil(4).max(1);
         for digit in (0..digits).rev() {

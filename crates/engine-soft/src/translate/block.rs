@@ -12,7 +12,7 @@ use super::branches::code_place;
 use super::emit::{Alu, Emit, Fixup, Mem, cc};
 use super::flags::Flags;
 use super::frame;
-use super::group::Hold;
+use super::group::Groups;
 use super::memory::{AccessInfo, Form};
 use super::runtime::Routines;
 use super::scan::{Region, Step, Way};
@@ -124,14 +124,15 @@ pub struct Compiler<'a> {
     /// Where the data of sites ends that this region will get.
     pub(super) sites_top: u64,
     pub(super) flags: Flags,
-    /// While a group's check holds.
-    pub(super) hold: Option<Hold>,
+    pub(super) groups: Groups,
+    /// How far the guest's stack pointer is ahead of STACK.
+    pub(super) stack_ahead: i32,
     pub(super) cold: Vec<Cold>,
     pub(super) out: Compiled,
     pub(super) info: InstructionInfoFactory,
     /// Bytes of this instruction and the branch that the processor decodes together with
     /// it; 0 if there is none.
-    fused: u64,
+    pub(super) fused: u64,
     /// Something in the region has vectors, or MXCSR, as an operand.
     uses_vectors: bool,
     encoder: Encoder,
@@ -160,7 +161,8 @@ impl<'a> Compiler<'a> {
             first_link,
             sites_top,
             flags: Flags::SAVED,
-            hold: None,
+            groups: Groups::default(),
+            stack_ahead: 0,
             cold: Vec::new(),
             out: Compiled::default(),
             info: InstructionInfoFactory::new(),
@@ -182,6 +184,7 @@ impl<'a> Compiler<'a> {
         let first = &region.steps[0];
         self.out.entries.push((first.offset, 0));
         self.want_vectors();
+        self.prepare_groups();
         if first.live_in != 0 {
             self.flags.bring_back(&mut self.emit);
         }
@@ -215,7 +218,7 @@ impl<'a> Compiler<'a> {
             self.emit.store(frame::begun(), frame::S1);
         }
         if step.leader {
-            self.hold = None;
+            self.groups.end_all();
         }
         self.fused = match self.region.steps.get(index + 1) {
             Some(branch) if select::fuses(&step.instruction, &branch.instruction) => {
@@ -229,6 +232,12 @@ impl<'a> Compiler<'a> {
 
     /// After the instruction: on to the next one, wherever it is.
     fn finish(&mut self, index: usize, step: &Step) {
+        self.after_group(index);
+        let straight_on =
+            |next: u16| next as usize == index + 1 && !self.region.steps[next as usize].leader;
+        if !matches!(step.next, Way::Inside(next) if straight_on(next)) {
+            self.settle_stack();
+        }
         match step.next {
             Way::Nowhere => {}
             Way::Inside(next) => {

@@ -15,7 +15,7 @@ use super::NO_ADDRESS;
 use super::block::{Cold, Compiler, Guess, LinkSite};
 use super::emit::{Alu, Emit, Fixup, Mem, RSP, cc};
 use super::flags::Flags;
-use super::frame::{self, JUMP_HASH, JUMP_SHIFT, JUMPS, Jump, S0, S1, STACK};
+use super::frame::{self, JUMP_HASH, JUMP_SHIFT, JUMPS, Jump, S0, S1};
 use super::memory::{EPOCH, TABLE_CODE};
 use super::paths::BESIDE;
 use super::registers::{host_of, number_of};
@@ -294,7 +294,8 @@ impl Compiler<'_> {
         let place = self.check_push(step);
         self.emit.mov_imm(S1, after);
         self.emit.store(place, S1);
-        self.emit.lea(STACK, Mem::at(STACK, -8));
+        self.stack_ahead -= 8;
+        self.settle_stack();
         self.emit.store(Mem::at(RSP, BESIDE - 8), S1);
     }
 
@@ -325,7 +326,8 @@ impl Compiler<'_> {
         self.emit.load(S0, place);
         let extra =
             if instruction.op_count() == 1 { i32::from(instruction.immediate16()) } else { 0 };
-        self.emit.lea(STACK, Mem::at(STACK, 8 + extra));
+        self.stack_ahead += 8 + extra;
+        self.settle_stack();
         self.emit.room_for_jump(14); // with the comparison
         self.emit.alu_mem(Alu::Cmp, S0, Mem::at(RSP, BESIDE));
         let enter = self.emit.jcc(cc::NE);

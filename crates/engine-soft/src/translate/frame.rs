@@ -102,7 +102,12 @@ pub struct Frame {
     pub sites_end: u64,
     /// A site to be retired, or 0.
     pub restless_site: u64,
+    /// What the checks of groups have found.
+    pub distances: [u64; DISTANCES],
 }
+
+/// Groups that can be open at once while S0 is used for other things.
+pub const DISTANCES: usize = 6;
 
 macro_rules! field {
     ($name:ident, $($path:tt)+) => {
@@ -145,6 +150,10 @@ pub fn gpr(number: Reg) -> Mem {
 
 pub fn scratch(number: usize) -> Mem {
     Mem::state(offset_of!(CpuState, scratch) + 8 * number)
+}
+
+pub fn distance(slot: usize) -> Mem {
+    Mem::state(offset_of!(CpuState, generated.distances) + 8 * slot)
 }
 
 pub fn segment_base(segment: usize) -> Mem {

@@ -96,24 +96,37 @@ impl Compiler<'_> {
         if base == Register::None && index == Register::None {
             return Some(displacement);
         }
-        let base = (base != Register::None).then(|| match host_of(number_of(base)) {
+        let base = (base != Register::None).then(|| number_of(base));
+        let scale = instruction.memory_index_scale().trailing_zeros() as u8;
+        let index = (index != Register::None).then(|| (number_of(index), scale));
+        let operand = self.sum(base, index, displacement as i32);
+        self.emit.op_mem(!narrow, &[0x8d], to, operand);
+        None
+    }
+
+    /// The host's form of an address that consists of guest registers. Takes S0 for a base
+    /// that has no host register, and S1 for such an index.
+    pub(super) fn sum(
+        &mut self,
+        base: Option<Reg>,
+        index: Option<(Reg, u8)>,
+        displacement: i32,
+    ) -> Mem {
+        let base = base.map(|base| match host_of(base) {
             Some(host) => host,
             None => {
-                self.emit.load(S0, frame::gpr(number_of(base)));
+                self.emit.load(S0, frame::gpr(base));
                 S0
             }
         });
-        let scale = instruction.memory_index_scale().trailing_zeros() as u8;
-        let index = (index != Register::None).then(|| match host_of(number_of(index)) {
+        let index = index.map(|(index, scale)| match host_of(index) {
             Some(host) => (host, scale),
             None => {
-                self.emit.load(S1, frame::gpr(number_of(index)));
+                self.emit.load(S1, frame::gpr(index));
                 (S1, scale)
             }
         });
-        let operand = Mem::parts(base, index, displacement as i32);
-        self.emit.op_mem(!narrow, &[0x8d], to, operand);
-        None
+        Mem::parts(base, index, displacement)
     }
 
     /// LEA: the address itself is the result.
@@ -157,7 +170,7 @@ impl Compiler<'_> {
     /// Checks the explicit memory operand, if no group's check was for it, too.
     pub(super) fn check_operand(&mut self, step: &Step) -> Form {
         let instruction = step.instruction;
-        if let Some(form) = self.held(&instruction) {
+        if let Some(form) = self.groups.form() {
             return form;
         }
         let write = self.writes_memory(&instruction);
@@ -320,7 +333,12 @@ impl Compiler<'_> {
     /// registers for displaced ones.
     pub(super) fn substituted(&mut self, step: &Step, operand: Option<Form>) {
         let mut instruction = step.instruction;
-        let taken = (operand.is_some() || self.hold.is_some()) as usize;
+        let mut free: &[Reg] = match operand {
+            Some(_) => &[S1],
+            None if self.groups.needs_s0() => &[S1],
+            None if self.groups.likes_s0() => &[S1, S0],
+            None => &[S0, S1],
+        };
         let mut host = operand.map(Form::operand);
         let mut borrowed: Vec<(Reg, usize)> = Vec::new();
         let high = (0..instruction.op_count()).any(|operand| {
@@ -360,17 +378,19 @@ impl Compiler<'_> {
             let host = match replaced.iter().find(|entry| entry.0 == number) {
                 Some(entry) => entry.1,
                 None => {
-                    let host = match replaced.len() + taken {
-                        0 => S0,
-                        1 => S1,
-                        _ => {
-                            let host =
-                                self.free_register(&instruction, &[5, 12, 10, 11, 8, 9], &borrowed);
-                            let place = borrowed.len();
-                            self.emit.store(frame::scratch(place), host);
-                            borrowed.push((host, place));
-                            host
+                    let host = if let Some((&host, rest)) = free.split_first() {
+                        free = rest;
+                        if host == S0 {
+                            self.groups.lose_s0();
                         }
+                        host
+                    } else {
+                        let host =
+                            self.free_register(&instruction, &[5, 12, 10, 11, 8, 9], &borrowed);
+                        let place = borrowed.len();
+                        self.emit.store(frame::scratch(place), host);
+                        borrowed.push((host, place));
+                        host
                     };
                     if !is_overwritten(&step.instruction, operand, access) {
                         self.emit.load(host, frame::gpr(number));

@@ -62,7 +62,7 @@ pub struct Routines {
 pub struct Helpers {
     /// (context, address, info, return address) -> host address, or 0 to leave.
     pub access: u64,
-    /// (context, rip, info) -> 1 to go on, 0 to leave.
+    /// (context, rip, info, return address) -> 1 to go on, 0 to leave.
     pub interpret: u64,
 }
 
@@ -272,8 +272,8 @@ impl Builder {
         } else {
             self.emit.mov(RSI, S0);
             self.emit.mov(RDX, S1);
-            self.emit.load(RCX, Mem::at(RSP, 0));
         }
+        self.emit.load(RCX, Mem::at(RSP, 0));
         self.emit.load(RDI, frame::context());
         self.emit.load(RSP, frame::host_rsp());
         self.emit.mov_imm(RAX, helper);

@@ -93,13 +93,14 @@ impl Scanner {
 
     /// The region that begins at `rip`, whose page is `bytes`; `tail` is how the next
     /// page begins, if code may go on there. With `exact`, all flags matter everywhere. What
-    /// is `known` has been translated and stays outside.
+    /// is `known` has been translated and stays outside, and so does the beginning for who
+    /// comes back to it, if the region is to run `once`.
     pub fn scan(
         &mut self,
         rip: u64,
         bytes: &[u8; PAGE_SIZE as usize],
         tail: Option<&[u8; LONGEST]>,
-        exact: bool,
+        (exact, once): (bool, bool),
         known: impl Fn(u16) -> bool,
     ) -> Region {
         let page = rip & !(PAGE_SIZE - 1);
@@ -114,7 +115,7 @@ impl Scanner {
         }
         let steps = region.steps.len();
         for index in 0..steps {
-            self.connect(&mut region, index);
+            self.connect(&mut region, index, once);
         }
         if let Some(first) = region.steps.first_mut() {
             first.leader = true;
@@ -216,26 +217,27 @@ impl Scanner {
         }
     }
 
-    fn way(&self, region: &Region, address: u64) -> Way {
+    fn way(&self, region: &Region, address: u64, once: bool) -> Way {
         if address & !(PAGE_SIZE - 1) == region.page {
             let index = self.seen[(address - region.page) as usize];
-            if index != UNSEEN {
+            if index != UNSEEN && !(once && index == 0) {
                 return Way::Inside(index);
             }
         }
         Way::Outside(address)
     }
 
-    fn connect(&self, region: &mut Region, index: usize) {
+    fn connect(&self, region: &mut Region, index: usize, once: bool) {
+        let way = |region: &Region, address| self.way(region, address, once);
         let instruction = region.steps[index].instruction;
         let (reads, writes) = flag_use(&instruction, region.steps[index].level);
         let next = instruction.next_ip();
         let (mut on, mut to) = (Way::Nowhere, Way::Nowhere);
         if !region.steps[index].cut {
             match instruction.flow_control() {
-                FlowControl::Next if !ends_region(&instruction) => on = self.way(region, next),
+                FlowControl::Next if !ends_region(&instruction) => on = way(region, next),
                 FlowControl::Call | FlowControl::IndirectCall if !ends_region(&instruction) => {
-                    on = self.way(region, next);
+                    on = way(region, next);
                     if instruction.is_call_near() {
                         // The callee is never inside: calls are links.
                         to = Way::Outside(instruction.near_branch_target());
@@ -245,11 +247,11 @@ impl Scanner {
                     }
                 }
                 FlowControl::ConditionalBranch if !is_interpreted_branch(&instruction) => {
-                    on = self.way(region, next);
-                    to = self.way(region, instruction.near_branch_target());
+                    on = way(region, next);
+                    to = way(region, instruction.near_branch_target());
                 }
                 FlowControl::UnconditionalBranch if !is_interpreted_branch(&instruction) => {
-                    to = self.way(region, instruction.near_branch_target());
+                    to = way(region, instruction.near_branch_target());
                 }
                 _ => {}
             }

@@ -1,5 +1,5 @@
 //! Pushes and pops. The guest's RSP changes after the access, so that a fault finds
-//! it as it was.
+//! it as it was: later, if instructions follow that neither see it nor can stop.
 
 use iced_x86::OpKind;
 
@@ -12,7 +12,7 @@ use super::scan::Step;
 impl Compiler<'_> {
     pub(super) fn push(&mut self, step: &Step) {
         let instruction = &step.instruction;
-        if self.hold.is_none() {
+        if self.groups.form().is_none() {
             self.flags.put_aside(&mut self.emit, step.live_in != 0);
         }
         match instruction.op0_kind() {
@@ -38,23 +38,23 @@ impl Compiler<'_> {
                 self.emit.store_imm(place, instruction.immediate(0) as i32);
             }
         }
-        self.emit.lea(STACK, Mem::at(STACK, -8));
+        self.stack_ahead -= 8;
     }
 
     /// Where the eight bytes below the stack pointer are, to be written.
     pub(super) fn check_push(&mut self, step: &Step) -> Mem {
-        let form = self.held_at(-8);
+        let form = self.groups.form();
         form.unwrap_or_else(|| self.check_based(step, (RSP, -8), 8, true)).operand()
     }
 
     /// Where the eight bytes at the stack pointer are, to be read.
     pub(super) fn check_pop(&mut self, step: &Step) -> Mem {
-        let form = self.held_at(0);
+        let form = self.groups.form();
         form.unwrap_or_else(|| self.check_based(step, (RSP, 0), 8, false)).operand()
     }
 
     pub(super) fn pop(&mut self, step: &Step) {
-        if self.hold.is_none() {
+        if self.groups.form().is_none() {
             self.flags.put_aside(&mut self.emit, step.live_in != 0);
         }
         let number = number_of(step.instruction.op0_register());
@@ -67,7 +67,7 @@ impl Compiler<'_> {
                 self.emit.store(frame::gpr(number), S1);
             }
         }
-        self.emit.lea(STACK, Mem::at(STACK, 8));
+        self.stack_ahead += 8;
     }
 
     /// LEAVE: RSP from RBP, then RBP from the stack.

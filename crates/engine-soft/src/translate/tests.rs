@@ -4,6 +4,7 @@
 //! translator from using it.
 
 mod flat;
+mod groups;
 mod snippets;
 
 use flat::Flat;

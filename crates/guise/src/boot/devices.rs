@@ -285,14 +285,17 @@ impl Backends {
         self.lock().iter().try_for_each(|entry| entry.backend.close())
     }
 
-    /// Name, kind and slot of each device.
+    /// Name, kind and slot of each device, and what there is to tell of its kind.
     pub fn list(&self) -> Value {
         let describe = |entry: &Entry| {
             let slot = entry.plugged.as_ref().map(|(slot, _)| slot);
             let mut value =
                 json!({ "name": entry.name, "kind": entry.backend.kind(), "slot": slot });
             match &entry.backend {
-                Backend::Disk(disk) => value["size"] = json!(disk.device.size()),
+                Backend::Disk(disk) => {
+                    value["size"] = json!(disk.device.size());
+                    value["snapshots"] = json!(disk.device.snapshots());
+                }
                 Backend::Interface(interface) => {
                     if let (Value::Object(to), Value::Object(from)) =
                         (&mut value, interface.statistics())

@@ -10,7 +10,7 @@ use guise_disk::graph::{Image, Node, OpenOptions};
 use guise_disk::ops::{self, SnapshotEntry, parse_size};
 
 use super::Persona;
-use super::common::{Failure, Opening, Outcome, all_options};
+use super::common::{Failure, Opening, Outcome, all_options, asks_for_help};
 use super::output::Meter;
 
 fn qcow2<'a>(image: &'a Image, what: &str) -> Result<&'a Qcow2, Failure> {
@@ -208,6 +208,7 @@ pub struct CommitArgs {
     /// Leave the image as it is afterwards
     #[arg(short = 'd', long)]
     keep: bool,
+    /// Bytes per second at most
     #[arg(short = 'r', long)]
     rate_limit: Option<String>,
     #[arg(short, long)]
@@ -241,15 +242,17 @@ pub fn commit(args: CommitArgs, persona: Persona) -> Outcome {
     let Some(base) = top.layer(depth) else {
         return Err(Failure::new("Image does not have a backing file"));
     };
-    let options = OpenOptions {
+    let open = OpenOptions {
         format: Some(base.kind()),
         write: true,
         snapshot: None,
         ..named.options.clone()
     };
-    let target = Image::open(base.path(), &options)?;
+    let target = Image::open(base.path(), &open)?;
     let meter = Meter::new(args.progress);
-    ops::commit(&top, &target, depth, !keep, &meter)?;
+    let rate_limit = args.rate_limit.as_deref().map(parse_size).transpose()?.unwrap_or(0);
+    let options = ops::CommitOptions { depth, empty: !keep, rate_limit };
+    ops::commit(&top, &target, &options, &meter)?;
     target.close()?;
     top.close()?;
     meter.end();
@@ -266,7 +269,7 @@ pub struct AmendArgs {
     /// Format of the image
     #[arg(short = 'f', long)]
     format: Option<String>,
-    /// What to change: compat, lazy_refcounts, refcount_bits, backing_file, …
+    /// What to change: name=value,…; `help` lists what can be
     #[arg(short = 'o', long = "options", required = true)]
     options: Vec<String>,
     /// Cache mode
@@ -279,13 +282,25 @@ pub struct AmendArgs {
     progress: bool,
     #[arg(short, long)]
     quiet: bool,
-    file: String,
+    file: Option<String>,
 }
 
 pub fn amend(args: AmendArgs, persona: Persona) -> Outcome {
+    if asks_for_help(&args.options) {
+        let kind = super::common::kind(args.format.as_deref().unwrap_or("raw"))?;
+        if ops::amend_options(kind).is_empty() {
+            let text = format!("{} images have no options that can be amended", kind.name());
+            return Err(Failure::new(text));
+        }
+        println!("Amend options for '{}':", kind.qemu_name());
+        super::create::print_options(ops::amend_options(kind));
+        return Ok(0);
+    }
+    let Some(file) = &args.file else {
+        return Err(Failure::new("Expecting one image file name"));
+    };
     let mut options = all_options(&args.options)?;
-    let named =
-        args.opening.named(&args.file, args.format.as_deref(), args.cache.as_deref(), persona)?;
+    let named = args.opening.named(file, args.format.as_deref(), args.cache.as_deref(), persona)?;
     let image = named.write(persona)?;
     let disk = qcow2(&image, "options to amend")?;
     let mut change = Amendment::default();
@@ -306,6 +321,7 @@ pub fn amend(args: AmendArgs, persona: Persona) -> Outcome {
     if let Some(value) = options.remove("data_file_raw") {
         change.data_file_raw = Some(switch("data_file_raw", value)?);
     }
+    change.data_file = options.remove("data_file");
     if let Some(bits) = options.remove("refcount_bits") {
         let bits = bits.parse().map_err(|_| Failure::new("refcount_bits takes a number"))?;
         change.refcount_bits = Some(bits);

@@ -187,6 +187,11 @@ pub fn all_options(given: &[String]) -> Result<BTreeMap<String, String>, Failure
     Ok(all)
 }
 
+/// Whether somebody wants to know which options there are.
+pub fn asks_for_help(given: &[String]) -> bool {
+    given.iter().any(|list| list.split(',').any(|option| option == "help" || option == "?"))
+}
+
 /// A format by its name.
 pub fn kind(name: &str) -> Result<FormatKind, Failure> {
     FormatKind::from_name(name).ok_or_else(|| {

@@ -8,7 +8,7 @@ use guise_disk::graph::{Image, Join, Node, OpenOptions, Window};
 use guise_disk::ops::{self, CopyOptions, CreateRequest, parse_size};
 
 use super::Persona;
-use super::common::{Failure, Opening, Outcome, all_options, kind};
+use super::common::{Failure, Opening, Outcome, all_options, asks_for_help, kind};
 use super::output::Meter;
 
 #[derive(Args)]
@@ -82,17 +82,20 @@ pub struct ConvertArgs {
     #[arg(long)]
     skip_broken_bitmaps: bool,
     /// Sources, then the target
-    #[arg(required = true, num_args = 2..)]
     files: Vec<String>,
 }
 
 pub fn convert(mut args: ConvertArgs, persona: Persona) -> Outcome {
     let target_kind = kind(&args.format)?;
-    if args.options.iter().any(|option| option == "help" || option == "?") {
-        super::create::print_options(target_kind);
+    if asks_for_help(&args.options) {
+        println!("Supported {} options:", target_kind.qemu_name());
+        super::create::print_options(ops::create_options(target_kind));
         return Ok(0);
     }
-    let target_name = args.files.pop().unwrap_or_default();
+    let target_name = args.files.pop().filter(|_| !args.files.is_empty());
+    let Some(target_name) = target_name else {
+        return Err(Failure::new("Must specify image file name"));
+    };
     let mut sources = Vec::new();
     for name in &args.files {
         let mut named = args.opening.named(

@@ -3,10 +3,10 @@
 use clap::Args;
 use guise_disk::format::{BackingReference, FormatKind};
 use guise_disk::graph::OpenOptions;
-use guise_disk::ops::{self, CreateRequest, option_names, parse_size};
+use guise_disk::ops::{self, CreateRequest, OptionHelp, parse_size};
 
 use super::Persona;
-use super::common::{Failure, Opening, Outcome, all_options, kind};
+use super::common::{Failure, Opening, Outcome, all_options, asks_for_help, kind};
 
 #[derive(Args)]
 pub struct CreateArgs {
@@ -38,8 +38,13 @@ pub struct CreateArgs {
 
 pub fn create(args: CreateArgs, persona: Persona) -> Outcome {
     let kind = kind(&args.format)?;
-    if args.options.iter().any(|option| option == "help" || option == "?") {
-        print_options(kind);
+    if asks_for_help(&args.options) {
+        // With a file's name QEMU's tool tells what the file may have, too: that is all here.
+        match args.file {
+            Some(_) => println!("Supported options:"),
+            None => println!("Supported {} options:", kind.qemu_name()),
+        }
+        print_options(ops::create_options(kind));
         return Ok(0);
     }
     let Some(file) = args.file else {
@@ -127,10 +132,10 @@ fn describe(request: &CreateRequest) -> impl Fn(u64) -> String + use<> {
     }
 }
 
-/// The options that a format has.
-pub fn print_options(kind: FormatKind) {
-    println!("Supported {} options:", kind.qemu_name());
-    for (name, text) in option_names(kind) {
-        println!("  {name:<22} - {text}");
+/// A list of options, with what they take.
+pub fn print_options(options: &[OptionHelp]) {
+    for option in options {
+        let named = format!("{}=<{}>", option.name, option.takes.name());
+        println!("  {named:<22} - {}", option.text);
     }
 }

@@ -6,7 +6,7 @@ fn blame() -> Blame {
 
 #[test]
 fn a_header_opens_with_its_passphrase_only() {
-    let options = LuksOptions { iterations: 1000 };
+    let options = LuksOptions { rounds: Rounds::Number(1000), ..LuksOptions::default() };
     let (bytes, payload) = Luks::create(&options, b"passphrase").expect("create");
     assert!(payload >= bytes.len() as u64);
     let header = Luks::parse(&bytes, &blame()).expect("parse");
@@ -25,7 +25,7 @@ fn a_header_opens_with_its_passphrase_only() {
 
 #[test]
 fn damaged_headers_are_errors() {
-    let options = LuksOptions { iterations: 1000 };
+    let options = LuksOptions { rounds: Rounds::Number(1000), ..LuksOptions::default() };
     let (bytes, _) = Luks::create(&options, b"p").expect("create");
     for len in [0, 6, 100, HEADER_LEN - 1] {
         assert!(Luks::parse(&bytes[..len], &blame()).is_err());

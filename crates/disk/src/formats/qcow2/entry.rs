@@ -85,6 +85,15 @@ impl Shape {
         self.mask(0, self.subs())
     }
 
+    /// The host cluster of a plain entry with data and nothing peculiar, and whether it
+    /// belongs to the entry alone: what `decode` gives for most of them, in less time.
+    pub(super) fn data_cluster(self, word: u64) -> Option<(u64, bool)> {
+        let host = word & OFFSET_MASK;
+        let plain = !self.extended && word & (COMPRESSED | ZERO) == 0;
+        let sound = host != 0 && host & (self.cluster() - 1) == 0;
+        (plain && sound).then_some((host, word & COPIED != 0))
+    }
+
     /// Reads an entry; `index` is for the message only.
     pub(super) fn decode(self, word: u64, bits: u64, guest: u64, blame: &Blame) -> Result<Entry> {
         if word & COMPRESSED != 0 {

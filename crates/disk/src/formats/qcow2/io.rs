@@ -6,6 +6,8 @@
 //! that is under way the guest clusters are `busy` and other writes to them
 //! wait, so two writers never take a cluster each for the same place.
 
+use std::ops::Range;
+
 use super::Qcow2;
 use super::entry::{Entry, PackedAt, Sub};
 use super::meta::{Free, Meta};
@@ -17,6 +19,17 @@ use crate::format::{Below, Extent, Format, Place, Run, State, read_by_map};
 enum Step {
     InPlace { host: u64, len: u64 },
     Fresh(Fresh),
+}
+
+/// What is to be said of a cluster that was given up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Gone {
+    /// That there is nothing.
+    Nothing,
+    /// That it is zero, as what is below it.
+    Zero,
+    /// That it is zero, although something is below it.
+    HiddenByZero,
 }
 
 /// Clusters that were taken for a write and are not linked yet.
@@ -36,6 +49,15 @@ struct Fresh {
 impl Qcow2 {
     pub(super) fn map_range(&self, offset: u64, len: u64) -> Result<Extent> {
         let mut meta = self.meta.lock();
+        let within = offset & (self.shape.cluster() - 1);
+        if within + len <= self.shape.cluster()
+            && self.cipher.is_none()
+            && let Some((host, _)) = meta.data_cluster(offset)
+        {
+            // What most requests are.
+            let at = Place { file: self.data, offset: host + within };
+            return Ok(Extent { len, state: State::Data { at } });
+        }
         let mut done = 0;
         let mut state = None;
         let table = meta.split(offset).0;
@@ -196,6 +218,14 @@ impl Qcow2 {
             return Ok(false);
         }
         let mut meta = self.meta.lock();
+        let within = offset & (self.shape.cluster() - 1);
+        if within + len <= self.shape.cluster()
+            && let Some((host, true)) = meta.data_cluster(offset)
+            && !meta.busy.contains(&(offset - within))
+        {
+            to.push((Place { file: self.data, offset: host + within }, len));
+            return Ok(true);
+        }
         while len > 0 {
             let guest = offset & !(self.shape.cluster() - 1);
             if meta.busy.contains(&guest) {
@@ -461,38 +491,29 @@ impl Qcow2 {
         below: &dyn Below,
     ) -> Result<()> {
         self.before_change(offset, len)?;
-        let unit = 1 << self.shape.sub_bits();
         let end = offset + len;
-        let size = self.size();
-        // The last subcluster may be cut by the disk's end.
-        let whole_end = if end == size { end.next_multiple_of(unit) } else { end & !(unit - 1) };
-        let whole_start = offset.next_multiple_of(unit);
-        if whole_start >= whole_end {
-            return self.write_zero_bytes(offset, len, below);
-        }
-        if offset < whole_start {
-            self.write_zero_bytes(offset, whole_start - offset, below)?;
-        }
         {
             let _ticket = self.epochs.enter();
-            let mut at = whole_start;
-            while at < whole_end {
+            let mut at = offset;
+            while at < end {
                 let guest = at & !(self.shape.cluster() - 1);
-                let stop = whole_end.min(guest + self.shape.cluster());
-                if !self.zero_entry(guest, at, stop, unmap, below)? {
-                    self.write_zero_bytes(at, stop.min(size) - at, below)?;
-                }
+                let stop = end.min(guest + self.shape.cluster());
+                let said = self.zero_entry(guest, at, stop, unmap, below)?;
+                self.write_zero_bytes(at, said.start - at, below)?;
+                self.write_zero_bytes(said.end, stop - said.end, below)?;
                 at = stop;
             }
-        }
-        if whole_end < end {
-            self.write_zero_bytes(whole_end, end - whole_end, below)?;
         }
         self.commit_if_full()
     }
 
     /// Zeroes as data, where they do not stand already.
-    fn write_zero_bytes(&self, mut offset: u64, mut len: u64, below: &dyn Below) -> Result<()> {
+    pub(super) fn write_zero_bytes(
+        &self,
+        mut offset: u64,
+        mut len: u64,
+        below: &dyn Below,
+    ) -> Result<()> {
         while len > 0 {
             let extent = self.map_range(offset, len)?;
             let already = match extent.state {
@@ -513,8 +534,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Zeroes `from..to` of one cluster by its entry; `false` if that cannot
-    /// be said there.
+    /// Zeroes what it can of `from..to`, which lies in one cluster, by the cluster's
+    /// entry; gives the part for which that was possible.
     fn zero_entry(
         &self,
         guest: u64,
@@ -522,32 +543,33 @@ impl Qcow2 {
         to: u64,
         unmap: bool,
         below: &dyn Below,
-    ) -> Result<bool> {
+    ) -> Result<Range<u64>> {
         let cluster = self.shape.cluster();
-        let whole = to - from == cluster;
         let below_zero = below.is_zero(guest, cluster)?;
         let mut meta = self.meta.lock();
         while meta.busy.contains(&guest) {
             self.idle.wait(&mut meta);
         }
         let old = meta.entry(self.file(), guest)?;
-        if old == Entry::default() && below_zero {
-            return Ok(true);
-        }
+        // Nothing that somebody sees lies behind the disk's end.
+        let stop = if to == self.size() { guest + cluster } else { to };
         if meta.header.version < 3 {
             // No zero flag: only what shows nothing below can be let go.
-            if !(whole && below_zero && unmap) {
-                return Ok(false);
+            if old == Entry::default() && below_zero {
+                return Ok(from..to);
+            }
+            if !(stop - from == cluster && below_zero && unmap) {
+                return Ok(from..from);
             }
             meta.set_entry(self.file(), guest, Entry::default())?;
             self.drop_content(&mut meta, &old);
-            return Ok(true);
+            return Ok(from..to);
         }
-        if old.packed.is_some() && !whole {
-            return Ok(false);
+        let (first, last) = self.zeroable(&old, from - guest, stop - guest, below_zero);
+        if first >= last || (old.packed.is_some() && last - first < self.shape.subs()) {
+            return Ok(from..from);
         }
-        let bits = self.shape.sub_bits();
-        let subs = self.shape.mask(((from - guest) >> bits) as u32, ((to - guest) >> bits) as u32);
+        let subs = self.shape.mask(first, last);
         let keep_host = old.owned() && (!unmap || old.alloc & !subs != 0 || self.data != 0);
         let mut entry = Entry { zero: subs, ..Entry::default() };
         if old.packed.is_none() {
@@ -557,8 +579,12 @@ impl Qcow2 {
                 (entry.host, entry.copied) = (old.host, old.copied);
             }
         }
+        let bits = self.shape.sub_bits();
+        let start = guest + (u64::from(first) << bits);
+        let end = (guest + (u64::from(last) << bits)).min(self.size());
+        let said = start.max(from)..end.min(to);
         if entry == old {
-            return Ok(true);
+            return Ok(said);
         }
         meta.set_entry(self.file(), guest, entry)?;
         if old.packed.is_some() || (old.host != 0 && entry.host == 0) {
@@ -566,13 +592,46 @@ impl Qcow2 {
         }
         drop(meta);
         if self.data != 0 {
-            self.storages[1].write_zeroes(from, to - from, unmap)?;
+            self.storages[1].write_zeroes(start, end - start, unmap)?;
         }
-        Ok(true)
+        Ok(said)
     }
 
-    /// Gives up whole clusters.
+    /// Which subclusters may become zero when `from..to` of a cluster is zeroed: all that
+    /// it covers, and those at its ends whose rest is zero already.
+    fn zeroable(&self, old: &Entry, from: u64, to: u64, below_zero: bool) -> (u32, u32) {
+        let bits = self.shape.sub_bits();
+        let is_zero = |at: u64| match old.sub((at >> bits) as u32) {
+            Sub::Zero => true,
+            Sub::Unallocated => below_zero,
+            Sub::Data | Sub::Packed => false,
+        };
+        let unit = 1_u64 << bits;
+        let up = |at: u64, up: bool| if up { at.div_ceil(unit) } else { at >> bits };
+        let first = up(from, !from.is_multiple_of(unit) && !is_zero(from));
+        let last = up(to, !to.is_multiple_of(unit) && is_zero(to));
+        (first as u32, last as u32)
+    }
+
+    /// Gives up whole clusters, which are zero afterwards as far as the version can say so.
     pub(super) fn discard_range(&self, offset: u64, len: u64, below: &dyn Below) -> Result<()> {
+        let cluster = self.shape.cluster();
+        self.give_up_range(offset, len, |guest| {
+            Ok(if below.is_zero(guest, cluster)? { Gone::Zero } else { Gone::HiddenByZero })
+        })
+    }
+
+    /// Gives up whole clusters as if nothing had ever been there.
+    pub(super) fn forget_range(&self, offset: u64, len: u64) -> Result<()> {
+        self.give_up_range(offset, len, |_| Ok(Gone::Nothing))
+    }
+
+    fn give_up_range(
+        &self,
+        offset: u64,
+        len: u64,
+        afterwards: impl Fn(u64) -> Result<Gone>,
+    ) -> Result<()> {
         let cluster = self.shape.cluster();
         let mut end = offset + len;
         if end == self.size() {
@@ -588,19 +647,24 @@ impl Qcow2 {
             let _ticket = self.epochs.enter();
             let mut guest = start;
             while guest < end {
-                let keep_zero = !below.is_zero(guest, cluster)?;
-                guest += self.discard_cluster(guest, keep_zero)?;
+                guest += self.give_up(guest, afterwards(guest)?)?;
             }
         }
         self.commit_if_full()
     }
 
     /// Lets go of one cluster; gives how far the caller may go on.
-    fn discard_cluster(&self, guest: u64, keep_zero: bool) -> Result<u64> {
+    fn give_up(&self, guest: u64, afterwards: Gone) -> Result<u64> {
         let cluster = self.shape.cluster();
         let mut meta = self.meta.lock();
         let (l1_index, index) = meta.split(guest);
-        if !keep_zero && meta.l1.get(l1_index).copied().unwrap_or(0) == 0 {
+        // What is below may change later on: then it must not show through.
+        let hide = match afterwards {
+            Gone::Nothing => false,
+            Gone::Zero => meta.header.backing.is_some(),
+            Gone::HiddenByZero => true,
+        };
+        if !hide && meta.l1.get(l1_index).copied().unwrap_or(0) == 0 {
             return Ok((self.shape.entries() - index) * cluster);
         }
         while meta.busy.contains(&guest) {
@@ -608,11 +672,12 @@ impl Qcow2 {
         }
         let old = meta.entry(self.file(), guest)?;
         let mut entry = Entry::default();
-        if keep_zero {
-            if meta.header.version < 3 {
-                return Ok(cluster);
+        if meta.header.version >= 3 {
+            if hide || (afterwards == Gone::Zero && old != entry) {
+                entry.zero = self.shape.all();
             }
-            entry.zero = self.shape.all();
+        } else if afterwards == Gone::HiddenByZero {
+            return Ok(cluster);
         }
         if old != entry {
             meta.set_entry(self.file(), guest, entry)?;

@@ -214,6 +214,17 @@ impl Meta {
         }
     }
 
+    /// The data cluster for a guest address if its table is in memory, and whether it
+    /// belongs to this address alone.
+    pub(super) fn data_cluster(&mut self, guest: u64) -> Option<(u64, bool)> {
+        let (l1_index, index) = self.split(guest);
+        let offset = self.l1.get(l1_index)? & OFFSET_MASK;
+        let table = self.tables.get_mut(&offset)?;
+        self.clock += 1;
+        table.used = self.clock;
+        self.shape.data_cluster(be64(&table.bytes, index as usize * self.shape.entry_len()))
+    }
+
     /// The entry for a guest address, if there is a table for it.
     pub(super) fn entry(&mut self, storage: &dyn Storage, guest: u64) -> Result<Entry> {
         let (l1_index, index) = self.split(guest);

@@ -18,6 +18,8 @@ pub struct Amendment {
     pub lazy_refcounts: Option<bool>,
     pub refcount_bits: Option<u32>,
     pub data_file_raw: Option<bool>,
+    /// Another name of the data file: it was moved.
+    pub data_file: Option<String>,
     /// `Some(None)` cuts the image loose from its backing file.
     pub backing: Option<Option<BackingReference>>,
 }
@@ -62,10 +64,11 @@ impl Qcow2 {
         let old = self.size();
         let edge = size.next_multiple_of(self.shape.cluster()).min(old);
         if size < edge {
-            self.zero_range(size, edge - size, false, &Bottom)?;
+            // The entry is left alone: the cluster's first part may be what is below.
+            self.write_zero_bytes(size, edge - size, &Bottom)?;
         }
         if edge < old {
-            self.discard_range(edge, old - edge, &Bottom)?;
+            self.forget_range(edge, old - edge)?;
         }
         self.settle()
     }
@@ -189,6 +192,13 @@ impl Qcow2 {
             if !raw {
                 meta.header.autoclear &= !AUTOCLEAR_RAW_DATA;
             }
+        }
+        if let Some(name) = &change.data_file {
+            let mut meta = self.meta.lock();
+            if !meta.header.external_data() {
+                return Err(Error::option("data_file", "the image has none"));
+            }
+            meta.header.data_file = Some(name.clone());
         }
         if let Some(backing) = &change.backing {
             let mut meta = self.meta.lock();

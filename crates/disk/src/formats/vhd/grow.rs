@@ -9,22 +9,28 @@ use super::{
 };
 use crate::bytes::{be64, put};
 use crate::error::Result;
-use crate::format::Format;
+use crate::format::{Format, Preallocation};
 use crate::formats::blocks::{Table, check_growth};
+use crate::formats::raw;
 use crate::storage::read_vec;
 
 impl Vhd {
-    pub(super) fn grow(&self, size: u64) -> Result<()> {
+    pub(super) fn grow(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         if !self.writable {
             return Err(self.blame.read_only());
         }
         let old = self.size();
-        check_growth(&self.blame, old, size, MAX_SIZE)?;
+        let fixed = matches!(self.body, Body::Fixed);
+        let reserving = if fixed { Preallocation::Off } else { preallocation };
+        check_growth(&self.blame, old, size, MAX_SIZE, reserving)?;
         if !size.is_multiple_of(SECTOR) {
             return Err(self.blame.cannot_resize("its size is in sectors of 512 bytes"));
         }
         match &self.body {
-            Body::Fixed => self.grow_fixed(old, size)?,
+            Body::Fixed => {
+                self.grow_fixed(old, size)?;
+                raw::preallocate(&*self.storages[0], old, size - old, preallocation)?;
+            }
             Body::Dynamic(_) => self.grow_dynamic(size)?,
         }
         self.size.store(size, Ordering::Relaxed);

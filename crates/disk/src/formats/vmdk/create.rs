@@ -13,8 +13,8 @@ use crate::storage::{SharedStorage, Storage};
 const GRAIN: u64 = 128;
 const DESCRIPTOR_SECTORS: u64 = 20;
 /// What "two gigabytes" means here: a little less, in sectors.
-const SPLIT: u64 = (2 << 30) / SECTOR - 1024;
-const MAX_SIZE: u64 = 62 << 40;
+pub(super) const SPLIT: u64 = (2 << 30) / SECTOR - 1024;
+pub(super) const MAX_SIZE: u64 = 62 << 40;
 
 /// The variants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,6 +64,8 @@ pub struct CreateOptions {
     pub subformat: Subformat,
     pub adapter: Option<String>,
     pub hardware: Option<u32>,
+    /// The version of the guest's tools, for the descriptor.
+    pub tools: Option<String>,
     /// Zeroes take no space, but older products do not know that.
     pub zeroed_grain: bool,
     pub preallocation: Preallocation,
@@ -91,6 +93,9 @@ impl super::Vmdk {
         if options.parent.is_some() && options.subformat.flat() {
             return Err(Error::option("backing_file", "flat disks cannot have one"));
         }
+        if options.tools.as_ref().is_some_and(|text| text.contains(['"', '\n'])) {
+            return Err(Error::option("toolsversion", "stands in quotes on one line"));
+        }
         let sectors = options.size.div_ceil(SECTOR);
         let mut descriptor = Descriptor {
             // The highest value means "no parent" elsewhere.
@@ -111,7 +116,7 @@ impl super::Vmdk {
         let hardware = options.hardware.unwrap_or(4);
         if !options.subformat.split() && !options.subformat.flat() {
             descriptor.extents.push(line(sectors, name));
-            let text = with_parent_id(descriptor.encode(adapter, hardware), options);
+            let text = completed(descriptor.encode(adapter, hardware), options);
             return create_sparse(&**storage, sectors, Some(&text), options);
         }
         let stem = name.strip_suffix(".vmdk").unwrap_or(name);
@@ -139,13 +144,17 @@ impl super::Vmdk {
                 break;
             }
         }
-        let text = with_parent_id(descriptor.encode(adapter, hardware), options);
+        let text = completed(descriptor.encode(adapter, hardware), options);
         storage.write_at(0, text.as_bytes())?;
         storage.flush()
     }
 }
 
-fn with_parent_id(text: String, options: &CreateOptions) -> String {
+/// With what only a new disk's options say.
+fn completed(mut text: String, options: &CreateOptions) -> String {
+    if let Some(tools) = &options.tools {
+        text += &format!("ddb.toolsVersion = \"{tools}\"\n");
+    }
     if options.parent.is_none() {
         return text;
     }

@@ -123,6 +123,36 @@ impl Descriptor {
     }
 }
 
+/// The text of a disk whose last extent has another length, and with the geometry that
+/// the whole then has. `None`: there is no extent in it.
+pub(super) fn with_last_extent(text: &str, sectors: u64) -> Option<String> {
+    let mut lines: Vec<String> = text.split('\n').map(str::to_owned).collect();
+    let extents: Vec<(usize, ExtentLine)> = lines
+        .iter()
+        .enumerate()
+        .filter_map(|(number, line)| Some((number, parse_extent(line.trim())??)))
+        .collect();
+    let ((last, _), before) = extents.split_last()?;
+    let (access, rest) = lines[*last].trim_start().split_once(char::is_whitespace)?;
+    let rest = rest.trim_start().trim_start_matches(|c: char| c.is_ascii_digit());
+    lines[*last] = format!("{access} {sectors}{rest}");
+    let total = before.iter().fold(sectors, |sum, (_, line)| sum.saturating_add(line.sectors));
+    let geometry = |lines: &[String], what: &str| -> Option<(usize, u64)> {
+        let key = format!("ddb.geometry.{what}");
+        let at = lines.iter().position(|line| line.trim_start().starts_with(&key))?;
+        let value = lines[at].split_once('=')?.1.trim().trim_matches('"').parse().ok()?;
+        Some((at, value))
+    };
+    let (heads, per_track) = (geometry(&lines, "heads"), geometry(&lines, "sectors"));
+    if let (Some((at, _)), Some((_, heads)), Some((_, per_track))) =
+        (geometry(&lines, "cylinders"), heads, per_track)
+    {
+        let cylinders = total.div_ceil(heads.saturating_mul(per_track).max(1));
+        lines[at] = format!("ddb.geometry.cylinders = \"{cylinders}\"");
+    }
+    Some(lines.join("\n"))
+}
+
 /// `None`: not a line of that kind. `Some(None)`: one, but a wrong one.
 fn parse_extent(line: &str) -> Option<Option<ExtentLine>> {
     let (access, rest) = line.split_once(char::is_whitespace)?;

@@ -248,6 +248,11 @@ impl Grains {
         self.grain
     }
 
+    /// Where errors point.
+    pub(super) fn blame(&self) -> &Blame {
+        &self.blame
+    }
+
     /// The entry for a grain, as it stands in its table.
     pub(super) fn entry(&mut self, file: &dyn Storage, grain: u64) -> Result<u64> {
         let (table, index) = (grain / self.gtes, (grain % self.gtes) as usize);
@@ -302,6 +307,52 @@ impl Grains {
             None => (index, index + 1),
         });
         Ok(())
+    }
+
+    /// Room for more tables: directories behind everything, the redundant one first, each
+    /// with the tables that were there and new ones of its own. Gives their sectors, which
+    /// are for the header; `None` if there are as many tables already.
+    pub(super) fn grow(&mut self, file: &dyn Storage, count: u64) -> Result<Option<(u64, u64)>> {
+        if count <= self.directory.len() as u64 {
+            return Ok(None);
+        }
+        let mut at = file.len()?.max(self.end).div_ceil(SECTOR);
+        let redundant_at = at;
+        let mut redundant = Vec::new();
+        if !self.redundant.is_empty() {
+            redundant = self.longer(file, &self.redundant, count, &mut at)?;
+        }
+        let directory_at = at;
+        let directory = self.longer(file, &self.directory, count, &mut at)?;
+        (self.redundant, self.directory) = (redundant, directory);
+        self.end = (at * SECTOR).next_multiple_of(self.grain);
+        let redundant_at = if self.redundant.is_empty() { 0 } else { redundant_at };
+        Ok(Some((redundant_at, directory_at)))
+    }
+
+    /// Writes a longer directory and its new tables, empty, from sector `at` on.
+    fn longer(
+        &self,
+        file: &dyn Storage,
+        old: &[u64],
+        count: u64,
+        at: &mut u64,
+    ) -> Result<Vec<u64>> {
+        let table_sectors = (self.gtes * 4).div_ceil(SECTOR);
+        let first = *at + (count * 4).div_ceil(SECTOR);
+        let end = first + (count - old.len() as u64) * table_sectors;
+        if end > u64::from(u32::MAX) {
+            return Err(self.blame.unsupported("an extent larger than its tables can address"));
+        }
+        let mut directory = old.to_vec();
+        directory.extend((first..end).step_by(table_sectors as usize));
+        let bytes: Vec<u8> =
+            directory.iter().flat_map(|&sector| (sector as u32).to_le_bytes()).collect();
+        file.write_at(*at * SECTOR, &bytes)?;
+        // Tables without grains are zeroes.
+        file.set_len(end * SECTOR)?;
+        *at = end;
+        Ok(directory)
     }
 
     fn write_table(&self, file: &dyn Storage, at: u64, table: &GrainTable) -> Result<()> {

@@ -2,69 +2,18 @@
 
 use std::path::Path;
 
-use super::{CreateRequest, Options, new_file};
-use crate::crypt::LuksOptions;
+use super::{CreateRequest, Options, encryption, new_file};
 use crate::error::{Error, Result};
 use crate::format::{BackingReference, FormatKind};
 use crate::formats::luks::LuksVolume;
 use crate::formats::ova::Ova;
 use crate::formats::parallels::Parallels;
+use crate::formats::raw;
 use crate::formats::vdi::Vdi;
 use crate::formats::vhd::Vhd;
 use crate::formats::vhdx::{self, Vhdx};
 use crate::formats::vmdk::{self, Subformat, Vmdk};
 use crate::storage::{FileOptions, FileStorage};
-
-/// The options of a format, with what they mean.
-pub(super) fn option_names(kind: FormatKind) -> &'static [(&'static str, &'static str)] {
-    match kind {
-        FormatKind::Vmdk => &[
-            ("adapter_type", "ide, lsilogic, buslogic, legacyESX or pvscsi"),
-            ("backing_file", "image below this one"),
-            ("compat6", "the same as hwversion=6 (on/off)"),
-            ("hwversion", "version of the virtual hardware"),
-            ("preallocation", "for flat variants: off, falloc or full"),
-            ("size", "size of the disk"),
-            (
-                "subformat",
-                "monolithicSparse, monolithicFlat, twoGbMaxExtentSparse, twoGbMaxExtentFlat, streamOptimized",
-            ),
-            ("zeroed_grain", "zeroes take no space (on/off)"),
-        ],
-        FormatKind::Vhd => &[
-            ("backing_file", "image below this one"),
-            ("force_size", "accepted: sizes are always exact (on/off)"),
-            ("preallocation", "for fixed images: off, falloc or full"),
-            ("size", "size of the disk"),
-            ("subformat", "dynamic or fixed"),
-        ],
-        FormatKind::Vhdx => &[
-            ("backing_file", "image below this one"),
-            ("block_size", "unit of space, 1M to 256M"),
-            ("block_state_zero", "accepted: zeroes are always marked (on/off)"),
-            ("log_size", "size of the log, from 1M"),
-            ("preallocation", "for fixed images: off, falloc or full"),
-            ("size", "size of the disk"),
-            ("subformat", "dynamic or fixed"),
-        ],
-        FormatKind::Vdi => &[
-            ("preallocation", "off or metadata"),
-            ("size", "size of the disk"),
-            ("static", "all blocks from the start (on/off)"),
-        ],
-        FormatKind::Parallels => &[
-            ("cluster_size", "unit of space"),
-            ("preallocation", "off, falloc or full"),
-            ("size", "size of the disk"),
-        ],
-        FormatKind::Luks => &[
-            ("iterations", "rounds of key derivation"),
-            ("key-secret", "which secret holds the passphrase"),
-            ("size", "size of the disk"),
-        ],
-        _ => &[("size", "size of the disk")],
-    }
-}
 
 fn fixed(options: &mut Options<'_>) -> Result<bool> {
     match options.take("subformat") {
@@ -137,17 +86,16 @@ pub(super) fn create(
         }
         FormatKind::Luks => {
             let _secret_is_given_otherwise = options.take("key-secret");
-            let mut luks = LuksOptions::default();
-            if let Some(rounds) = options.take("iterations") {
-                luks.iterations = rounds.parse().map_err(|_| {
-                    Error::option("iterations", format!("'{rounds}' is not a number"))
-                })?;
-            }
+            let luks = encryption::take(&mut options, "")?;
+            let preallocation = options.preallocation()?;
             options.end()?;
             let Some(passphrase) = request.passphrases.get() else {
                 return Err(Error::option("key-secret", "a LUKS volume needs a passphrase"));
             };
-            LuksVolume::create(&*new_file(&request.path, request)?, size, passphrase, &luks)
+            let file = new_file(&request.path, request)?;
+            LuksVolume::create(&*file, size, passphrase, &luks)?;
+            let contents = file.len()?.saturating_sub(size);
+            raw::preallocate(&*file, contents, size, preallocation)
         }
         FormatKind::Ova => {
             options.end()?;
@@ -208,6 +156,7 @@ fn vmdk_image(
         subformat,
         adapter: options.take("adapter_type").map(str::to_owned),
         hardware,
+        tools: options.take("toolsversion").map(str::to_owned),
         zeroed_grain: options.switch("zeroed_grain")?,
         preallocation: options.preallocation()?,
         parent: backing.cloned(),

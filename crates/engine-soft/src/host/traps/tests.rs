@@ -63,7 +63,7 @@ fn threads_and_registrations_come_and_go() {
 
 #[test]
 fn lines_are_made_without_allocation() {
-    let mut line = Line { bytes: [0; 160], length: 0 };
+    let mut line = Line { bytes: [0; 256], length: 0 };
     line.text("at ");
     line.hex(0x1f00);
     line.text(", ");

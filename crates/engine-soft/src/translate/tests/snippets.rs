@@ -17,7 +17,12 @@ macro_rules! snippet {
     };
 }
 
-fn compare(function: unsafe extern "C" fn(u64, u64) -> u64, make: impl Fn() -> Vec<u64>) {
+pub(super) use snippet;
+
+pub(super) fn compare(
+    function: unsafe extern "C" fn(u64, u64) -> u64,
+    make: impl Fn() -> Vec<u64>,
+) {
     let mut native = make();
     // SAFETY: snippets keep to the C ABI and to the buffer that they are given.
     let expected = unsafe { function(native.as_mut_ptr() as u64, native.len() as u64) };
@@ -31,7 +36,7 @@ fn compare(function: unsafe extern "C" fn(u64, u64) -> u64, make: impl Fn() -> V
     }
 }
 
-fn numbers() -> Vec<u64> {
+pub(super) fn numbers() -> Vec<u64> {
     (1..1200u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect()
 }
 
