@@ -11,6 +11,5 @@ say() {
 grep -qw avx2 /proc/cpuinfo || say "AVX2 in guests, and the CPU model x86-64-v3: this processor has none"
 grep -qwE 'vmx|svm' /proc/cpuinfo || say "real VT-x or AMD-V: this processor reports neither"
 say "merged layers beyond 200 random stacks: stack 212, with a link that is replaced after files came through it, differs between EROFS and overlayfs in one time stamp"
-say "the lives of a microVM, as those of a container are tested: what is written shortly before `stop -t 0` is not there in its next life"
 say "memory that 6.12 gives back (make soak)"
 if $nothing; then echo "  nothing was left out"; fi

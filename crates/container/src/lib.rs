@@ -5,12 +5,14 @@
 //! (`namespaces`), which fills its root file system (`rootfs`), waits to be
 //! started and becomes the program (`init`, `process`, `seccomp`). What is known
 //! of it lies in the state directory (`state`), from which every later command
-//! works: there is no daemon here.
+//! works: there is no daemon here. `jail` is for others: what makes containers also shuts in
+//! the programs that hold machines.
 
 pub mod cgroup;
 pub mod error;
 pub mod hooks;
 pub mod init;
+pub mod jail;
 pub mod namespaces;
 pub mod process;
 pub mod rootfs;

@@ -74,9 +74,10 @@ impl Config {
         Place { state: self.state.join("instances").join(id), run: self.instance_run(id) }
     }
 
-    /// Where the switch of a named network listens.
+    /// Where the switch of a named network listens: a folder of its own, which is all that
+    /// a worker sees of networks.
     pub(crate) fn switch(&self, name: &str) -> PathBuf {
-        self.run.join("n").join(name)
+        self.run.join("n").join(name).join(name)
     }
 
     /// The books of named networks: who has which address.

@@ -73,6 +73,16 @@ pub fn end_book(folder: &Path, name: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Removes the folder of a switch that has ended.
+pub fn remove_folder(socket: &Path) {
+    if let Some(folder) = socket.parent()
+        && let Err(error) = std::fs::remove_dir_all(folder)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!("remove {}: {error}", folder.display());
+    }
+}
+
 /// The process that listens at a switch's socket.
 fn listener_of(socket: &Path) -> Option<OwnedFd> {
     let address = SocketAddrUnix::new(socket).ok()?;

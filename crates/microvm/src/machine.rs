@@ -8,6 +8,7 @@
 //! One thread waits for the machine's end. When that comes, whatever waits for the agent
 //! fails with the reason.
 
+use std::fmt;
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ use guise_disk::device::{BlockDevice, DeviceOptions};
 use guise_disk::format::FormatKind;
 use guise_engine::{CpuModel, Engine};
 use guise_machine::{BoardKind, BootSource, Ending, Machine, MachineConfig, MachineError, Stopper};
-use guise_net::frame::Counters;
+use guise_net::frame::{Counters, Network};
 use guise_net::switch::SwitchError;
 use guise_net::switch::client::SwitchPort;
 use guise_net::switch::hello::Join;
@@ -78,7 +79,7 @@ pub struct MicroVmConfig {
     /// How many processes there may be; none is no limit.
     pub processes: Option<u64>,
     /// None is a guest with nothing but a loopback.
-    pub network: Option<Network>,
+    pub network: Option<UserMode>,
     /// A port of a switch besides, where others of this host are.
     pub plug: Option<Plug>,
     /// Folders of the host that [`Mount`]s can name.
@@ -106,10 +107,30 @@ pub enum WritableLayer {
     Disk(PathBuf),
 }
 
-#[derive(Clone, Debug, Default)]
-pub struct Network {
-    pub user: NetworkConfig,
-    pub forwards: Vec<Forward>,
+/// The user-mode network, whose published ports are open already.
+#[derive(Clone)]
+pub struct UserMode {
+    config: NetworkConfig,
+    network: Arc<Mutex<UserNetwork>>,
+}
+
+impl UserMode {
+    pub fn open(
+        config: NetworkConfig,
+        forwards: impl IntoIterator<Item = Forward>,
+    ) -> Result<Self, NetError> {
+        let mut network = UserNetwork::new(config.clone())?;
+        for forward in forwards {
+            network.add_forward(forward)?;
+        }
+        Ok(UserMode { config, network: Arc::new(Mutex::new(network)) })
+    }
+}
+
+impl fmt::Debug for UserMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UserMode").field("config", &self.config).finish_non_exhaustive()
+    }
 }
 
 /// A port of a switch.
@@ -156,7 +177,8 @@ pub struct MicroVm {
     stopper: Stopper,
     end: Arc<End>,
     watcher: Option<JoinHandle<()>>,
-    network: Option<Arc<Mutex<UserNetwork>>>,
+    /// What its interfaces are plugged into, in their order.
+    networks: Vec<Arc<Mutex<dyn Network>>>,
     disks: Vec<BlockDevice>,
 }
 
@@ -214,10 +236,16 @@ impl MicroVm {
         let machine = Arc::new(Machine::new(engine, &machine, output)?);
 
         let disks = add_disks(&machine, config)?;
-        let network = config.network.as_ref().map(|network| add_network(&machine, config, network));
-        let network = network.transpose()?;
-        let plugged =
-            config.plug.as_ref().map(|plug| plug_in(&machine, config, plug)).transpose()?;
+        let mut networks = Vec::new();
+        if let Some(network) = &config.network {
+            networks.push(add_network(&machine, config, network)?);
+        }
+        let mut plugged = None;
+        if let Some(plug) = &config.plug {
+            let (port, interface) = plug_in(&machine, config, plug)?;
+            networks.push(port);
+            plugged = Some(interface);
+        }
         add_shares(&machine, config)?;
         let sockets = Host::private()?;
         let listener = sockets.listen(VSOCK_PORT)?;
@@ -253,7 +281,7 @@ impl MicroVm {
         agent.set_up(set_up(config, plugged), ANSWER_LIMIT)?;
         let watcher = booting.watcher.take();
         let vm =
-            MicroVm { stopper: machine.stopper(), machine, agent, end, watcher, network, disks };
+            MicroVm { stopper: machine.stopper(), machine, agent, end, watcher, networks, disks };
         Ok(vm)
     }
 
@@ -278,9 +306,9 @@ impl MicroVm {
         Ok(self.agent.statistics(ANSWER_LIMIT)?)
     }
 
-    /// What went through its network, where it has one.
+    /// What went through its first interface, where it has one.
     pub fn traffic(&self) -> Option<Counters> {
-        let network = self.network.as_ref()?;
+        let network = self.networks.first()?;
         Some(network.lock().unwrap_or_else(PoisonError::into_inner).counters())
     }
 
@@ -293,6 +321,16 @@ impl MicroVm {
             disk.close()?;
         }
         Ok(result?)
+    }
+
+    /// Switches the machine off, if it is on, and lets go of what others of this host could
+    /// want now: ports, names.
+    pub fn switch_off(&self) {
+        self.stopper.leave();
+        self.wait(ANSWER_LIMIT);
+        for network in &self.networks {
+            network.lock().unwrap_or_else(PoisonError::into_inner).close();
+        }
     }
 
     /// Waits for the machine's end, and says why it came; nothing when it has not within
@@ -387,7 +425,7 @@ fn plug_in(
     machine: &Machine,
     config: &MicroVmConfig,
     plug: &Plug,
-) -> Result<Interface, MicroVmError> {
+) -> Result<(Arc<Mutex<dyn Network>>, Interface), MicroVmError> {
     let who = Join { name: plug.name.clone(), mac: None, vlan: 0, isolated: false };
     let port = SwitchPort::open(&plug.socket, who)?;
     let welcome = port.welcome();
@@ -397,14 +435,16 @@ fn plug_in(
         pairs: config.vcpus.min(8) as u16,
         rate: Rate::default(),
     };
-    machine.add_device(Net::new(Arc::new(Mutex::new(port)), options))?;
-    Ok(Interface {
+    let port = Arc::new(Mutex::new(port));
+    machine.add_device(Net::new(port.clone(), options))?;
+    let interface = Interface {
         mac: welcome.mac,
         mtu: welcome.mtu.into(),
         addresses: vec![(welcome.address4.into(), plug.prefix)],
         // Outwards leads the other network.
         gateways: Vec::new(),
-    })
+    };
+    Ok((port, interface))
 }
 
 /// Descriptors that one share may keep open for files which its guest knows.
@@ -429,16 +469,12 @@ fn add_shares(machine: &Machine, config: &MicroVmConfig) -> Result<(), MicroVmEr
 fn add_network(
     machine: &Machine,
     config: &MicroVmConfig,
-    network: &Network,
-) -> Result<Arc<Mutex<UserNetwork>>, MicroVmError> {
-    let mut user = UserNetwork::new(network.user.clone())?;
-    for forward in &network.forwards {
-        user.add_forward(*forward)?;
-    }
-    let user = Arc::new(Mutex::new(user));
+    network: &UserMode,
+) -> Result<Arc<Mutex<dyn Network>>, MicroVmError> {
+    let user = network.network.clone();
     let options = NetOptions {
-        mac: network.user.guest_mac,
-        mtu: network.user.mtu,
+        mac: network.config.guest_mac,
+        mtu: network.config.mtu,
         pairs: config.vcpus.min(8) as u16,
         rate: Rate::default(),
     };
@@ -461,7 +497,7 @@ fn set_up(config: &MicroVmConfig, plugged: Option<Interface>) -> SetUp {
     // Without it the guest has what its processor gives.
     let got = rustix::rand::getrandom(&mut entropy[..], rustix::rand::GetRandomFlags::empty());
     entropy.truncate(got.unwrap_or(0));
-    let network = config.network.as_ref().map(|network| &network.user);
+    let network = config.network.as_ref().map(|network| &network.config);
     let interface = |user: &NetworkConfig| Interface {
         mac: user.guest_mac,
         mtu: user.mtu.into(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use guise_engine::CpuModel;
 use guise_engine_soft::{SoftEngine, Tier};
-use guise_microvm::machine::{Network, WritableLayer};
+use guise_microvm::machine::{UserMode, WritableLayer};
 use guise_microvm::protocol::{Exit, Open, Resize, Task};
 use guise_microvm::{Event, MicroVm, MicroVmConfig, PreparedKernel, Session};
 use guise_testkit::assets::{self, Kernel};
@@ -67,7 +67,7 @@ fn config() -> MicroVmConfig {
         model: CpuModel::Host,
         host_name: "box".to_owned(),
         processes: None,
-        network: Some(Network::default()),
+        network: Some(UserMode::open(Default::default(), []).unwrap()),
         plug: None,
         shares: Vec::new(),
         mounts: Vec::new(),

@@ -184,6 +184,10 @@ impl<N: Network> Network for Watched<N> {
         self.network.counters()
     }
 
+    fn close(&mut self) {
+        self.network.close();
+    }
+
     fn occupied(&self) -> Vec<Occupied> {
         self.network.occupied()
     }

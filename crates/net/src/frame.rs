@@ -76,6 +76,9 @@ pub trait Network: Send {
     fn poll(&mut self, interface: &mut dyn Interface);
     /// What has gone through, and what was dropped.
     fn counters(&self) -> Counters;
+    /// The guest has ended: gives up what others of this host could want now, such as
+    /// published ports and a name on a switch.
+    fn close(&mut self) {}
     /// What the guest occupies of the host here, and how much it may.
     fn occupied(&self) -> Vec<Occupied> {
         Vec::new()

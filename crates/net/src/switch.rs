@@ -337,12 +337,26 @@ impl Switch {
             let Some(member) = &mut self.members[number] else { continue };
             member.tend(now);
             if member.phase == Phase::Gone {
-                left |= self.fabric.remove(number);
-                self.members[number] = None;
-                self.turn.retain(|waiting| *waiting != number);
+                left |= self.remove(number);
             }
         }
         if left {
+            self.tell_names();
+        }
+    }
+
+    /// Whether a port has gone with it.
+    fn remove(&mut self, number: usize) -> bool {
+        self.members[number] = None;
+        self.turn.retain(|waiting| *waiting != number);
+        self.fabric.remove(number)
+    }
+
+    /// An instance that starts again is here before it was seen that it had gone.
+    fn let_go(&mut self, name: &str) {
+        let gone = |member: &Member| member.name == name && member.has_hung_up();
+        let number = self.members.iter().position(|member| member.as_ref().is_some_and(gone));
+        if number.is_some_and(|number| self.remove(number)) {
             self.tell_names();
         }
     }
@@ -372,6 +386,7 @@ impl Switch {
         if join.vlan > 4094 {
             return refuse(format!("there is no VLAN {}; they are 0 to 4094", join.vlan));
         }
+        self.let_go(&join.name);
         let present: Vec<String> =
             self.members.iter().flatten().map(|member| member.name.clone()).collect();
         if present.contains(&join.name) {

@@ -372,6 +372,10 @@ impl Network for UserNetwork {
         UserNetwork::counters(self)
     }
 
+    fn close(&mut self) {
+        self.forwards = forward::Forwards::default();
+    }
+
     fn occupied(&self) -> Vec<Occupied> {
         let limits = &self.context.config.limits;
         let entry = |what, now, most| Occupied { what, now, most };

@@ -19,8 +19,8 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use guise_container::runtime;
@@ -43,7 +43,7 @@ pub struct Container {
     workload: std::sync::OnceLock<Arc<Running>>,
     programs: AtomicU64,
     /// Keeps the namespace that programs are started in.
-    _plugged: Option<network::Plugged>,
+    plugged: Mutex<Option<network::Plugged>>,
 }
 
 pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> BodyError {
@@ -91,7 +91,7 @@ impl Container {
             root: mounted,
             workload: std::sync::OnceLock::new(),
             programs: AtomicU64::new(0),
-            _plugged: plugged,
+            plugged: Mutex::new(plugged),
         };
         Ok((container, warnings))
     }
@@ -197,6 +197,9 @@ impl Body for Container {
     }
 
     fn clean_up(&self) -> Result<(), BodyError> {
-        runtime::delete(&self.store, &self.id, true).map_err(refused)
+        let deleted = runtime::delete(&self.store, &self.id, true).map_err(refused);
+        // Ports and names are free before anybody hears of the end.
+        drop(self.plugged.lock().unwrap_or_else(PoisonError::into_inner).take());
+        deleted
     }
 }

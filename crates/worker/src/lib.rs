@@ -13,6 +13,7 @@
 //! log       the log's files
 //! control   the control socket, and what can be asked over it
 //! place     the files of an instance, and who may run it
+//! jail      what is left to the worker of a machine
 //! container the container form
 //! microvm   the microVM form
 //! ```
@@ -21,6 +22,7 @@ pub mod birth;
 pub mod body;
 mod container;
 pub mod control;
+pub mod jail;
 pub mod job;
 mod life;
 pub mod log;

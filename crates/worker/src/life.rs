@@ -13,9 +13,10 @@ use crate::birth::{Midwife, News};
 use crate::body::{Body, Session};
 use crate::container;
 use crate::control::{self, Input, Open, Served};
+use crate::jail;
 use crate::job::{Form, Job};
 use crate::log::Stream;
-use crate::microvm::{MicroVm, Parts};
+use crate::microvm::{MicroVm, Outside};
 use crate::output::Output;
 use crate::place::{End, Place};
 
@@ -52,6 +53,8 @@ fn failure(what: &str) -> impl FnOnce(std::io::Error) -> ApiError {
 }
 
 fn live(place: &Place, midwife: &mut Midwife) -> Result<(), ApiError> {
+    // As the host knows it; in a jail it has another.
+    let process = std::process::id();
     let Some(mut hold) = place.hold().map_err(failure("lock the instance"))? else {
         midwife.tell(&News::Taken);
         return Ok(());
@@ -62,7 +65,7 @@ fn live(place: &Place, midwife: &mut Midwife) -> Result<(), ApiError> {
     // Before there is a second thread, which could not follow into namespaces.
     let (body, warnings) = prepare(&job, midwife)?;
     // What failed up to here, perhaps because the daemon is gone, may be tried again.
-    place.begin().and_then(|()| hold.sign(job.life)).map_err(failure("begin a life"))?;
+    place.begin().and_then(|()| hold.sign(process, job.life)).map_err(failure("begin a life"))?;
     let started = bring_up(place, &job, &body);
     let (served, pumps, open) = match started {
         Ok(started) => started,
@@ -116,8 +119,18 @@ fn prepare(job: &Job, midwife: &mut Midwife) -> Result<(Arc<dyn Body>, Vec<Strin
             Ok((Arc::new(body), warnings))
         }
         Form::Microvm { root, kernel, modules, cache, engine } => {
-            let parts = Parts { root, kernel, modules, cache, engine: *engine };
-            let (body, warnings) = MicroVm::prepare(job, &parts)?;
+            let outside = Outside::make(job, kernel, modules, cache)?;
+            let jail = jail::of(job, root, &outside.kernel, *engine);
+            let entered = jail
+                .enter(|| {
+                    midwife.tell(&News::MapMe);
+                    midwife.await_mapping()
+                })
+                .map_err(|error| ApiError::internal(error).exit_code(125))?;
+            let (body, mut warnings) = MicroVm::prepare(job, root, *engine, outside)?;
+            warnings.extend(entered.missing.map(|what| {
+                format!("its worker is shut in less than it could be: this host lacks {what}")
+            }));
             Ok((Arc::new(body), warnings))
         }
     }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use guise_engine::{CpuModel, Engine, MAX_VCPUS};
-use guise_microvm::machine::{Network as MachineNetwork, Plug, SharedFolder, WritableLayer};
+use guise_microvm::machine::{Plug, SharedFolder, UserMode, WritableLayer};
 use guise_microvm::protocol::{Exit as GuestExit, Mount, Open, Source, Stream, Task};
 use guise_microvm::{MicroVm as Guest, MicroVmConfig, PreparedKernel, ext4};
 use guise_net::user::{Config, Forward, Transport};
@@ -68,23 +68,37 @@ fn unsupported(what: &str, instead: &str) -> BodyError {
     BodyError::Unsupported { what: what.to_owned(), instead: instead.to_owned() }
 }
 
-/// What a machine is made from, of a job's form.
-pub struct Parts<'a> {
-    pub root: &'a Path,
-    pub kernel: &'a Path,
-    pub modules: &'a Path,
-    /// For what is made of the kernel once.
-    pub cache: &'a Path,
-    pub engine: job::Engine,
+/// What is made before the worker is shut in: it needs more of the host.
+pub struct Outside {
+    /// Shared with others of this kernel.
+    pub kernel: PreparedKernel,
+    /// Its published ports may be those of administrators.
+    network: Option<UserMode>,
+}
+
+impl Outside {
+    pub fn make(
+        job: &Job,
+        kernel: &Path,
+        modules: &Path,
+        cache: &Path,
+    ) -> Result<Outside, BodyError> {
+        let kernel = PreparedKernel::make(kernel, modules, cache).map_err(failed)?;
+        Ok(Outside { kernel, network: network(job)? })
+    }
 }
 
 impl MicroVm {
     /// Makes everything but the machine. Gives warnings for the user besides.
-    pub fn prepare(job: &Job, parts: &Parts<'_>) -> Result<(Self, Vec<String>), BodyError> {
+    pub fn prepare(
+        job: &Job,
+        root: &Path,
+        engine: job::Engine,
+        outside: Outside,
+    ) -> Result<(Self, Vec<String>), BodyError> {
         let mut warnings = Vec::new();
-        let (engine, warning) = choose::engine(parts.engine)?;
+        let (engine, warning) = choose::engine(engine)?;
         warnings.extend(warning);
-        let kernel = PreparedKernel::make(parts.kernel, parts.modules, parts.cache);
         let (shares, mounts) = folders(&job.mounts)?;
         let memory = job.resources.memory_bytes.unwrap_or(DEFAULT_MEMORY);
         if memory < LEAST_MEMORY {
@@ -105,8 +119,8 @@ impl MicroVm {
                 .map_err(system("make the instance's disk"))?;
         }
         let config = MicroVmConfig {
-            kernel: kernel.map_err(failed)?,
-            root: parts.root.to_owned(),
+            kernel: outside.kernel,
+            root: root.to_owned(),
             writes: WritableLayer::Disk(disk),
             read_only: job.read_only,
             memory: memory.next_multiple_of(1 << 20),
@@ -114,7 +128,7 @@ impl MicroVm {
             model: CpuModel::Host,
             host_name: job.host_name.clone(),
             processes: job.resources.processes,
-            network: network(job)?,
+            network: outside.network,
             plug: job.plug.as_ref().map(plug),
             shares,
             mounts,
@@ -227,7 +241,7 @@ fn plug(plug: &job::Plug) -> Plug {
     }
 }
 
-fn network(job: &Job) -> Result<Option<MachineNetwork>, BodyError> {
+fn network(job: &Job) -> Result<Option<UserMode>, BodyError> {
     match job.network {
         job::Network::None => return Ok(None),
         job::Network::Host => {
@@ -246,10 +260,8 @@ fn network(job: &Job) -> Result<Option<MachineNetwork>, BodyError> {
         at: SocketAddr::new(port.address, port.host),
         guest_port: port.inside,
     };
-    Ok(Some(MachineNetwork {
-        user: Config { host_name: Some(job.host_name.clone()), ..Config::default() },
-        forwards: job.ports.iter().map(forward).collect(),
-    }))
+    let config = Config { host_name: Some(job.host_name.clone()), ..Config::default() };
+    UserMode::open(config, job.ports.iter().map(forward)).map(Some).map_err(failed)
 }
 
 impl Body for MicroVm {
@@ -327,19 +339,20 @@ impl Body for MicroVm {
     fn clean_up(&self) -> Result<(), BodyError> {
         let life = std::mem::take(&mut *self.lock());
         let Some(guest) = life.guest else { return Ok(()) };
-        if guest.wait(Duration::ZERO).is_some() {
-            // It is off already: nothing can be told to it.
-            return Ok(());
-        }
-        if self.leaves_nothing {
-            // Dropping it switches it off.
-            return Ok(());
-        }
-        if life.paused {
-            guest.resume().map_err(failed)?;
-        }
-        guest.shut_down(REST).map_err(failed)
+        // Nothing can be told to one that is off already.
+        let rests = guest.wait(Duration::ZERO).is_some() || self.leaves_nothing;
+        let rested = if rests { Ok(()) } else { rest(&guest, life.paused) };
+        guest.switch_off();
+        rested
     }
+}
+
+/// Brings a guest's disks to rest.
+fn rest(guest: &Guest, paused: bool) -> Result<(), BodyError> {
+    if paused {
+        guest.resume().map_err(failed)?;
+    }
+    guest.shut_down(REST).map_err(failed)
 }
 
 /// A file that takes no more than so many bytes; the rest goes nowhere.

@@ -51,9 +51,9 @@ pub struct Hold {
 
 impl Hold {
     /// Writes down who began which life.
-    pub fn sign(&mut self, life: u64) -> io::Result<()> {
+    pub fn sign(&mut self, process: u32, life: u64) -> io::Result<()> {
         self.file.set_len(0)?;
-        self.file.write_all(format!("{} {life}\n", std::process::id()).as_bytes())
+        self.file.write_all(format!("{process} {life}\n").as_bytes())
     }
 }
 

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -21,16 +22,18 @@ pub use crate::sys::landlock::version;
 /// Begins the names of the annotations.
 const PREFIX: &str = "org.guise.landlock.";
 
-const EXECUTE: u64 = 1 << 0;
+pub(crate) const EXECUTE: u64 = 1 << 0;
 const WRITE_FILE: u64 = 1 << 1;
 const READ_FILE: u64 = 1 << 2;
 const READ_DIRECTORY: u64 = 1 << 3;
 const TRUNCATE: u64 = 1 << 14;
 const IOCTL_DEVICE: u64 = 1 << 15;
 
-const READ: u64 = EXECUTE | READ_FILE | READ_DIRECTORY;
+pub(crate) const READ: u64 = EXECUTE | READ_FILE | READ_DIRECTORY;
+/// To make devices, pipes and symbolic links.
+pub(crate) const MAKE_SPECIAL: u64 = 1 << 6 | 1 << 10 | 1 << 11 | 1 << 12;
 /// What a rule about a single file may speak of.
-const ON_FILES: u64 = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEVICE;
+pub(crate) const ON_FILES: u64 = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEVICE;
 
 const BIND: u64 = 1 << 0;
 const CONNECT: u64 = 1 << 1;
@@ -121,7 +124,7 @@ impl Landlock {
         let ruleset = Ruleset::new(files, network).during(|| "make Landlock rules")?;
         for (list, allowed) in [(&self.read, READ), (&self.write, files)] {
             for path in list.iter().flatten() {
-                allow_below(&ruleset, path, allowed & files)?;
+                allow_below(&ruleset, Path::new(path), allowed & files)?;
             }
         }
         for (list, allowed) in [(&self.bind, BIND), (&self.connect, CONNECT)] {
@@ -136,7 +139,7 @@ impl Landlock {
 }
 
 /// All rights on files that a version knows: each new one appended a few.
-fn known(version: u32) -> u64 {
+pub(crate) fn known(version: u32) -> u64 {
     let bits = match version {
         1 => 13,
         2 => 14,
@@ -148,8 +151,8 @@ fn known(version: u32) -> u64 {
 
 /// What is not there needs no rule: nothing can be done with it, and what is made in its
 /// place later was not meant.
-fn allow_below(ruleset: &Ruleset, path: &str, allowed: u64) -> Result<()> {
-    let what = || format!("allow {path} (Landlock)");
+pub(crate) fn allow_below(ruleset: &Ruleset, path: &Path, allowed: u64) -> Result<()> {
+    let what = || format!("allow {} (Landlock)", path.display());
     let fd = match rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
         Ok(fd) => fd,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),

@@ -79,6 +79,17 @@ impl Child {
         wait_pidfd(&self.pidfd, libc::WNOHANG)
     }
 
+    /// Does nothing more but wait for its end, with nothing open, and ends as it did.
+    pub fn stand_for_it(self) -> ! {
+        let kept = self.pidfd.as_raw_fd().cast_unsigned();
+        let ranges = [(0, kept.checked_sub(1)), (kept + 1, Some(u32::MAX))];
+        for (first, last) in ranges.into_iter().filter_map(|(first, last)| Some((first, last?))) {
+            // SAFETY: nothing of this process runs any more that could use them.
+            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        }
+        exit_now(self.wait().unwrap_or(1))
+    }
+
     /// Ends the process and reaps it.
     pub fn kill(&self) {
         let _ = signal_pidfd(&self.pidfd, libc::SIGKILL);

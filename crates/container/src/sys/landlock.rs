@@ -10,11 +10,17 @@ const CREATE_VERSION: u32 = 1;
 const RULE_PATH_BENEATH: u32 = 1;
 const RULE_NET_PORT: u32 = 2;
 
-/// The kernel's `struct landlock_ruleset_attr` up to version 4.
+/// Abstract sockets of others, and signals to them.
+const SCOPES: u64 = 0b11;
+const KNOWS_SCOPES: u32 = 6;
+
+/// The kernel's `struct landlock_ruleset_attr` up to version 6. Older kernels take it too, as
+/// long as what they do not know is zero.
 #[repr(C)]
 struct RulesetAttr {
     handled_files: u64,
     handled_network: u64,
+    scoped: u64,
 }
 
 /// The kernel's `struct landlock_path_beneath_attr`.
@@ -51,7 +57,17 @@ pub struct Ruleset(OwnedFd);
 impl Ruleset {
     /// Gives up these rights on files and on the network.
     pub fn new(files: u64, network: u64) -> io::Result<Self> {
-        let attr = RulesetAttr { handled_files: files, handled_network: network };
+        Self::make(RulesetAttr { handled_files: files, handled_network: network, scoped: 0 })
+    }
+
+    /// Gives up these rights on files and, where the kernel can, all ways to processes that
+    /// have more rights.
+    pub fn shut_in(files: u64) -> io::Result<Self> {
+        let scoped = if version() >= KNOWS_SCOPES { SCOPES } else { 0 };
+        Self::make(RulesetAttr { handled_files: files, handled_network: 0, scoped })
+    }
+
+    fn make(attr: RulesetAttr) -> io::Result<Self> {
         // SAFETY: the structure has the size that is passed and outlives the call.
         let fd = check(unsafe {
             libc::syscall(

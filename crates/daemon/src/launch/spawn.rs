@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::process::Stdio;
+use std::time::Duration;
 
 use guise_api::{ApiError, Code};
 use guise_container::namespaces::write_mappings;
@@ -13,6 +14,9 @@ use guise_worker::place::Place;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::Command;
+
+/// How long a worker that has failed may take to end.
+const LAST_ACT: Duration = Duration::from_secs(10);
 
 /// How a worker came into the world.
 pub enum Born {
@@ -47,8 +51,8 @@ pub async fn spawn(place: &Place) -> Result<Born, ApiError> {
         .spawn()
         .map_err(|e| failed("start a worker", e))?;
     let pid = child.id().unwrap_or_default();
-    // Reaped whenever it ends; nothing else depends on it.
-    tokio::spawn(async move { child.wait().await });
+    // Reaped whenever it ends.
+    let end = tokio::spawn(async move { child.wait().await });
     ours.set_nonblocking(true).map_err(|e| failed("use a channel", e))?;
     let stream = UnixStream::from_std(ours).map_err(|e| failed("use a channel", e))?;
     let (from, mut to) = stream.into_split();
@@ -64,17 +68,35 @@ pub async fn spawn(place: &Place) -> Result<Born, ApiError> {
                 to.write_all(MAPPED.as_bytes()).await.map_err(|e| failed("talk to a worker", e))?;
             }
             News::Ready(warnings) => return Ok(Born::Running { pid, warnings }),
-            News::Failed(error) => return Err(error),
+            News::Failed(error) => {
+                // Its last act: with it goes what it held, a port of this host, say.
+                let _ = tokio::time::timeout(LAST_ACT, end).await;
+                return Err(error);
+            }
             News::Taken => return Ok(Born::Taken),
         }
     }
 }
 
-/// Maps the ids of a plain user's worker: the user is root inside.
+/// Maps the ids of a worker. A plain user is root inside; root's has all ids as they are.
 fn map(pid: u32) -> Result<(), ApiError> {
-    let only = |host| [IdMap { container: 0, host, size: 1 }];
-    let uids = only(rustix::process::geteuid().as_raw());
-    let gids = only(rustix::process::getegid().as_raw());
+    let root = rustix::process::geteuid().is_root();
+    let ids = |file: &str, own| {
+        let only = vec![IdMap { container: 0, host: own, size: 1 }];
+        if !root {
+            return only;
+        }
+        let known = std::fs::read_to_string(file).unwrap_or_default();
+        let same = |line: &str| {
+            let mut numbers = line.split_whitespace().map(str::parse);
+            let (inside, size) = (numbers.next()?.ok()?, numbers.nth(1)?.ok()?);
+            Some(IdMap { container: inside, host: inside, size })
+        };
+        let all: Vec<IdMap> = known.lines().filter_map(same).collect();
+        if all.is_empty() { only } else { all }
+    };
+    let uids = ids("/proc/self/uid_map", rustix::process::geteuid().as_raw());
+    let gids = ids("/proc/self/gid_map", rustix::process::getegid().as_raw());
     write_mappings(pid.cast_signed(), &uids, &gids, true)
         .map_err(|error| ApiError::new(Code::Unsupported, error.to_string()).exit_code(125))
 }

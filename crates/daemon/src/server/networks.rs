@@ -28,8 +28,8 @@ pub async fn list(State(daemon): State<App>) -> Answer<Vec<NamedNetwork>> {
 }
 
 fn check(daemon: &App, name: &str) -> Result<(), ApiError> {
-    // A socket's path has at most 107 bytes.
-    let room = 107_usize.saturating_sub(daemon.config.switch("").as_os_str().len());
+    // A socket's path has at most 107 bytes, and the name is in it twice.
+    let room = 106_usize.saturating_sub(daemon.config.switch("").as_os_str().len()) / 2;
     guise_net::ipam::check_name(name).map_err(|error| ApiError::invalid(error.to_string()))?;
     if name.len() > room {
         return Err(ApiError::invalid(format!("{name} is too long for a network's name"))
@@ -102,6 +102,7 @@ pub async fn remove(State(daemon): State<App>, Path(name): Path<String>) -> Answ
     daemon.networks.end(&daemon, &name).await;
     daemon.objects.remove_network(&name).await?;
     networks::end_book(&daemon.config.networks(), &name)?;
+    networks::remove_folder(&daemon.config.switch(&name));
     daemon.events.tell("network", &name, &name, "removed", None);
     Ok(Json(()))
 }

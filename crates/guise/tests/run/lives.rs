@@ -10,6 +10,7 @@ in_every_guise!(
     policies_start_it_again,
     pause_holds_it_where_it_is,
     volumes_are_shared_and_outlive_instances,
+    what_was_written_is_there_in_the_next_life,
 );
 
 #[test]
@@ -46,6 +47,35 @@ fn instances_are_made_listed_stopped_started_and_removed() {
     let events = home.good(&["events"]);
     for action in ["created", "started", "exited", "renamed", "removed"] {
         assert!(events.contains(action), "{action}: {events}");
+    }
+    assert_eq!(home.leftovers(), Vec::<String>::new());
+}
+
+/// However it ends, but for the machine's or the host's death.
+fn what_was_written_is_there_in_the_next_life(guise: Guise) {
+    let Some(home) = Home::new("written", guise) else { return };
+    let script = "echo life >> /n; wc -l < /n; exec sleep 1000";
+    home.good(&["run", "-d", "--name", "it", BOX, "sh", "-c", script]);
+    let mut lines = Vec::new();
+    for life in 1..=5 {
+        lines.push(life.to_string());
+        home.until(&format!("it has written in life {life}"), || {
+            home.good(&["logs", "it"]) == lines.join("\n")
+        });
+        match life {
+            1 | 2 => home.good(&["restart", "-t", "0", "it"]),
+            3 => {
+                home.good(&["pause", "it"]);
+                home.good(&["stop", "-t", "0", "it"]);
+                home.good(&["start", "it"])
+            }
+            4 => {
+                home.good(&["kill", "it"]);
+                home.good(&["wait", "it"]);
+                home.good(&["start", "it"])
+            }
+            _ => home.good(&["rm", "-f", "it"]),
+        };
     }
     assert_eq!(home.leftovers(), Vec::<String>::new());
 }

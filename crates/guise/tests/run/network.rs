@@ -1,15 +1,27 @@
 //! Networks of containers.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use crate::home::{BOX, Guise, Home, in_every_guise, not_run};
 
-in_every_guise!(published_ports_lead_inside_and_connections_lead_out);
+in_every_guise!(
+    published_ports_lead_inside_and_connections_lead_out,
+    ports_and_names_are_free_when_an_instance_has_ended,
+);
 
-/// A port that nobody has.
+/// A port that nobody has, and that the kernel gives nobody who asks for any.
 fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let given: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
+    let (first, count) = (given / 2, given / 2 - 1);
+    let start = (std::process::id() % u32::from(count)) as u16;
+    let next = || first + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % count;
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    std::iter::repeat_with(next).take(count.into()).find(free).expect("a free port")
 }
 
 fn published_ports_lead_inside_and_connections_lead_out(guise: Guise) {
@@ -18,7 +30,7 @@ fn published_ports_lead_inside_and_connections_lead_out(guise: Guise) {
         not_run("published ports", "this host has no /dev/net/tun");
         return;
     }
-    let (port, outside) = (free_port(), std::net::TcpListener::bind("0.0.0.0:0").unwrap());
+    let (port, outside) = (free_port(), TcpListener::bind("0.0.0.0:0").unwrap());
     let publish = format!("127.0.0.1:{port}:80");
     let serve = "mkdir /www; echo hello from inside > /www/index.html; exec httpd -f -p 80 -h /www";
     home.good(&["run", "-d", "--name", "web", "-p", &publish, BOX, "sh", "-c", serve]);
@@ -37,7 +49,7 @@ fn published_ports_lead_inside_and_connections_lead_out(guise: Guise) {
         not_run("connections outwards", "this host has no address but loopback");
         return;
     };
-    let to = format!("echo out | nc -w 5 {address} {}", outside.local_addr().unwrap().port());
+    let to = format!("echo out | nc -w 60 {address} {}", outside.local_addr().unwrap().port());
     let reader = std::thread::spawn(move || {
         let mut heard = String::new();
         outside.accept().unwrap().0.read_to_string(&mut heard).unwrap();
@@ -47,6 +59,46 @@ fn published_ports_lead_inside_and_connections_lead_out(guise: Guise) {
     assert_eq!(reader.join().unwrap(), "out\n");
     home.good(&["rm", "-f", "web"]);
     assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "the port is free again");
+}
+
+/// Also while somebody who does not read keeps its worker waiting.
+fn ports_and_names_are_free_when_an_instance_has_ended(guise: Guise) {
+    let Some(home) = Home::new("free", guise) else { return };
+    if !std::path::Path::new("/dev/net/tun").exists() {
+        not_run("published ports", "this host has no /dev/net/tun");
+        return;
+    }
+    home.good(&["network", "create", "lab"]);
+    let port = free_port();
+    let publish = format!("127.0.0.1:{port}:80");
+    let more_than_a_pipe_holds = "head -c 400000 /dev/zero | tr '\\0' x; exec sleep 1000";
+    home.good(&[
+        "run",
+        "-d",
+        "--name",
+        "it",
+        "--network",
+        "lab",
+        "-p",
+        &publish,
+        BOX,
+        "sh",
+        "-c",
+        more_than_a_pipe_holds,
+    ]);
+    let attach = home.command(["attach", "it"]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+    let mut attach = attach.unwrap();
+    for life in 1..=3 {
+        let restarted = home.guise(&["restart", "-t", "0", "it"]);
+        assert_eq!(restarted.code, 0, "life {life}: {restarted:?}");
+        home.until_phase("it", "running");
+    }
+    home.good(&["stop", "-t", "0", "it"]);
+    drop(TcpListener::bind(("127.0.0.1", port)).expect("the port is free"));
+    home.good(&["rm", "it"]);
+    attach.kill().unwrap();
+    attach.wait().unwrap();
+    home.good(&["network", "rm", "lab"]);
 }
 
 /// The address that this host would use towards others; nothing is sent.

@@ -38,6 +38,7 @@ pub struct SwitchPort {
     join: Join,
     welcome: Welcome,
     retry: Option<Instant>,
+    closed: bool,
 }
 
 fn question(
@@ -94,7 +95,14 @@ impl SwitchPort {
         // The same again, also when others have come meanwhile.
         let who = Join { mac: Some(welcome.mac), ..who };
         let wire = Wire::new(vec![socket]).map_err(host("watch sockets"))?;
-        Ok(SwitchPort { wire, path: path.to_owned(), join: who, welcome, retry: None })
+        Ok(SwitchPort {
+            wire,
+            path: path.to_owned(),
+            join: who,
+            welcome,
+            retry: None,
+            closed: false,
+        })
     }
 
     pub fn welcome(&self) -> Welcome {
@@ -137,7 +145,7 @@ impl Network for SwitchPort {
         if !self.wire.is_down() {
             self.wire.poll(interface);
         }
-        if self.wire.is_down() {
+        if self.wire.is_down() && !self.closed {
             // A socket that has hung up is readable for good.
             let _ = self.wire.replace(Vec::new());
             self.rejoin();
@@ -146,6 +154,13 @@ impl Network for SwitchPort {
 
     fn counters(&self) -> Counters {
         self.wire.counters()
+    }
+
+    fn close(&mut self) {
+        self.closed = true;
+        self.retry = None;
+        // Without descriptors there is nothing that could fail.
+        let _ = self.wire.replace(Vec::new());
     }
 
     fn occupied(&self) -> Vec<Occupied> {

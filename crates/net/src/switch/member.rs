@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+
 use super::hello;
 use crate::frame::{Counters, Interface, Network, Occupied, Offload, Reason, Receives};
 use crate::header;
@@ -73,6 +75,12 @@ impl Member {
 
     pub fn socket(&self) -> &OwnedFd {
         &self.line.socket
+    }
+
+    pub fn has_hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(&self.line.socket, PollFlags::RDHUP)];
+        let at_once = Timespec::default();
+        rustix::event::poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
     }
 
     pub fn set_names(&mut self, names: BTreeMap<String, Vec<IpAddr>>) {

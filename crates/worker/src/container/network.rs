@@ -3,7 +3,8 @@
 //!
 //! On the user-mode network, connections that the container makes go on from sockets of
 //! the worker, in the host's namespace and with the user's rights; published ports are
-//! sockets of the worker too. A named network is a port of its switch.
+//! sockets of the worker too, and closed before its end is told. A named network is a port of
+//! its switch.
 
 mod tap;
 
@@ -11,12 +12,14 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use guise_net::frame::{Interface, Network, Offload, Receives};
 use guise_net::switch::client::SwitchPort;
 use guise_net::switch::hello::Join;
 use guise_net::user::{Config, Forward, MAX_MTU, Transport, UserNetwork};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::system;
 use crate::body::BodyError;
@@ -27,9 +30,24 @@ const LARGEST: usize = MAX_MTU as usize + 14;
 /// How many frames are taken before what they cause is sent.
 const BATCH: usize = 64;
 
-/// A namespace with a network in it, as long as this lives.
+/// A namespace with networks in it, as long as this lives.
 pub struct Plugged {
     namespace: OwnedFd,
+    /// Readable when the threads are to end.
+    stop: Arc<OwnedFd>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Plugged {
+    fn drop(&mut self) {
+        // One more does not overflow it.
+        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                eprintln!("a thread that drove a network has panicked");
+            }
+        }
+    }
 }
 
 impl Plugged {
@@ -57,17 +75,18 @@ pub fn plug(job: &Job) -> Result<Option<Plugged>, BodyError> {
         what: format!("a network for the container (/dev/net/tun: {error})"),
         instead: "use --network none or host, or have the administrator open /dev/net/tun".into(),
     })?;
+    let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(|e| system("make an event")(e.into()))?;
+    let mut plugged = Plugged { namespace, stop: Arc::new(stop), threads: Vec::new() };
     for (network, tap) in networks.into_iter().zip(taps) {
-        std::thread::Builder::new()
-            .name("network".to_owned())
-            .spawn(move || {
-                if let Err(error) = drive(network, &tap) {
-                    eprintln!("the network stopped: {error}");
-                }
-            })
-            .map_err(system("start a thread for the network"))?;
+        let stop = plugged.stop.clone();
+        let thread = std::thread::Builder::new().name("network".to_owned()).spawn(move || {
+            if let Err(error) = drive(network, &tap, &stop) {
+                eprintln!("the network stopped: {error}");
+            }
+        });
+        plugged.threads.push(thread.map_err(system("start a thread for the network"))?);
     }
-    Ok(Some(Plugged { namespace }))
+    Ok(Some(plugged))
 }
 
 fn user_network(job: &Job) -> Result<(tap::Settings, Box<dyn Network>), BodyError> {
@@ -109,8 +128,8 @@ fn switch_port(plug: &Plug) -> Result<(tap::Settings, Box<dyn Network>), BodyErr
     Ok((settings, Box::new(port)))
 }
 
-/// Moves frames until the tap is gone.
-fn drive(mut network: Box<dyn Network>, tap: &File) -> io::Result<()> {
+/// Moves frames until it is to stop.
+fn drive(mut network: Box<dyn Network>, tap: &File, stop: &OwnedFd) -> io::Result<()> {
     let mut room = Room { tap, frame: vec![0; LARGEST] };
     let mut frame = vec![0; LARGEST];
     loop {
@@ -121,10 +140,14 @@ fn drive(mut network: Box<dyn Network>, tap: &File) -> io::Result<()> {
         let mut ready = [
             PollFd::from_borrowed_fd(tap.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(network.descriptor(), PollFlags::IN),
+            PollFd::new(stop, PollFlags::IN),
         ];
         match poll(&mut ready, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
+        }
+        if !ready[2].revents().is_empty() {
+            return Ok(());
         }
         for _ in 0..BATCH {
             match (&mut &*tap).read(&mut frame) {

@@ -1,0 +1,211 @@
+//! The jail of a machine's worker, from inside: this program, in a worker's place, tries
+//! what a guest that broke its machine would try. Nothing of it may work.
+//!
+//! A jail is entered by a process with one thread, so this test has no harness: it starts
+//! itself again as the prisoner, and is to it what the daemon is.
+
+mod attempts;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use guise_microvm::PreparedKernel;
+use guise_worker::job::{Engine, Form, Job, Log, Mount, Network, Resources};
+
+/// Begins the arguments of the program as a prisoner.
+const PRISONER: &str = "prisoner";
+
+/// What the prisoner knows of the world outside.
+struct Outside {
+    folder: PathBuf,
+    /// A process of this user.
+    victim: u32,
+    /// A server on the host's loopback.
+    port: u16,
+    networked: bool,
+    shares: bool,
+}
+
+impl Outside {
+    fn arguments(&self) -> Vec<String> {
+        vec![
+            PRISONER.to_owned(),
+            self.folder.display().to_string(),
+            self.victim.to_string(),
+            self.port.to_string(),
+            self.networked.to_string(),
+            self.shares.to_string(),
+        ]
+    }
+
+    fn of(arguments: &[String]) -> Option<Outside> {
+        let [first, folder, victim, port, networked, shares] = arguments else { return None };
+        (first == PRISONER).then(|| Outside {
+            folder: folder.into(),
+            victim: victim.parse().unwrap(),
+            port: port.parse().unwrap(),
+            networked: networked == "true",
+            shares: shares == "true",
+        })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    fn abstract_name(&self) -> SocketAddr {
+        SocketAddr::from_abstract_name(self.folder.to_str().unwrap()).unwrap()
+    }
+
+    fn job(&self) -> Job {
+        let share = Mount { source: self.path("share"), target: "/srv".into(), read_only: false };
+        Job {
+            id: "prisoner".into(),
+            life: 1,
+            name: "prisoner".into(),
+            host_name: "prisoner".into(),
+            state: self.path("own/state"),
+            run: self.path("own/run"),
+            form: Form::Microvm {
+                root: self.path("image"),
+                kernel: self.path("kernel"),
+                modules: self.path("modules"),
+                cache: self.path("cache"),
+                engine: Engine::Soft,
+            },
+            program: Default::default(),
+            stop_signal: 15,
+            resources: Resources::default(),
+            read_only: false,
+            mounts: if self.shares { vec![share] } else { Vec::new() },
+            network: if self.networked { Network::User } else { Network::None },
+            plug: None,
+            ports: Vec::new(),
+            log: Log::default(),
+            ephemeral: false,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(outside) = Outside::of(&arguments) {
+        return be_prisoner(&outside);
+    }
+    // Whoever lists tests or asks for others by name is not meant.
+    if arguments.iter().any(|argument| argument == "--list") {
+        return ExitCode::SUCCESS;
+    }
+    let mut failed = false;
+    for networked in [false, true] {
+        for shares in [false, true] {
+            failed |= !imprison(networked, shares);
+        }
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn be_prisoner(outside: &Outside) -> ExitCode {
+    let kernel = PreparedKernel { kernel: outside.path("kernel"), initrd: outside.path("initrd") };
+    let jail =
+        guise_worker::jail::of(&outside.job(), &outside.path("image"), &kernel, Engine::Soft);
+    let entered = jail.enter(|| {
+        println!("map me");
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).map(drop)
+    });
+    match entered {
+        Ok(entered) => {
+            if let Some(missing) = &entered.missing {
+                println!("not run: attempts at what namespaces hide: this host lacks {missing}");
+            }
+            attempts::all(outside, entered.missing.is_none())
+        }
+        Err(error) => {
+            println!("FAILED the jail is not entered: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a prisoner, and says whether it could do what it should and nothing else.
+fn imprison(networked: bool, shares: bool) -> bool {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().to_owned();
+    for name in ["own/state", "own/run", "other/state", "other/run", "share", "modules", "cache"] {
+        fs::create_dir_all(folder.join(name)).unwrap();
+    }
+    for name in ["image", "kernel", "initrd", "secret", "other/state/writes.img", "share/file"] {
+        fs::write(folder.join(name), "text").unwrap();
+    }
+    let other = UnixListener::bind(folder.join("other/run/worker.sock")).unwrap();
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let victim = Command::new("sleep").arg("1000").spawn().unwrap();
+    let outside = Outside {
+        folder: folder.clone(),
+        victim: victim.id(),
+        port: server.local_addr().unwrap().port(),
+        networked,
+        shares,
+    };
+    let hidden = UnixListener::bind_addr(&outside.abstract_name()).unwrap();
+    // It works from here.
+    UnixStream::connect_addr(&outside.abstract_name()).unwrap();
+    let passed = watch(&outside);
+    let mut victim = victim;
+    let untouched = victim.try_wait().unwrap().is_none();
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    drop((other, hidden, server));
+    println!(
+        "test prisoner with{} a network, with{} shares ... {}",
+        if networked { "" } else { "out" },
+        if shares { "" } else { "out" },
+        if passed && untouched { "ok" } else { "FAILED" }
+    );
+    passed && untouched && secrets_are_whole(&folder)
+}
+
+fn watch(outside: &Outside) -> bool {
+    let mut prisoner = Command::new(std::env::current_exe().unwrap())
+        .args(outside.arguments())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(prisoner.stdout.take().unwrap()).lines();
+    for line in said.by_ref() {
+        let line = line.unwrap();
+        if line == "map me" {
+            map(prisoner.id());
+            prisoner.stdin.take().unwrap().write_all(b"mapped\n").unwrap();
+        } else {
+            println!("{line}");
+        }
+    }
+    prisoner.wait().unwrap().success()
+}
+
+/// As the daemon does it: root's ids as they are, a plain user as root.
+fn map(pid: u32) {
+    use guise_container::spec::IdMap;
+    let root = rustix::process::geteuid().is_root();
+    let ids = |own| match root {
+        true => [IdMap { container: 0, host: 0, size: 65_536 }],
+        false => [IdMap { container: 0, host: own, size: 1 }],
+    };
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    guise_container::namespaces::write_mappings(pid.cast_signed(), &ids(uid), &ids(gid), true)
+        .unwrap();
+}
+
+fn secrets_are_whole(folder: &Path) -> bool {
+    ["image", "kernel", "initrd", "secret", "other/state/writes.img"]
+        .into_iter()
+        .all(|name| fs::read(folder.join(name)).unwrap() == b"text")
+}
