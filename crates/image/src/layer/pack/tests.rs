@@ -3,7 +3,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use super::*;
 use crate::Limits;
 use crate::progress::Silent;
-use crate::spec::{Config, Manifest, Platform, RootFs};
+use crate::spec::{Config, Manifest, Platform};
 use crate::store::{Image, Store};
 
 #[test]
