@@ -171,9 +171,21 @@ fn a_terminal_has_a_size_and_signals() {
     let open = Open { terminal: Some(size), ..shell("echo ready; exec cat") };
     let session = guest.agent.open(&open).unwrap();
     wait_for(&session, "ready");
+    // A shell that is about to become another program may lose a signal: only what was
+    // typed and came back is from that program.
+    session.write(b"typed\n").unwrap();
+    wait_for(&session, "typed\r\ntyped");
     // Ctrl-C.
     session.write(&[3]).unwrap();
     assert_eq!(session.collect(1000).unwrap().2, Exit::Signal(2));
+}
+
+#[test]
+fn no_signal_is_blocked_or_ignored() {
+    let guest = Guest::start();
+    let (output, _, _) = guest.run(&shell("exec grep -E '^Sig(Blk|Ign)' /proc/self/status"));
+    let masks: Vec<_> = output.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
+    assert_eq!(masks, ["0000000000000000"; 2]);
 }
 
 /// What a process leaves behind may hold its streams open for ever.

@@ -60,7 +60,8 @@ pub fn connect_to_host(port: u32) -> io::Result<OwnedFd> {
 }
 
 /// Lets the command begin as a user, in a session of its own, with its standard input as
-/// terminal where it has one, and in the control group whose list of processes is given.
+/// terminal where it has one, in the control group whose list of processes is given, and
+/// with no signal blocked or ignored, as a shell would start it.
 pub fn prepare(command: &mut Command, user: &User, terminal: bool, cgroup: Option<BorrowedFd<'_>>) {
     let (uid, gid, groups) = (user.uid, user.gid, user.groups.clone());
     let cgroup = cgroup.map(|fd| fd.as_raw_fd());
@@ -80,11 +81,27 @@ pub fn prepare(command: &mut Command, user: &User, terminal: bool, cgroup: Optio
             rustix::thread::set_thread_res_gid(gid, gid, gid)?;
             rustix::thread::set_thread_res_uid(uid, uid, uid)?;
         }
-        Ok(())
+        forget_signals()
     };
     // SAFETY: between fork and exec the closure makes plain system calls only. It takes no
     // locks and no memory, and this program has one thread.
     unsafe { command.pre_exec(prepare) };
+}
+
+/// Takes back what this program, or who started it, does with signals.
+fn forget_signals() -> io::Result<()> {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: the default action is no code of this program. The kernel refuses it for
+        // the signals that have no other.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: the set lives through the calls, of which the first makes it valid.
+    let result = unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Kills every process that this one may kill, but not itself.
