@@ -90,10 +90,16 @@ pub fn prepare(command: &mut Command, user: &User, terminal: bool, cgroup: Optio
 
 /// Takes back what this program, or who started it, does with signals.
 fn forget_signals() -> io::Result<()> {
-    for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: the default action is no code of this program. The kernel refuses it for
-        // the signals that have no other.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    // The C library keeps two signals for itself, which its own call does not touch: the
+    // kernel's is used, whose structure of four words is all zeros for the default action.
+    let default = [0_u64; 4];
+    for signal in 1..=64 {
+        // SAFETY: the kernel only reads the structure, which lives through the call. The
+        // default action is no code of this program. It is refused for the signals that
+        // have no other.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), 0_usize, 8_usize)
+        };
     }
     // SAFETY: the set lives through the calls, of which the first makes it valid.
     let result = unsafe {
