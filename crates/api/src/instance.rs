@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -41,6 +42,7 @@ impl Instance {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct InstanceSpec {
+    /// A name, or the absolute path of a WebAssembly program.
     pub image: String,
     pub guise: Guise,
     /// What executes a machine; containers have none.
@@ -69,11 +71,21 @@ pub struct InstanceSpec {
     pub remove_on_exit: bool,
     pub stop_signal: Option<String>,
     pub stop_seconds: Option<u32>,
+    /// How long a life may take.
+    pub timeout_seconds: Option<u64>,
     pub labels: BTreeMap<String, String>,
     /// Whether it is to run. Setting it, and counting `starts` up, starts a new life.
     pub running: bool,
     pub paused: bool,
     pub starts: u64,
+}
+
+impl InstanceSpec {
+    /// The file that it runs, unless that is an image with a name.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.image.starts_with('/').then(|| Path::new(&self.image))
+    }
 }
 
 /// The form in which an instance runs.
@@ -85,6 +97,7 @@ pub enum Guise {
     Auto,
     Container,
     Microvm,
+    Wasm,
 }
 
 impl Guise {
@@ -94,6 +107,7 @@ impl Guise {
             Guise::Auto => "auto",
             Guise::Container => "container",
             Guise::Microvm => "microvm",
+            Guise::Wasm => "wasm",
         }
     }
 }

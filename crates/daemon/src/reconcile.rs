@@ -180,6 +180,7 @@ impl Task {
             status.guise = match job.form {
                 Form::Container { .. } => Guise::Container,
                 Form::Microvm { .. } => Guise::Microvm,
+                Form::Wasm { .. } => Guise::Wasm,
             };
         })
         .await
@@ -237,13 +238,10 @@ impl Task {
     async fn start(&mut self) -> Result<(), ApiError> {
         self.due = None;
         let life = self.entry.instance().spec.starts;
-        let chosen = choose::choose(&self.entry.instance().spec);
         self.change(Keep::InMemory, |instance| {
             let status = &mut instance.status;
             status.phase = Phase::Starting;
             status.starts = life;
-            status.guise = chosen.guise;
-            status.chosen_because = chosen.reasons.join("; ");
             status.error = None;
             status.exit_code = None;
             status.out_of_memory = false;

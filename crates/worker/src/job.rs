@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use guise_net::ipam::Subnet;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,9 @@ pub struct Job {
     pub program: Program,
     /// The signal that asks the workload to end.
     pub stop_signal: i32,
+    /// When this life is over at the latest.
+    #[serde(default)]
+    pub time_limit: Option<Duration>,
     pub resources: Resources,
     /// The root file system cannot be written to.
     pub read_only: bool,
@@ -60,6 +64,21 @@ pub enum Form {
         cache: PathBuf,
         engine: Engine,
     },
+    Wasm {
+        program: Module,
+        /// The image's layers as directories, bottom first; none for a bare program.
+        layers: Vec<PathBuf>,
+    },
+}
+
+/// Where a WebAssembly program is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Module {
+    /// A file of the host.
+    File(PathBuf),
+    /// An absolute path in the image.
+    Inside(String),
 }
 
 /// What executes a machine's instructions.

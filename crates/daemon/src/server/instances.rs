@@ -14,8 +14,9 @@ use serde::Deserialize;
 use super::App;
 use super::answer::{Answer, Body, Refused};
 use super::volumes;
+use crate::choose::{self, Content};
 use crate::table::{Entry, Gone, Keep};
-use crate::{choose, launch, link, reconcile};
+use crate::{launch, link, reconcile};
 
 const LONGEST_NAME: usize = 63;
 
@@ -73,6 +74,9 @@ fn check(spec: &InstanceSpec) -> Result<(), ApiError> {
     }
     if spec.env.iter().any(|entry| entry.starts_with('=') || entry.contains('\0')) {
         return invalid("a variable of the environment has no name".to_owned());
+    }
+    if spec.timeout_seconds == Some(0) {
+        return invalid("in 0 seconds nothing runs".to_owned());
     }
     if spec.remove_on_exit && spec.restart != guise_api::Restart::No {
         return invalid("what goes when it ends cannot be restarted then".to_owned());
@@ -139,7 +143,8 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
                 .hint(format!("choose another --name, or remove it: guise rm {name}")),
         ));
     }
-    if choose::choose(&spec).guise == Guise::Microvm {
+    // Only who asks for a machine gets one.
+    if spec.guise == Guise::Microvm {
         launch::check_kernel(&daemon)?;
     }
     if let Some(network) = &spec.join
@@ -153,8 +158,13 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
         }
     }
     let id = random(12)?;
-    let digest = match launch::pin_image(&daemon, &id, &spec.image).await {
-        Ok(digest) => digest,
+    let pinned = launch::pin_image(&daemon, &id, &spec).await.and_then(|image| {
+        let content = Content::of(&image);
+        let chosen = choose::choose(&spec, content);
+        choose::check(chosen.guise, content).map(|()| (image, chosen))
+    });
+    let (image, chosen) = match pinned {
+        Ok(pinned) => pinned,
         Err(error) => {
             reconcile::abandon(&daemon, &id).await;
             return Err(error.into());
@@ -169,7 +179,12 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
         revision: 0,
         removing: false,
         spec,
-        status: InstanceStatus { digest, ..InstanceStatus::default() },
+        status: InstanceStatus {
+            guise: chosen.guise,
+            chosen_because: chosen.reasons.join("; "),
+            digest: image.descriptor.digest.to_string(),
+            ..InstanceStatus::default()
+        },
     };
     let made = daemon.objects.create(&mut instance, key.as_deref()).await;
     if !matches!(made, Ok(true)) {
@@ -213,9 +228,15 @@ fn made_before(daemon: &App, id: &str) -> Answer<Instance> {
     post, path = "/v1/explain", request_body = InstanceSpec,
     responses((status = 200, body = Explanation), (status = 400, body = ApiError))
 )]
-pub async fn explain(Body(spec): Body<InstanceSpec>) -> Answer<Explanation> {
+pub async fn explain(
+    State(daemon): State<App>,
+    Body(spec): Body<InstanceSpec>,
+) -> Answer<Explanation> {
     check(&spec)?;
-    Ok(Json(choose::choose(&spec)))
+    let content = launch::content(&daemon, &spec);
+    let explained = choose::choose(&spec, content);
+    choose::check(explained.guise, content)?;
+    Ok(Json(explained))
 }
 
 #[utoipa::path(

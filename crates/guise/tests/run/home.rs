@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub enum Guise {
     Container,
     Microvm,
+    /// Its programs are not the image's: see `wasm`.
+    Wasm,
 }
 
 impl Guise {
@@ -30,6 +32,7 @@ impl Guise {
         match self {
             Guise::Container => &["--as", "container"],
             Guise::Microvm => &["--as", "microvm", "--engine", "soft"],
+            Guise::Wasm => &["--as", "wasm"],
         }
     }
 
@@ -38,6 +41,7 @@ impl Guise {
         match self {
             Guise::Container => 'c',
             Guise::Microvm => 'm',
+            Guise::Wasm => 'w',
         }
     }
 }
@@ -172,9 +176,14 @@ impl Home {
     }
 
     pub fn start_daemon(&mut self) {
+        self.start_daemon_with(|_| ());
+    }
+
+    pub fn start_daemon_with(&mut self, prepare: impl FnOnce(&mut Command)) {
         let log = fs::File::options().create(true).append(true).open(self.path("daemon.log"));
         let mut command = self.command(["daemon"]);
         command.stdout(Stdio::null()).stderr(log.unwrap());
+        prepare(&mut command);
         self.daemon = Some(command.spawn().unwrap());
         self.until("the daemon listens", || {
             std::os::unix::net::UnixStream::connect(self.path("run/guise.sock")).is_ok()

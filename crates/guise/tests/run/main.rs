@@ -4,6 +4,7 @@
 //! Containers need root or user namespaces, and a busybox; where a machine lacks them
 //! the tests say so.
 
+mod clock;
 mod copying;
 mod guises;
 mod home;
@@ -15,3 +16,4 @@ mod programs;
 mod survival;
 mod terminal;
 mod tour;
+mod wasm;

@@ -1,5 +1,6 @@
-//! The jail of a machine's worker, from inside: this program, in a worker's place, tries
-//! what a guest that broke its machine would try. Nothing of it may work.
+//! The jail of a machine's worker, and that of a WebAssembly program's, from inside: this
+//! program, in a worker's place, tries what a guest that broke out would try. Nothing of it may
+//! work.
 //!
 //! A jail is entered by a process with one thread, so this test has no harness: it starts
 //! itself again as the prisoner, and is to it what the daemon is.
@@ -12,7 +13,7 @@ use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 
 use guise_microvm::PreparedKernel;
 use guise_worker::job::{Engine, Form, Job, Log, Mount, Network, Resources};
@@ -29,6 +30,8 @@ struct Outside {
     port: u16,
     networked: bool,
     shares: bool,
+    /// It runs a WebAssembly program and no machine.
+    wasm: bool,
 }
 
 impl Outside {
@@ -40,17 +43,21 @@ impl Outside {
             self.port.to_string(),
             self.networked.to_string(),
             self.shares.to_string(),
+            self.wasm.to_string(),
         ]
     }
 
     fn of(arguments: &[String]) -> Option<Outside> {
-        let [first, folder, victim, port, networked, shares] = arguments else { return None };
+        let [first, folder, victim, port, networked, shares, wasm] = arguments else {
+            return None;
+        };
         (first == PRISONER).then(|| Outside {
             folder: folder.into(),
             victim: victim.parse().unwrap(),
             port: port.parse().unwrap(),
             networked: networked == "true",
             shares: shares == "true",
+            wasm: wasm == "true",
         })
     }
 
@@ -80,6 +87,7 @@ impl Outside {
             },
             program: Default::default(),
             stop_signal: 15,
+            time_limit: None,
             resources: Resources::default(),
             read_only: false,
             mounts: if self.shares { vec![share] } else { Vec::new() },
@@ -104,16 +112,21 @@ fn main() -> ExitCode {
     let mut failed = false;
     for networked in [false, true] {
         for shares in [false, true] {
-            failed |= !imprison(networked, shares);
+            failed |= !imprison(networked, shares, false);
         }
+        // A program's root is shared with it at any rate.
+        failed |= !imprison(networked, true, true);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn be_prisoner(outside: &Outside) -> ExitCode {
+    let (job, image) = (outside.job(), outside.path("image"));
     let kernel = PreparedKernel { kernel: outside.path("kernel"), initrd: outside.path("initrd") };
-    let jail =
-        guise_worker::jail::of(&outside.job(), &outside.path("image"), &kernel, Engine::Soft);
+    let jail = match outside.wasm {
+        true => guise_worker::jail::of_program(&job, &job.state.join("upper"), Some(&image), false),
+        false => guise_worker::jail::of(&job, &image, &kernel, Engine::Soft),
+    };
     let entered = jail.enter(|| {
         println!("map me");
         let mut line = String::new();
@@ -134,10 +147,12 @@ fn be_prisoner(outside: &Outside) -> ExitCode {
 }
 
 /// Runs a prisoner, and says whether it could do what it should and nothing else.
-fn imprison(networked: bool, shares: bool) -> bool {
+fn imprison(networked: bool, shares: bool, wasm: bool) -> bool {
     let home = tempfile::tempdir().unwrap();
     let folder = home.path().to_owned();
-    for name in ["own/state", "own/run", "other/state", "other/run", "share", "modules", "cache"] {
+    for name in
+        ["own/state/upper", "own/run", "other/state", "other/run", "share", "modules", "cache"]
+    {
         fs::create_dir_all(folder.join(name)).unwrap();
     }
     for name in ["image", "kernel", "initrd", "secret", "other/state/writes.img", "share/file"] {
@@ -145,30 +160,40 @@ fn imprison(networked: bool, shares: bool) -> bool {
     }
     let other = UnixListener::bind(folder.join("other/run/worker.sock")).unwrap();
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
-    let victim = Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut victim = Victim(Command::new("sleep").arg("1000").spawn().unwrap());
     let outside = Outside {
         folder: folder.clone(),
-        victim: victim.id(),
+        victim: victim.0.id(),
         port: server.local_addr().unwrap().port(),
         networked,
         shares,
+        wasm,
     };
     let hidden = UnixListener::bind_addr(&outside.abstract_name()).unwrap();
     // It works from here.
     UnixStream::connect_addr(&outside.abstract_name()).unwrap();
     let passed = watch(&outside);
-    let mut victim = victim;
-    let untouched = victim.try_wait().unwrap().is_none();
-    victim.kill().unwrap();
-    victim.wait().unwrap();
-    drop((other, hidden, server));
+    let untouched = victim.0.try_wait().unwrap().is_none();
+    drop((victim, other, hidden, server));
     println!(
-        "test prisoner with{} a network, with{} shares ... {}",
+        "test {} prisoner with{} a network, with{} shares ... {}",
+        if wasm { "a program's" } else { "a machine's" },
         if networked { "" } else { "out" },
         if shares { "" } else { "out" },
         if passed && untouched { "ok" } else { "FAILED" }
     );
     passed && untouched && secrets_are_whole(&folder)
+}
+
+/// A process that is to be left alone. It goes with the test, also with one that fails.
+struct Victim(Child);
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        // It may be dead already, which is another's failure.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn watch(outside: &Outside) -> bool {
