@@ -24,7 +24,9 @@ impl Pipe {
     /// To be called where a runtime is.
     fn new(fd: OwnedFd) -> io::Result<Pipe> {
         rustix::io::ioctl_fionbio(&fd, true)?;
-        AsyncFd::new(fd).map(Pipe)
+        // SAFETY: the pipe owns the descriptor, and neither gives it away nor closes it before
+        // it is dropped itself.
+        Ok(Pipe(unsafe { AsyncFd::register(fd) }?))
     }
 }
 
