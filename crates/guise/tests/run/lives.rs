@@ -173,6 +173,7 @@ fn what_takes_too_long_is_ended(guise: Guise) {
     // Each life has its own time, and one that is paused has no more of it (if it still runs).
     let forever = ["-d", "--name", "it", "--timeout", "3", "--restart", "on-failure:1"];
     home.good(&[&["run"][..], &forever, &[BOX, "sh", "-c", "echo life; exec sleep 1000"]].concat());
+    home.until("it lives", || home.good(&["logs", "it"]).starts_with("life"));
     home.guise(&["pause", "it"]);
     assert_eq!(home.good(&["wait", "it"]), "124");
     assert_eq!(home.good(&["logs", "it"]), "life\nlife");
