@@ -135,6 +135,8 @@ pub struct Compiler<'a> {
     pub(super) fused: u64,
     /// Something in the region has vectors, or MXCSR, as an operand.
     uses_vectors: bool,
+    /// By step.
+    passed_on: Vec<bool>,
     encoder: Encoder,
     labels: Vec<Option<usize>>,
     references: Vec<(Fixup, u16)>,
@@ -170,6 +172,7 @@ impl<'a> Compiler<'a> {
                 step.level
                     .is_some_and(|level| level > VectorLevel::None && level <= setting.vectors)
             }),
+            passed_on: Vec::new(),
             fused: 0,
             encoder: Encoder::new(64),
             labels: vec![None; region.steps.len()],
@@ -185,7 +188,8 @@ impl<'a> Compiler<'a> {
         self.out.entries.push((first.offset, 0));
         self.want_vectors();
         self.prepare_groups();
-        if first.live_in != 0 {
+        self.find_passed_on();
+        if self.wants_flags(0) {
             self.flags.bring_back(&mut self.emit);
         }
         for (index, step) in region.steps.iter().enumerate() {
@@ -203,13 +207,41 @@ impl<'a> Compiler<'a> {
         self.out
     }
 
+    /// Which leaders are reached with flags in the frame only: from outside, and from calls.
+    fn find_passed_on(&mut self) {
+        let steps = &self.region.steps;
+        self.passed_on = steps.iter().map(|step| step.leader).collect();
+        for step in steps {
+            let call = matches!(
+                step.instruction.flow_control(),
+                FlowControl::Call | FlowControl::IndirectCall
+            );
+            for way in [step.next, step.target] {
+                if let Way::Inside(to) = way
+                    && !call
+                {
+                    self.passed_on[to as usize] = false;
+                }
+            }
+        }
+    }
+
+    /// Whether flags are to be in the host's where this step begins; if not, and they
+    /// matter, they are in the frame.
+    pub(super) fn wants_flags(&self, index: usize) -> bool {
+        self.region.steps[index].live_in != 0 && !self.passed_on[index]
+    }
+
     fn begin(&mut self, index: usize, step: &Step) {
         if step.leader {
-            self.flags = if step.live_in != 0 {
+            self.flags = if self.wants_flags(index) {
                 Flags::NATIVE
             } else {
-                Flags { native: false, saved: false }
+                Flags { native: false, saved: step.live_in != 0 }
             };
+        }
+        if step.leader {
+            self.emit.held = None;
         }
         self.labels[index] = Some(self.emit.here());
         if self.setting.counted {
@@ -242,7 +274,7 @@ impl<'a> Compiler<'a> {
             Way::Nowhere => {}
             Way::Inside(next) => {
                 let target = &self.region.steps[next as usize];
-                if target.leader && target.live_in != 0 {
+                if target.leader && self.wants_flags(next as usize) {
                     self.flags.bring_back(&mut self.emit);
                 }
                 if next as usize != index + 1 {
@@ -407,6 +439,12 @@ impl<'a> Compiler<'a> {
         self.emit.call_to(self.routines.interpret);
     }
 
+    /// Where control comes back from the interpreter to.
+    pub(super) fn back_in_place(&mut self) -> usize {
+        self.emit.held = None;
+        self.emit.here()
+    }
+
     /// Where the region is entered: has vectors in the host's registers if it uses them.
     /// Flags are in the frame.
     pub(super) fn want_vectors(&mut self) {
@@ -427,7 +465,7 @@ impl<'a> Compiler<'a> {
             }
             self.out.entries.push((step.offset, self.emit.here() as u32));
             self.want_vectors();
-            if step.live_in != 0 {
+            if self.wants_flags(index) {
                 let mut flags = Flags::SAVED;
                 flags.bring_back(&mut self.emit);
             }

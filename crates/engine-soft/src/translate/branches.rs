@@ -18,7 +18,7 @@ use super::flags::Flags;
 use super::frame::{self, JUMP_HASH, JUMP_SHIFT, JUMPS, Jump, S0, S1};
 use super::memory::{EPOCH, TABLE_CODE};
 use super::paths::BESIDE;
-use super::registers::{host_of, number_of};
+use super::registers::number_of;
 use super::scan::{Step, Way};
 use crate::tlb::{PAGE_SIZE, index};
 
@@ -74,9 +74,9 @@ impl Compiler<'_> {
             }
             Way::Inside(target) => {
                 let skip = self.emit.jcc(condition ^ 1);
-                let before = self.flags;
+                let before = (self.flags, self.emit.held);
                 self.poll_inside(target);
-                self.flags = before;
+                (self.flags, self.emit.held) = before;
                 self.emit.bind_here(skip);
             }
             Way::Outside(to) => {
@@ -207,9 +207,11 @@ impl Compiler<'_> {
             self.emit.store(frame::scratch(1), S0);
         }
         self.push_return(step);
-        match register.map(|number| host_of(number).ok_or(frame::gpr(number))) {
-            Some(Ok(host)) => self.emit.mov(S0, host),
-            Some(Err(place)) => self.emit.load(S0, place),
+        match register {
+            Some(number) => {
+                let from = self.value_of(number);
+                self.emit.mov(S0, from);
+            }
             None => self.emit.load(S0, frame::scratch(1)),
         }
         let enter = self.emit.call();
@@ -280,11 +282,8 @@ impl Compiler<'_> {
             let place = self.check_address(step, 8, false).operand();
             return self.emit.load(S0, place);
         }
-        let number = number_of(instruction.op0_register());
-        match host_of(number) {
-            Some(host) => self.emit.mov(S0, host),
-            None => self.emit.load(S0, frame::gpr(number)),
-        }
+        let from = self.value_of(number_of(instruction.op0_register()));
+        self.emit.mov(S0, from);
     }
 
     /// Pushes the return address on the guest's stack and on the shadow stack.
@@ -353,8 +352,7 @@ impl Compiler<'_> {
                 self.emit.mov_imm(S1, u64::from(info.pack()));
                 self.emit.call_to(self.routines.access);
                 self.give_form(form);
-                let jump = self.emit.jmp();
-                self.emit.bind(jump, back);
+                self.go_back(None, back);
             }
             Cold::Edge { enter, from, to, flags, live } => {
                 self.emit.bind_here(enter);
@@ -397,7 +395,7 @@ impl Compiler<'_> {
             Cold::Group { enter, back, entry, info, form, group } => {
                 self.emit.bind_here(enter);
                 self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, entry));
-                self.emit_group_slow(back, info, form, group);
+                self.emit_group_slow(back, info, form, group, None);
             }
             Cold::Site { failed } => self.emit_site(failed),
             Cold::Indirect { enter, link } => {

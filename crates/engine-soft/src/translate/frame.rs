@@ -144,6 +144,11 @@ field!(sites_next, generated.sites_next);
 field!(sites_end, generated.sites_end);
 field!(restless_site, generated.restless_site);
 
+/// The high byte of the flags.
+pub fn flags_high() -> Mem {
+    Mem::state(offset_of!(CpuState, generated.flags) + 1)
+}
+
 pub fn gpr(number: Reg) -> Mem {
     Mem::state(offset_of!(CpuState, gpr) + 8 * number as usize)
 }
