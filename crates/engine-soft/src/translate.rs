@@ -10,7 +10,7 @@
 //! | `scan` | what is translated together; which flags matter |
 //! | `select` | which instructions are translated at all |
 //! | `block` | one region, instruction by instruction |
-//! | `registers`, `flags`, `memory`, `site`, `stack`, `group`, `strings`, `branches`, `system` | how each kind of thing is translated |
+//! | `registers`, `flags`, `deferred`, `memory`, `site`, `stack`, `group`, `strings`, `branches`, `system` | how each kind of thing is translated |
 //! | `emit` | a small assembler |
 //! | `frame`, `runtime` | the way in and out, and calls to helpers |
 //! | `backend` | what the translator sees of a vCPU |
@@ -27,6 +27,7 @@ pub mod backend;
 mod block;
 mod branches;
 mod cache;
+mod deferred;
 mod emit;
 mod flags;
 pub mod frame;

@@ -9,6 +9,7 @@
 use iced_x86::{Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
 
 use super::branches::code_place;
+use super::deferred::Setter;
 use super::emit::{Alu, Emit, Fixup, Mem, cc};
 use super::flags::Flags;
 use super::frame;
@@ -84,7 +85,11 @@ pub(super) enum Cold {
     /// A check failed: the helper finds the host address, or leaves.
     Access { enter: Fixup, back: usize, entry: i32, info: AccessInfo, form: Form },
     /// A branch leaves the region.
-    Edge { enter: Fixup, from: u64, to: u64, flags: Flags, live: bool },
+    Edge { enter: Fixup, from: u64, to: u64, flags: Flags, setter: Option<Setter>, live: bool },
+    /// Flags are to be computed again; where that is done is told at `place`.
+    Deferred { place: usize, setter: Setter },
+    /// The frame has such a place instead of flags.
+    Settle { enter: Fixup, back: usize },
     /// Control goes on at `rip` by way of the Rust code; flags are in the frame.
     Next { enter: Fixup, rip: u64 },
     /// A call's target page is not what it was: control leaves with the shadow entry.
@@ -124,6 +129,8 @@ pub struct Compiler<'a> {
     /// Where the data of sites ends that this region will get.
     pub(super) sites_top: u64,
     pub(super) flags: Flags,
+    /// What wrote the guest's flags last, if they can be computed again from registers.
+    pub(super) setter: Option<Setter>,
     pub(super) groups: Groups,
     /// How far the guest's stack pointer is ahead of STACK.
     pub(super) stack_ahead: i32,
@@ -163,6 +170,7 @@ impl<'a> Compiler<'a> {
             first_link,
             sites_top,
             flags: Flags::SAVED,
+            setter: None,
             groups: Groups::default(),
             stack_ahead: 0,
             cold: Vec::new(),
@@ -190,6 +198,7 @@ impl<'a> Compiler<'a> {
         self.prepare_groups();
         self.find_passed_on();
         if self.wants_flags(0) {
+            self.settle_flags();
             self.flags.bring_back(&mut self.emit);
         }
         for (index, step) in region.steps.iter().enumerate() {
@@ -242,8 +251,12 @@ impl<'a> Compiler<'a> {
         }
         if step.leader {
             self.emit.held = None;
+            self.setter = None;
         }
         self.labels[index] = Some(self.emit.here());
+        if step.leader && self.flags.saved {
+            self.settle_flags();
+        }
         if self.setting.counted {
             self.emit.load(frame::S1, frame::begun());
             self.emit.lea(frame::S1, Mem::at(frame::S1, 1));
@@ -265,6 +278,7 @@ impl<'a> Compiler<'a> {
     /// After the instruction: on to the next one, wherever it is.
     fn finish(&mut self, index: usize, step: &Step) {
         self.after_group(index);
+        self.note_setter(step);
         let straight_on =
             |next: u16| next as usize == index + 1 && !self.region.steps[next as usize].leader;
         if !matches!(step.next, Way::Inside(next) if straight_on(next)) {
@@ -275,6 +289,9 @@ impl<'a> Compiler<'a> {
             Way::Inside(next) => {
                 let target = &self.region.steps[next as usize];
                 if target.leader && self.wants_flags(next as usize) {
+                    if step.instruction.is_call_near() || step.instruction.is_call_near_indirect() {
+                        self.settle_flags();
+                    }
                     self.flags.bring_back(&mut self.emit);
                 }
                 if next as usize != index + 1 {
@@ -282,8 +299,7 @@ impl<'a> Compiler<'a> {
                 }
             }
             Way::Outside(address) => {
-                let flags = self.flags;
-                self.leave_to(step.instruction.ip(), address, flags, step.live_out != 0);
+                self.leave_to(step.instruction.ip(), address, step.live_out != 0);
             }
         }
     }
@@ -466,6 +482,7 @@ impl<'a> Compiler<'a> {
             self.out.entries.push((step.offset, self.emit.here() as u32));
             self.want_vectors();
             if self.wants_flags(index) {
+                self.settle_flags();
                 let mut flags = Flags::SAVED;
                 flags.bring_back(&mut self.emit);
             }

@@ -81,8 +81,8 @@ impl Compiler<'_> {
             }
             Way::Outside(to) => {
                 let enter = self.emit.jcc(condition);
-                let (flags, live) = (self.flags, step.live_out != 0);
-                self.cold.push(Cold::Edge { enter, from, to, flags, live });
+                let (flags, setter, live) = (self.flags, self.setter, step.live_out != 0);
+                self.cold.push(Cold::Edge { enter, from, to, flags, setter, live });
             }
             Way::Nowhere => {}
         }
@@ -96,10 +96,7 @@ impl Compiler<'_> {
     pub(super) fn jump(&mut self, step: &Step) {
         match step.target {
             Way::Inside(target) => self.jump_inside(step, target),
-            Way::Outside(to) => {
-                let flags = self.flags;
-                self.leave_to(step.instruction.ip(), to, flags, step.live_out != 0);
-            }
+            Way::Outside(to) => self.leave_to(step.instruction.ip(), to, step.live_out != 0),
             Way::Nowhere => {}
         }
     }
@@ -109,7 +106,7 @@ impl Compiler<'_> {
         if self.is_backward(step.instruction.ip(), target) {
             return self.poll_inside(target);
         }
-        if self.region.steps[target as usize].live_in != 0 {
+        if self.wants_flags(target as usize) {
             self.flags.bring_back(&mut self.emit);
         }
         let fixup = self.emit.jmp();
@@ -131,14 +128,16 @@ impl Compiler<'_> {
         }
         let enter = self.emit.jcc(cc::NE);
         self.cold.push(Cold::Next { enter, rip });
-        self.flags.bring_back(&mut self.emit);
+        if self.wants_flags(target as usize) {
+            self.flags.bring_back(&mut self.emit);
+        }
         let fixup = self.emit.jmp();
         self.reference(fixup, target);
     }
 
-    /// Out of the region to a known address; `flags` is where they are now.
-    pub(super) fn leave_to(&mut self, from: u64, to: u64, mut flags: Flags, live: bool) {
-        flags.put_aside(&mut self.emit, live);
+    /// Out of the region to a known address.
+    pub(super) fn leave_to(&mut self, from: u64, to: u64, live: bool) {
+        self.defer_flags(live);
         if to <= from {
             self.emit.alu_mem_imm32(Alu::Cmp, frame::attention(), 0);
             let enter = self.emit.jcc(cc::NE);
@@ -196,7 +195,7 @@ impl Compiler<'_> {
 
     /// CALL to an address in a register or in memory.
     pub(super) fn call_indirect(&mut self, step: &Step) {
-        self.flags.put_aside(&mut self.emit, true);
+        self.defer_flags(true);
         let instruction = &step.instruction;
         // RSP is another one once the return address is pushed.
         let register = (instruction.op0_kind() == OpKind::Register)
@@ -222,7 +221,7 @@ impl Compiler<'_> {
 
     /// JMP to an address in a register or in memory.
     pub(super) fn jump_indirect(&mut self, step: &Step) {
-        self.flags.put_aside(&mut self.emit, true);
+        self.defer_flags(true);
         self.target(step);
         // From the linkage table: always to the same place.
         if step.instruction.memory_base() == Register::RIP {
@@ -289,7 +288,7 @@ impl Compiler<'_> {
     /// Pushes the return address on the guest's stack and on the shadow stack.
     fn push_return(&mut self, step: &Step) {
         let after = step.instruction.next_ip();
-        self.flags.put_aside(&mut self.emit, step.live_in != 0);
+        self.defer_flags(step.live_in != 0);
         let place = self.check_push(step);
         self.emit.mov_imm(S1, after);
         self.emit.store(place, S1);
@@ -320,7 +319,7 @@ impl Compiler<'_> {
     /// RET: to the caller by way of the shadow stack, if its entry is right.
     pub(super) fn ret(&mut self, step: &Step) {
         let instruction = &step.instruction;
-        self.flags.put_aside(&mut self.emit, true);
+        self.defer_flags(true);
         let place = self.check_pop(step);
         self.emit.load(S0, place);
         let extra =
@@ -354,9 +353,17 @@ impl Compiler<'_> {
                 self.give_form(form);
                 self.go_back(None, back);
             }
-            Cold::Edge { enter, from, to, flags, live } => {
+            Cold::Edge { enter, from, to, flags, setter, live } => {
                 self.emit.bind_here(enter);
-                self.leave_to(from, to, flags, live);
+                (self.flags, self.setter) = (flags, setter);
+                self.leave_to(from, to, live);
+            }
+            Cold::Deferred { place, setter } => self.emit_deferred(place, setter),
+            Cold::Settle { enter, back } => {
+                self.emit.bind_here(enter);
+                self.emit.call_to(self.routines.settle);
+                let jump = self.emit.jmp();
+                self.emit.bind(jump, back);
             }
             Cold::Next { enter, rip } => {
                 self.emit.bind_here(enter);

@@ -328,7 +328,7 @@ impl Compiler<'_> {
 
     /// The general registers that an instruction changes, and whether it writes its operand
     /// in memory.
-    fn changes(&mut self, instruction: &Instruction) -> (u16, bool) {
+    pub(super) fn changes(&mut self, instruction: &Instruction) -> (u16, bool) {
         let info = self.info.info(instruction);
         let writes = |access| !matches!(access, OpAccess::Read | OpAccess::CondRead);
         let mut changes = 0;
