@@ -10,7 +10,6 @@
 mod network;
 mod oci;
 pub(crate) mod root;
-mod seccomp;
 mod spec;
 mod user;
 

@@ -16,6 +16,7 @@ use crate::image::parse_size;
   guise run --rm debian:12 true
   guise run -d --name web -v data:/srv -e MODE=fast registry.example/web:1
   guise run --rm -v data:/data ./app.wasm first second
+  guise run --rm --timeout 60 debian:12 sh -c 'might take for ever'
   guise run --explain debian:12")]
 pub struct Run {
     /// Keep running in the background, and print the instance's id
