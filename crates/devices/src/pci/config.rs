@@ -175,6 +175,11 @@ impl ConfigSpace {
         self.registers().put(INTERRUPT_PIN, &[1]);
     }
 
+    /// Notes for the driver which interrupt INTA# is wired to, as firmware would.
+    pub fn set_interrupt_line(&self, number: u8) {
+        self.write(INTERRUPT_LINE as u16, &[number]);
+    }
+
     /// Adds a base address register; `size` is a power of two.
     pub fn add_bar(&mut self, index: usize, kind: BarKind, size: u64) -> Result<(), ConfigError> {
         let refuse = |reason| Err(ConfigError::Bar { index, size, reason });
