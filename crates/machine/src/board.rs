@@ -368,6 +368,8 @@ fn add_edu(pci: &PciHost, upstream: &Upstream) -> Result<Arc<Edu>, MachineError>
     let edu = Edu::new(upstream.dma(EDU_SLOT), upstream.messages(EDU_SLOT), line)
         .map_err(|error| refused(&error))?;
     edu.config().set_interrupt_line(acpi::interrupt_of(EDU_SLOT));
+    // Test programs have no firmware under them that would have done it.
+    edu.config().enable_memory();
     pci.add(EDU_SLOT, edu.clone()).map_err(|error| refused(&error))?;
     Ok(edu)
 }
