@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Requests of 4 KiB, 32 under way, all data in the page cache: qcow2 beside raw,
-# and Guise beside `qemu-img bench`, in turns; medians of some rounds each, and of
-# the quotients within the rounds.
+# and Guise beside `qemu-img bench`, in turns; medians of some rounds each (three times as
+# many of Guise beside itself, where a twentieth counts), and of the quotients within the
+# rounds.
 # Writes a table for bench/disk/results.md to standard output.
 #
 #   bench/disk/random.sh GUISE [ROUNDS] [DIRECTORY]
@@ -69,8 +70,10 @@ machine
 echo
 echo "| 4 KiB, depth 32 (first beside second) | first (per s, CPU µs each) | second | rate | CPU |"
 echo "|---|---|---|---|---|"
+rounds=$((rounds * 3))
 compare "random reads: Guise qcow2, Guise raw" $requests qcow2_read raw_read
 compare "random writes: Guise qcow2, Guise raw" $requests qcow2_write raw_write
+rounds=$((rounds / 3))
 compare "far reads on qcow2: Guise, qemu-img" $far guise_far_read qemu_far_read
 compare "far writes on qcow2: Guise, qemu-img" $far guise_far_write qemu_far_write
 compare "allocating writes, extended L2: Guise, qemu-img" $allocating guise_allocate qemu_allocate

@@ -127,6 +127,7 @@ impl Run<'_> {
                 namespaces: kinds.into_iter().map(|kind| Namespace { kind, path: None }).collect(),
                 masked_paths: defaults::MASKED.map(String::from).into(),
                 readonly_paths: defaults::READ_ONLY.map(String::from).into(),
+                seccomp: Some(defaults::seccomp()),
                 ..Linux::default()
             },
             ..Spec::default()

@@ -10,7 +10,7 @@
 //! | `scan` | what is translated together; which flags matter |
 //! | `select` | which instructions are translated at all |
 //! | `block` | one region, instruction by instruction |
-//! | `registers`, `flags`, `memory`, `site`, `stack`, `group`, `strings`, `branches`, `system` | how each kind of thing is translated |
+//! | `registers`, `flags`, `deferred`, `memory`, `site`, `stack`, `group`, `strings`, `branches`, `system` | how each kind of thing is translated |
 //! | `emit` | a small assembler |
 //! | `frame`, `runtime` | the way in and out, and calls to helpers |
 //! | `backend` | what the translator sees of a vCPU |
@@ -27,6 +27,7 @@ pub mod backend;
 mod block;
 mod branches;
 mod cache;
+mod deferred;
 mod emit;
 mod flags;
 pub mod frame;
@@ -361,12 +362,14 @@ impl Translator {
         Ok(())
     }
 
-    fn after_access(&mut self, state: &mut CpuState) {
-        if self.user {
-            self.sites.check(state);
+    /// After generated code has asked for an access to this address.
+    fn after_access(&mut self, state: &mut CpuState, address: u64) {
+        if !self.user {
+            return;
         }
-        let restless = std::mem::take(&mut state.generated.restless_site);
-        if restless != 0 {
+        self.sites.check(state);
+        let restless = state.generated.restless_site;
+        if restless != 0 && !self.sites.settle(state, address, &self.cache) {
             self.cache.retire(restless);
         }
     }
@@ -615,7 +618,7 @@ extern "C" fn access<B: Backend>(context: u64, address: u64, info: u64, back: u6
     // SAFETY: as above.
     let state = unsafe { &mut *state_address };
     let changed = written || moved || translator.is_elsewhere(state);
-    translator.after_access(state);
+    translator.after_access(state, address);
     match pointer {
         Some(pointer) if !changed => pointer as u64,
         _ => {

@@ -80,6 +80,7 @@ impl SoftVcpu {
             ("halts", counters.halts),
             ("device_accesses", counters.device_accesses),
             ("port_accesses", counters.port_accesses),
+            ("large_pages_made", self.cpu.shared.large_pages.take_made()),
         ] {
             *all.entry(name.to_owned()).or_default() += value;
         }
@@ -183,10 +184,14 @@ impl Cpu {
                 }
                 continue;
             }
-            if self.state.attention.load(Ordering::SeqCst) != 0
-                && let Some(exit) = self.attend()
-            {
-                return Ok(exit);
+            if self.state.attention.load(Ordering::SeqCst) != 0 {
+                // SAFETY: the bank is the vCPU's current one, and what is attended to below
+                // may change that.
+                let bank = unsafe { &*self.state.bank };
+                self.shared.large_pages.settle(&self.map, bank);
+                if let Some(exit) = self.attend() {
+                    return Ok(exit);
+                }
             }
             if self.run == RunState::Running && self.state.attention.load(Ordering::SeqCst) == 0 {
                 match &mut translator {

@@ -2,10 +2,12 @@
 //!
 //! | module | subject |
 //! |---|---|
+//! | [`large`] | large pages of the host |
 //! | [`map`] | memory slots and the marks on their pages |
 //! | [`shared`] | requests between vCPUs, exclusive sections |
 //! | [`time`] | TSC, deadlines, the timer thread |
 
+pub mod large;
 pub mod map;
 pub mod shared;
 pub mod time;

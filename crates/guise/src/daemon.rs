@@ -40,6 +40,7 @@ pub struct Arguments {
 
 pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     if arguments.openapi {
+        crate::pipe::end_with_the_reader();
         println!("{}", guise_daemon::openapi());
         return Ok(ExitCode::SUCCESS);
     }

@@ -129,10 +129,14 @@ fn misuse(error: &clap::Error) -> String {
 
 /// Runs under the name `qemu-io`.
 pub fn run_as_qemu_io(arguments: Vec<OsString>) -> ExitCode {
+    crate::pipe::end_with_the_reader();
     qemu_io::run(arguments)
 }
 
 fn dispatch(command: Command, persona: Persona) -> common::Outcome {
+    if !matches!(command, Command::Serve(_)) {
+        crate::pipe::end_with_the_reader();
+    }
     match command {
         Command::Create(args) => create::create(args, persona),
         Command::Info(args) => inspect::info(args, persona),

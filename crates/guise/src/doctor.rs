@@ -31,6 +31,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         Output::Table => report.table(width(), std::io::stdout().is_terminal()),
         Output::Json => serde_json::to_string_pretty(&report).map_err(Failure::failed)? + "\n",
     };
+    crate::pipe::end_with_the_reader();
     std::io::stdout().write_all(text.as_bytes()).map_err(Failure::failed)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,6 +10,7 @@ mod engine;
 mod image;
 mod instance;
 mod oci;
+mod pipe;
 mod switch;
 
 use std::ffi::OsString;
@@ -125,6 +126,7 @@ fn main() -> ExitCode {
         Command::Oci { args } => oci::main(args),
         Command::Switch(arguments) => report(switch::run(&arguments)),
         Command::Completion { shell } => {
+            pipe::end_with_the_reader();
             let mut description = Cli::command();
             clap_complete::generate(shell, &mut description, "guise", &mut std::io::stdout());
             ExitCode::SUCCESS

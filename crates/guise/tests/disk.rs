@@ -4,8 +4,9 @@
 //! the machine cannot have it; then a line says so.
 
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
@@ -267,6 +268,21 @@ fn partitions_are_listed_and_extracted() {
     place.done("create -q -f raw empty.raw 1M");
     assert_eq!(place.done("ls empty.raw"), "'empty.raw' has no partition table\n");
     assert_eq!(place.done("ls --output json empty.raw"), "null\n");
+}
+
+#[test]
+fn output_that_nobody_reads_ends_a_command_in_silence() {
+    let place = Place::new();
+    place.done("create -q -f raw empty.img 1M");
+    for line in ["info empty.img", "map empty.img", "cat empty.img"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_guise"));
+        command.arg("disk").args(line.split(' ')).current_dir(place.path());
+        let output = command.stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(output.status.signal(), Some(libc::SIGPIPE), "{line}: {}", errors(&output));
+        assert_eq!(errors(&output), "", "{line}");
+    }
 }
 
 #[test]

@@ -199,6 +199,8 @@ fn failures_name_the_line_and_leave_nothing() {
     let before = fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
     for (text, said) in [
         ("RUN exit 3\n", "line 4: RUN exit 3: the command ended with status 3"),
+        // Namespaces inside would give back capabilities.
+        ("RUN /bin/busybox unshare -U /bin/busybox true\n", "ended with status 1"),
         ("COPY nosuch /\n", "nosuch is not there to be copied"),
         ("COPY ../../../etc/shadow /\n", "etc/shadow is not there to be copied"),
         ("COPY --from=nosuch.invalid/x:1 a /\n", "nosuch.invalid"),

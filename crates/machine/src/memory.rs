@@ -7,8 +7,10 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use guise_engine::memory::WriteTracker;
 use guise_engine::memory::vm_memory::{
     FileOffset, GuestAddress, GuestMemoryRegion as _, GuestRegionMmap, MmapRegion,
+    mmap::MmapRegionError,
 };
 use guise_engine::{GuestMemory, GuestRegion, MemorySlot, Vm};
 use rustix::fs::MemfdFlags;
@@ -108,13 +110,40 @@ fn region(address: u64, size: u64) -> Result<GuestRegion, MachineError> {
         .map(File::from)
         .map_err(|error| failed(error.into()))?;
     file.set_len(size).map_err(failed)?;
-    let backing = FileOffset::new(file, 0);
-    let mapping =
-        MmapRegion::build(Some(backing), size as usize, PROT_READ_WRITE, MAP_SHARED_NORESERVE)
-            .map_err(|error| failed(std::io::Error::other(error)))?;
+    let mapping = map(&FileOffset::new(file, 0), size as usize)
+        .map_err(|error| failed(std::io::Error::other(error)))?;
     GuestRegionMmap::new(mapping, GuestAddress(address))
         .ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))
 }
+
+type Mapping = MmapRegion<WriteTracker>;
+
+/// Maps RAM so that it begins where a large page of the host can, if it is as large as one.
+///
+/// Kernels map at the end of the highest gap that has room. So something that stays out of use
+/// stands there for a moment, as long as the RAM would be too high by. Should that have found
+/// room in another gap, this one is not there the next time.
+fn map(backing: &FileOffset, size: usize) -> Result<Mapping, MmapRegionError> {
+    let mut fillers = Vec::new();
+    loop {
+        let mapping = build(backing, size, PROT_READ_WRITE)?;
+        let too_high = mapping.as_ptr() as usize % LARGE_PAGE;
+        if too_high == 0 || size < LARGE_PAGE || fillers.len() == GAPS {
+            return Ok(mapping);
+        }
+        drop(mapping);
+        fillers.push(build(backing, too_high, 0)?);
+    }
+}
+
+fn build(backing: &FileOffset, size: usize, protection: i32) -> Result<Mapping, MmapRegionError> {
+    MmapRegion::build(Some(backing.clone()), size, protection, MAP_SHARED_NORESERVE)
+}
+
+/// The host's.
+const LARGE_PAGE: usize = 2 * MIB as usize;
+/// Gaps that are filled to find a good address, at most: RAM elsewhere is slower, not wrong.
+const GAPS: usize = 64;
 
 const PROT_READ_WRITE: i32 =
     (rustix::mm::ProtFlags::READ.bits() | rustix::mm::ProtFlags::WRITE.bits()) as i32;

@@ -11,7 +11,6 @@ mod files;
 mod network;
 mod oci;
 mod root;
-mod seccomp;
 mod spec;
 mod user;
 

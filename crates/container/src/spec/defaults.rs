@@ -1,6 +1,10 @@
 //! What containers of images may do and see where nobody asks for anything else: the
 //! defaults that images are made for.
 
+mod seccomp;
+
+pub use seccomp::profile as seccomp;
+
 /// What a container's root may do: what programs in images need, and nothing that
 /// reaches the host.
 pub const CAPABILITIES: [&str; 14] = [

@@ -4,6 +4,10 @@
 //! that no page is ever both. Code is placed front to back, data that belongs to it back
 //! to front; there is no free list,
 //! because code caches forget everything at once or nothing.
+//!
+//! Generated code is spread out, and so is its data. So the host is asked for large pages, a
+//! piece at a time, when the first of it is used: that costs less than the faults of the small
+//! pages would.
 
 use std::io;
 
@@ -15,7 +19,12 @@ pub struct Arena {
     used: usize,
     /// Bytes at the end that are for data.
     data: usize,
+    /// Bytes at the front, and at the end, that the host was asked for in large pages.
+    large: [usize; 2],
 }
+
+/// A large page of the host.
+const PIECE: usize = 2 << 20;
 
 // SAFETY: the pointers are to shared mappings that live as long as the arena and are
 // not tied to a thread; writing needs `&mut self`.
@@ -32,17 +41,7 @@ impl Arena {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        let map = |protection| {
-            // SAFETY: a mapping at an address of the kernel's choice disturbs nothing.
-            let address = unsafe {
-                libc::mmap(std::ptr::null_mut(), size, protection, libc::MAP_SHARED, fd, 0)
-            };
-            if address == libc::MAP_FAILED {
-                Err(io::Error::last_os_error())
-            } else {
-                Ok(address.cast::<u8>())
-            }
-        };
+        let map = |protection| map_aligned(size, protection, fd);
         let mappings = (|| {
             // SAFETY: `fd` is ours and open.
             if unsafe { libc::ftruncate(fd, size as libc::off_t) } < 0 {
@@ -58,7 +57,35 @@ impl Arena {
         // SAFETY: mappings keep the object; the descriptor is ours and not used again.
         unsafe { libc::close(fd) };
         let (writable, executable) = mappings?;
-        Ok(Arena { writable, executable, size, used: 0, data: 0 })
+        Ok(Arena { writable, executable, size, used: 0, data: 0, large: [0, 0] })
+    }
+
+    /// Asks the host for large pages for what is used now and was not before. It may not
+    /// have any: then it gives small ones, as they are touched.
+    fn enlarge(&mut self) {
+        let whole = self.size / PIECE * PIECE;
+        while self.large[0] < self.used && self.large[0] + PIECE <= whole {
+            self.ask(self.large[0]);
+            self.large[0] += PIECE;
+        }
+        // At the end, the first piece is what is left of whole ones.
+        let behind = self.size - whole;
+        while self.large[1] + behind < self.data && self.large[1] + PIECE <= whole {
+            self.large[1] += PIECE;
+            self.ask(whole - self.large[1]);
+        }
+    }
+
+    fn ask(&mut self, offset: usize) {
+        // SAFETY: inside of both mappings. What is written is what stands there; large pages
+        // can be made where there is a small one.
+        unsafe {
+            let first = self.writable.add(offset);
+            first.write_volatile(first.read_volatile());
+            for mapping in [self.writable.cast_const(), self.executable] {
+                libc::madvise(mapping.add(offset) as *mut _, PIECE, libc::MADV_COLLAPSE);
+            }
+        }
     }
 
     /// Address range that code of this arena executes in.
@@ -92,6 +119,7 @@ impl Arena {
             return false;
         }
         self.data += bytes;
+        self.enlarge();
         true
     }
 
@@ -108,12 +136,13 @@ impl Arena {
             return None;
         }
         let place = self.used;
+        self.used = end;
+        self.enlarge();
         // SAFETY: `place + code.len()` lies within both mappings, checked above; no
         // other reference to this memory exists, and nothing executes past `used`.
         unsafe {
             std::ptr::copy_nonoverlapping(code.as_ptr(), self.writable.add(place), code.len());
         }
-        self.used = end;
         Some(self.executable.wrapping_add(place))
     }
 
@@ -129,6 +158,30 @@ impl Arena {
         self.used = 0;
         self.data = 0;
     }
+}
+
+/// Maps an object where large pages of the host can begin, if it is as large as one.
+fn map_aligned(size: usize, protection: i32, fd: i32) -> io::Result<*mut u8> {
+    let room = if size < PIECE { size } else { size + PIECE };
+    let map = |address, size, protection, flags, fd| {
+        // SAFETY: at an address of the kernel's choice, or in place of what was reserved here.
+        let address = unsafe { libc::mmap(address, size, protection, flags, fd, 0) };
+        let failed = address == libc::MAP_FAILED;
+        if failed { Err(io::Error::last_os_error()) } else { Ok(address.cast::<u8>()) }
+    };
+    let unused = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let reserved = map(std::ptr::null_mut(), room, libc::PROT_NONE, unused, -1)?;
+    let before = if room == size { 0 } else { reserved.align_offset(PIECE) };
+    let start = reserved.wrapping_add(before);
+    let mapped = map(start.cast(), size, protection, libc::MAP_SHARED | libc::MAP_FIXED, fd);
+    let kept = if mapped.is_ok() { size } else { 0 };
+    for (piece, length) in [(reserved, before), (start.wrapping_add(kept), room - before - kept)] {
+        if length != 0 {
+            // SAFETY: what was reserved and is not used.
+            unsafe { libc::munmap(piece.cast(), length) };
+        }
+    }
+    mapped
 }
 
 impl Drop for Arena {

@@ -9,6 +9,7 @@
 use iced_x86::{Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
 
 use super::branches::code_place;
+use super::deferred::Setter;
 use super::emit::{Alu, Emit, Fixup, Mem, cc};
 use super::flags::Flags;
 use super::frame;
@@ -84,7 +85,11 @@ pub(super) enum Cold {
     /// A check failed: the helper finds the host address, or leaves.
     Access { enter: Fixup, back: usize, entry: i32, info: AccessInfo, form: Form },
     /// A branch leaves the region.
-    Edge { enter: Fixup, from: u64, to: u64, flags: Flags, live: bool },
+    Edge { enter: Fixup, from: u64, to: u64, flags: Flags, setter: Option<Setter>, live: bool },
+    /// Flags are to be computed again; where that is done is told at `place`.
+    Deferred { place: usize, setter: Setter },
+    /// The frame has such a place instead of flags.
+    Settle { enter: Fixup, back: usize },
     /// Control goes on at `rip` by way of the Rust code; flags are in the frame.
     Next { enter: Fixup, rip: u64 },
     /// A call's target page is not what it was: control leaves with the shadow entry.
@@ -124,6 +129,8 @@ pub struct Compiler<'a> {
     /// Where the data of sites ends that this region will get.
     pub(super) sites_top: u64,
     pub(super) flags: Flags,
+    /// What wrote the guest's flags last, if they can be computed again from registers.
+    pub(super) setter: Option<Setter>,
     pub(super) groups: Groups,
     /// How far the guest's stack pointer is ahead of STACK.
     pub(super) stack_ahead: i32,
@@ -135,6 +142,8 @@ pub struct Compiler<'a> {
     pub(super) fused: u64,
     /// Something in the region has vectors, or MXCSR, as an operand.
     uses_vectors: bool,
+    /// By step.
+    passed_on: Vec<bool>,
     encoder: Encoder,
     labels: Vec<Option<usize>>,
     references: Vec<(Fixup, u16)>,
@@ -161,6 +170,7 @@ impl<'a> Compiler<'a> {
             first_link,
             sites_top,
             flags: Flags::SAVED,
+            setter: None,
             groups: Groups::default(),
             stack_ahead: 0,
             cold: Vec::new(),
@@ -170,6 +180,7 @@ impl<'a> Compiler<'a> {
                 step.level
                     .is_some_and(|level| level > VectorLevel::None && level <= setting.vectors)
             }),
+            passed_on: Vec::new(),
             fused: 0,
             encoder: Encoder::new(64),
             labels: vec![None; region.steps.len()],
@@ -185,7 +196,9 @@ impl<'a> Compiler<'a> {
         self.out.entries.push((first.offset, 0));
         self.want_vectors();
         self.prepare_groups();
-        if first.live_in != 0 {
+        self.find_passed_on();
+        if self.wants_flags(0) {
+            self.settle_flags();
             self.flags.bring_back(&mut self.emit);
         }
         for (index, step) in region.steps.iter().enumerate() {
@@ -203,15 +216,47 @@ impl<'a> Compiler<'a> {
         self.out
     }
 
+    /// Which leaders are reached with flags in the frame only: from outside, and from calls.
+    fn find_passed_on(&mut self) {
+        let steps = &self.region.steps;
+        self.passed_on = steps.iter().map(|step| step.leader).collect();
+        for step in steps {
+            let call = matches!(
+                step.instruction.flow_control(),
+                FlowControl::Call | FlowControl::IndirectCall
+            );
+            for way in [step.next, step.target] {
+                if let Way::Inside(to) = way
+                    && !call
+                {
+                    self.passed_on[to as usize] = false;
+                }
+            }
+        }
+    }
+
+    /// Whether flags are to be in the host's where this step begins; if not, and they
+    /// matter, they are in the frame.
+    pub(super) fn wants_flags(&self, index: usize) -> bool {
+        self.region.steps[index].live_in != 0 && !self.passed_on[index]
+    }
+
     fn begin(&mut self, index: usize, step: &Step) {
         if step.leader {
-            self.flags = if step.live_in != 0 {
+            self.flags = if self.wants_flags(index) {
                 Flags::NATIVE
             } else {
-                Flags { native: false, saved: false }
+                Flags { native: false, saved: step.live_in != 0 }
             };
         }
+        if step.leader {
+            self.emit.held = None;
+            self.setter = None;
+        }
         self.labels[index] = Some(self.emit.here());
+        if step.leader && self.flags.saved {
+            self.settle_flags();
+        }
         if self.setting.counted {
             self.emit.load(frame::S1, frame::begun());
             self.emit.lea(frame::S1, Mem::at(frame::S1, 1));
@@ -233,6 +278,7 @@ impl<'a> Compiler<'a> {
     /// After the instruction: on to the next one, wherever it is.
     fn finish(&mut self, index: usize, step: &Step) {
         self.after_group(index);
+        self.note_setter(step);
         let straight_on =
             |next: u16| next as usize == index + 1 && !self.region.steps[next as usize].leader;
         if !matches!(step.next, Way::Inside(next) if straight_on(next)) {
@@ -242,7 +288,10 @@ impl<'a> Compiler<'a> {
             Way::Nowhere => {}
             Way::Inside(next) => {
                 let target = &self.region.steps[next as usize];
-                if target.leader && target.live_in != 0 {
+                if target.leader && self.wants_flags(next as usize) {
+                    if step.instruction.is_call_near() || step.instruction.is_call_near_indirect() {
+                        self.settle_flags();
+                    }
                     self.flags.bring_back(&mut self.emit);
                 }
                 if next as usize != index + 1 {
@@ -250,8 +299,7 @@ impl<'a> Compiler<'a> {
                 }
             }
             Way::Outside(address) => {
-                let flags = self.flags;
-                self.leave_to(step.instruction.ip(), address, flags, step.live_out != 0);
+                self.leave_to(step.instruction.ip(), address, step.live_out != 0);
             }
         }
     }
@@ -407,6 +455,12 @@ impl<'a> Compiler<'a> {
         self.emit.call_to(self.routines.interpret);
     }
 
+    /// Where control comes back from the interpreter to.
+    pub(super) fn back_in_place(&mut self) -> usize {
+        self.emit.held = None;
+        self.emit.here()
+    }
+
     /// Where the region is entered: has vectors in the host's registers if it uses them.
     /// Flags are in the frame.
     pub(super) fn want_vectors(&mut self) {
@@ -427,7 +481,8 @@ impl<'a> Compiler<'a> {
             }
             self.out.entries.push((step.offset, self.emit.here() as u32));
             self.want_vectors();
-            if step.live_in != 0 {
+            if self.wants_flags(index) {
+                self.settle_flags();
                 let mut flags = Flags::SAVED;
                 flags.bring_back(&mut self.emit);
             }

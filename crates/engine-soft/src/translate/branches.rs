@@ -18,7 +18,7 @@ use super::flags::Flags;
 use super::frame::{self, JUMP_HASH, JUMP_SHIFT, JUMPS, Jump, S0, S1};
 use super::memory::{EPOCH, TABLE_CODE};
 use super::paths::BESIDE;
-use super::registers::{host_of, number_of};
+use super::registers::number_of;
 use super::scan::{Step, Way};
 use crate::tlb::{PAGE_SIZE, index};
 
@@ -74,15 +74,15 @@ impl Compiler<'_> {
             }
             Way::Inside(target) => {
                 let skip = self.emit.jcc(condition ^ 1);
-                let before = self.flags;
+                let before = (self.flags, self.emit.held);
                 self.poll_inside(target);
-                self.flags = before;
+                (self.flags, self.emit.held) = before;
                 self.emit.bind_here(skip);
             }
             Way::Outside(to) => {
                 let enter = self.emit.jcc(condition);
-                let (flags, live) = (self.flags, step.live_out != 0);
-                self.cold.push(Cold::Edge { enter, from, to, flags, live });
+                let (flags, setter, live) = (self.flags, self.setter, step.live_out != 0);
+                self.cold.push(Cold::Edge { enter, from, to, flags, setter, live });
             }
             Way::Nowhere => {}
         }
@@ -96,10 +96,7 @@ impl Compiler<'_> {
     pub(super) fn jump(&mut self, step: &Step) {
         match step.target {
             Way::Inside(target) => self.jump_inside(step, target),
-            Way::Outside(to) => {
-                let flags = self.flags;
-                self.leave_to(step.instruction.ip(), to, flags, step.live_out != 0);
-            }
+            Way::Outside(to) => self.leave_to(step.instruction.ip(), to, step.live_out != 0),
             Way::Nowhere => {}
         }
     }
@@ -109,7 +106,7 @@ impl Compiler<'_> {
         if self.is_backward(step.instruction.ip(), target) {
             return self.poll_inside(target);
         }
-        if self.region.steps[target as usize].live_in != 0 {
+        if self.wants_flags(target as usize) {
             self.flags.bring_back(&mut self.emit);
         }
         let fixup = self.emit.jmp();
@@ -131,14 +128,16 @@ impl Compiler<'_> {
         }
         let enter = self.emit.jcc(cc::NE);
         self.cold.push(Cold::Next { enter, rip });
-        self.flags.bring_back(&mut self.emit);
+        if self.wants_flags(target as usize) {
+            self.flags.bring_back(&mut self.emit);
+        }
         let fixup = self.emit.jmp();
         self.reference(fixup, target);
     }
 
-    /// Out of the region to a known address; `flags` is where they are now.
-    pub(super) fn leave_to(&mut self, from: u64, to: u64, mut flags: Flags, live: bool) {
-        flags.put_aside(&mut self.emit, live);
+    /// Out of the region to a known address.
+    pub(super) fn leave_to(&mut self, from: u64, to: u64, live: bool) {
+        self.defer_flags(live);
         if to <= from {
             self.emit.alu_mem_imm32(Alu::Cmp, frame::attention(), 0);
             let enter = self.emit.jcc(cc::NE);
@@ -196,7 +195,7 @@ impl Compiler<'_> {
 
     /// CALL to an address in a register or in memory.
     pub(super) fn call_indirect(&mut self, step: &Step) {
-        self.flags.put_aside(&mut self.emit, true);
+        self.defer_flags(true);
         let instruction = &step.instruction;
         // RSP is another one once the return address is pushed.
         let register = (instruction.op0_kind() == OpKind::Register)
@@ -207,9 +206,11 @@ impl Compiler<'_> {
             self.emit.store(frame::scratch(1), S0);
         }
         self.push_return(step);
-        match register.map(|number| host_of(number).ok_or(frame::gpr(number))) {
-            Some(Ok(host)) => self.emit.mov(S0, host),
-            Some(Err(place)) => self.emit.load(S0, place),
+        match register {
+            Some(number) => {
+                let from = self.value_of(number);
+                self.emit.mov(S0, from);
+            }
             None => self.emit.load(S0, frame::scratch(1)),
         }
         let enter = self.emit.call();
@@ -220,7 +221,7 @@ impl Compiler<'_> {
 
     /// JMP to an address in a register or in memory.
     pub(super) fn jump_indirect(&mut self, step: &Step) {
-        self.flags.put_aside(&mut self.emit, true);
+        self.defer_flags(true);
         self.target(step);
         // From the linkage table: always to the same place.
         if step.instruction.memory_base() == Register::RIP {
@@ -280,17 +281,14 @@ impl Compiler<'_> {
             let place = self.check_address(step, 8, false).operand();
             return self.emit.load(S0, place);
         }
-        let number = number_of(instruction.op0_register());
-        match host_of(number) {
-            Some(host) => self.emit.mov(S0, host),
-            None => self.emit.load(S0, frame::gpr(number)),
-        }
+        let from = self.value_of(number_of(instruction.op0_register()));
+        self.emit.mov(S0, from);
     }
 
     /// Pushes the return address on the guest's stack and on the shadow stack.
     fn push_return(&mut self, step: &Step) {
         let after = step.instruction.next_ip();
-        self.flags.put_aside(&mut self.emit, step.live_in != 0);
+        self.defer_flags(step.live_in != 0);
         let place = self.check_push(step);
         self.emit.mov_imm(S1, after);
         self.emit.store(place, S1);
@@ -321,7 +319,7 @@ impl Compiler<'_> {
     /// RET: to the caller by way of the shadow stack, if its entry is right.
     pub(super) fn ret(&mut self, step: &Step) {
         let instruction = &step.instruction;
-        self.flags.put_aside(&mut self.emit, true);
+        self.defer_flags(true);
         let place = self.check_pop(step);
         self.emit.load(S0, place);
         let extra =
@@ -353,12 +351,19 @@ impl Compiler<'_> {
                 self.emit.mov_imm(S1, u64::from(info.pack()));
                 self.emit.call_to(self.routines.access);
                 self.give_form(form);
+                self.go_back(None, back);
+            }
+            Cold::Edge { enter, from, to, flags, setter, live } => {
+                self.emit.bind_here(enter);
+                (self.flags, self.setter) = (flags, setter);
+                self.leave_to(from, to, live);
+            }
+            Cold::Deferred { place, setter } => self.emit_deferred(place, setter),
+            Cold::Settle { enter, back } => {
+                self.emit.bind_here(enter);
+                self.emit.call_to(self.routines.settle);
                 let jump = self.emit.jmp();
                 self.emit.bind(jump, back);
-            }
-            Cold::Edge { enter, from, to, flags, live } => {
-                self.emit.bind_here(enter);
-                self.leave_to(from, to, flags, live);
             }
             Cold::Next { enter, rip } => {
                 self.emit.bind_here(enter);
@@ -397,7 +402,7 @@ impl Compiler<'_> {
             Cold::Group { enter, back, entry, info, form, group } => {
                 self.emit.bind_here(enter);
                 self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, entry));
-                self.emit_group_slow(back, info, form, group);
+                self.emit_group_slow(back, info, form, group, None);
             }
             Cold::Site { failed } => self.emit_site(failed),
             Cold::Indirect { enter, link } => {

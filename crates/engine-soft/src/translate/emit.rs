@@ -13,6 +13,8 @@
 use std::arch::x86_64::__cpuid;
 use std::sync::LazyLock;
 
+use super::frame::S1;
+
 /// Host registers by the number of their encoding.
 pub type Reg = u8;
 
@@ -119,13 +121,15 @@ pub struct Emit {
     pub code: Vec<u8>,
     /// The address that `code[0]` will execute at.
     pub origin: u64,
+    /// The guest's register whose value S1 has, too, until something else is put there.
+    pub held: Option<Reg>,
     pads: bool,
 }
 
 impl Emit {
     /// For code that will be placed at `origin`.
     pub fn new(capacity: usize, origin: u64) -> Emit {
-        Emit { code: Vec::with_capacity(capacity), origin, pads: *LINES_MATTER }
+        Emit { code: Vec::with_capacity(capacity), origin, held: None, pads: *LINES_MATTER }
     }
 
     /// Before `length` bytes that end with a jump, where they must be in one line.
@@ -180,8 +184,18 @@ impl Emit {
         }
     }
 
+    /// An instruction may have changed its register operands.
+    fn changes(&mut self, opcode: &[u8], reg: Reg, rm: Reg) {
+        let stores = matches!(opcode, [0x38..=0x3b | 0x85 | 0x88 | 0x89]);
+        let changes_rm = matches!(opcode, [0x80..=0x83 | 0x89 | 0xc1 | 0xf7 | 0xff]);
+        if reg == S1 && !stores || rm == S1 && changes_rm {
+            self.held = None;
+        }
+    }
+
     /// An instruction with a register (or a digit) and a memory operand.
     pub fn op_mem(&mut self, wide: bool, opcode: &[u8], reg: Reg, mem: Mem) {
+        self.changes(opcode, reg, NONE);
         if mem.gs {
             self.code.push(0x65);
         }
@@ -196,6 +210,7 @@ impl Emit {
 
     /// An instruction with a register and the memory at an address that the code can reach.
     pub fn op_at(&mut self, wide: bool, opcode: &[u8], reg: Reg, address: u64) {
+        self.changes(opcode, reg, NONE);
         let rex = 0x40 | (wide as u8) << 3 | (reg >> 3) << 2;
         if rex != 0x40 {
             self.code.push(rex);
@@ -208,6 +223,7 @@ impl Emit {
 
     /// An instruction with two registers: `reg` and `rm` of the ModRM byte.
     pub fn op_reg(&mut self, wide: bool, opcode: &[u8], reg: Reg, rm: Reg) {
+        self.changes(opcode, reg, rm);
         let rex = 0x40 | (wide as u8) << 3 | (reg >> 3) << 2 | rm >> 3;
         if rex != 0x40 {
             self.code.push(rex);
@@ -249,6 +265,7 @@ impl Emit {
 
     /// Loads a constant in its shortest form. Flags stay.
     pub fn mov_imm(&mut self, to: Reg, value: u64) {
+        self.changes(&[0xb8], to, NONE);
         let low = to & 7;
         if value <= u64::from(u32::MAX) {
             if to >= 8 {
@@ -319,6 +336,7 @@ impl Emit {
     }
 
     pub fn call(&mut self) -> Fixup {
+        self.held = None;
         self.room_for_jump(5);
         self.code.push(0xe8);
         self.imm32(0);

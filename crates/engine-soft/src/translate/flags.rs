@@ -4,9 +4,15 @@
 //! needs those. If they matter then, they are first put aside into the frame, and
 //! come back before an instruction that wants them. Behind that stands the liveness
 //! that `scan` has computed: in compiled code flags almost never matter at a check.
+//!
+//! Between regions they are in the frame. A piece of code that is only reached from there
+//! leaves them until something wants them: many a function passes on what it has found.
 
-use super::emit::{Emit, RAX};
+use super::emit::{Emit, RAX, Reg};
 use super::frame::{self, S1};
+
+/// The number of AH in instructions without a REX prefix.
+const AH: Reg = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flags {
@@ -26,10 +32,10 @@ impl Flags {
         if live && !self.saved && self.native {
             emit.mov(S1, RAX);
             emit.bytes(&[0x9f]); // lahf
-            emit.bytes(&[0x0f, 0x90, 0xc0]); // seto al
-            emit.bytes(&[0x66]);
-            emit.op_mem(false, &[0x89], RAX, frame::flags());
+            // Each byte by itself: the processor would have to join AL and AH.
+            emit.op_mem(false, &[0x88], AH, frame::flags_high());
             emit.mov(RAX, S1);
+            emit.op_mem(false, &[0x0f, 0x90], 0, frame::flags()); // seto
             self.saved = true;
         }
         self.native = false;
@@ -39,7 +45,8 @@ impl Flags {
     pub fn bring_back(&mut self, emit: &mut Emit) {
         if !self.native && self.saved {
             emit.mov(S1, RAX);
-            emit.op_mem(false, &[0x0f, 0xb7], RAX, frame::flags());
+            emit.op_mem(false, &[0x8a], RAX, frame::flags());
+            emit.op_mem(false, &[0x8a], AH, frame::flags_high());
             emit.bytes(&[0x04, 0x7f]); // add al, 0x7f: OF from bit 0
             emit.bytes(&[0x9e]); // sahf
             emit.mov(RAX, S1);

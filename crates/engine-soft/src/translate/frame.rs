@@ -68,7 +68,8 @@ pub enum Leave {
 #[repr(C)]
 pub struct Frame {
     /// Arithmetic flags when they are not in the host's flags: OF in the low byte, the
-    /// rest in the high byte as LAHF gives them.
+    /// rest in the high byte as LAHF gives them. Within generated code also where they can be
+    /// computed ([`super::deferred`]).
     pub flags: u64,
     /// Stack pointer of generated code while it does not run, where it began, and the page
     /// in which it traps for being too deep.
@@ -143,6 +144,11 @@ field!(vectors_live, generated.vectors_live);
 field!(sites_next, generated.sites_next);
 field!(sites_end, generated.sites_end);
 field!(restless_site, generated.restless_site);
+
+/// The high byte of the flags.
+pub fn flags_high() -> Mem {
+    Mem::state(offset_of!(CpuState, generated.flags) + 1)
+}
 
 pub fn gpr(number: Reg) -> Mem {
     Mem::state(offset_of!(CpuState, gpr) + 8 * number as usize)

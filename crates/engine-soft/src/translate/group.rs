@@ -70,6 +70,8 @@ pub(super) struct Group {
     places: Vec<(usize, i32)>,
     /// Where in the frame the distance is; none if S0 keeps it.
     slot: Option<usize>,
+    /// Where its first byte is, from what the key came to.
+    low: i32,
 }
 
 impl Group {
@@ -103,13 +105,9 @@ impl Groups {
         self.form
     }
 
-    /// S0 must stay as it is, and S0 should.
+    /// S0 must stay as it is.
     pub(super) fn needs_s0(&self) -> bool {
         self.kept.is_some_and(|(_, only)| only)
-    }
-
-    pub(super) fn likes_s0(&self) -> bool {
-        self.kept.is_some()
     }
 
     pub(super) fn lose_s0(&mut self) {
@@ -188,14 +186,10 @@ impl Compiler<'_> {
         let displacement = plan.low;
         let form = match (key.index, host_of(key.base)) {
             (None, Some(base)) => Form::Distance { base, displacement },
-            (None, None) => {
-                self.emit.load(S0, frame::gpr(key.base));
-                Form::Base { displacement }
-            }
-            (Some(index), _) => {
-                let sum = self.sum(Some(key.base), Some(index), 0);
+            (index, _) => {
+                let sum = self.sum(Some(key.base), index, displacement);
                 self.emit.lea(S0, sum);
-                Form::Base { displacement }
+                Form::ADDRESS
             }
         };
         self.check_for(info, form, Some((rip, link, site)));
@@ -206,13 +200,14 @@ impl Compiler<'_> {
         let number = self.groups.made;
         self.groups.made += 1;
         self.groups.kept = Some((number, slot.is_none()));
-        self.groups.open.push(Group { number, key, places: plan.places, slot });
+        self.groups.open.push(Group { number, key, places: plan.places, slot, low: plan.low });
     }
 
     /// Where an instruction of an open group has its operand; S0 is made to fit.
     fn form_of(&mut self, position: usize, index: usize, access: Access) -> Option<Form> {
         let group = &self.groups.open[position];
         let &(_, offset) = group.places.iter().find(|&&(place, _)| place == index)?;
+        let low = group.low;
         if let Some(slot) = group.slot
             && self.groups.kept.is_none_or(|(kept, _)| kept != group.number)
         {
@@ -224,7 +219,7 @@ impl Compiler<'_> {
                 Form::Distance { base: STACK, displacement: access.offset + self.stack_ahead }
             }
             (None, Some(base)) => Form::Distance { base, displacement: access.offset },
-            _ => Form::Base { displacement: offset },
+            _ => Form::Address { displacement: offset - low },
         })
     }
 
@@ -333,7 +328,7 @@ impl Compiler<'_> {
 
     /// The general registers that an instruction changes, and whether it writes its operand
     /// in memory.
-    fn changes(&mut self, instruction: &Instruction) -> (u16, bool) {
+    pub(super) fn changes(&mut self, instruction: &Instruction) -> (u16, bool) {
         let info = self.info.info(instruction);
         let writes = |access| !matches!(access, OpAccess::Read | OpAccess::CondRead);
         let mut changes = 0;
@@ -360,6 +355,7 @@ impl Compiler<'_> {
         info: AccessInfo,
         form: Form,
         (rip, link, site): (u64, u32, usize),
+        held: Option<Reg>,
     ) {
         self.emit.mov32(S1, S0);
         self.emit.alu_imm(false, Alu::And, S1, 4095);
@@ -368,8 +364,7 @@ impl Compiler<'_> {
         self.emit.mov_imm(S1, u64::from(info.pack()));
         self.emit.call_to(self.routines.access);
         self.give_form(form);
-        let jump = self.emit.jmp();
-        self.emit.bind(jump, back);
+        self.go_back(held, back);
         self.emit.bind_here(split);
         let jump = self.emit.jmp();
         self.emit.bind_here(jump);

@@ -61,24 +61,23 @@ impl AccessInfo {
 /// What a check leaves in S0.
 #[derive(Clone, Copy)]
 pub enum Form {
-    /// The host address of the operand.
-    Address,
+    /// The host address of what was checked; the operand is so far behind it.
+    Address { displacement: i32 },
     /// What is to be added to the operand's own address.
     Distance { base: Reg, displacement: i32 },
-    /// The host address that belongs to the operand's base register, which has no host
-    /// register.
-    Base { displacement: i32 },
 }
 
 impl Form {
+    /// Of a check for just the operand.
+    pub const ADDRESS: Form = Form::Address { displacement: 0 };
+
     /// The host's operand.
     pub fn operand(self) -> Mem {
         match self {
-            Form::Address => Mem::at(S0, 0),
+            Form::Address { displacement } => Mem::at(S0, displacement),
             Form::Distance { base, displacement } => {
                 Mem::parts(Some(base), Some((S0, 0)), displacement)
             }
-            Form::Base { displacement } => Mem::at(S0, displacement),
         }
     }
 }
@@ -104,29 +103,48 @@ impl Compiler<'_> {
         None
     }
 
-    /// The host's form of an address that consists of guest registers. Takes S0 for a base
-    /// that has no host register, and S1 for such an index.
+    /// The host's form of an address that consists of guest registers. Takes S1 for one that
+    /// has no host register, and S0 for another one.
     pub(super) fn sum(
         &mut self,
         base: Option<Reg>,
         index: Option<(Reg, u8)>,
         displacement: i32,
     ) -> Mem {
-        let base = base.map(|base| match host_of(base) {
-            Some(host) => host,
-            None => {
-                self.emit.load(S0, frame::gpr(base));
-                S0
+        let displaced = |register: Option<Reg>| register.filter(|&it| host_of(it).is_none());
+        let (first, second) = (displaced(base), displaced(index.map(|(index, _)| index)));
+        // S1 is for the one that it holds already, or for the base.
+        let second = second.filter(|&it| first.is_some_and(|first| first != it));
+        let in_s0 = if second == self.emit.held { first } else { second };
+        let in_s0 = in_s0.filter(|_| second.is_some());
+        let mut place = |register: Reg| {
+            if in_s0 == Some(register) {
+                self.emit.load(S0, frame::gpr(register));
+                return S0;
             }
-        });
-        let index = index.map(|(index, scale)| match host_of(index) {
-            Some(host) => (host, scale),
-            None => {
-                self.emit.load(S1, frame::gpr(index));
-                (S1, scale)
-            }
-        });
+            self.value_of(register)
+        };
+        let base = base.map(&mut place);
+        let index = index.map(|(index, scale)| (place(index), scale));
         Mem::parts(base, index, displacement)
+    }
+
+    /// Where the value of a guest register is: in S1 if it has no host register. Flags stay.
+    pub(super) fn value_of(&mut self, register: Reg) -> Reg {
+        if let Some(host) = host_of(register) {
+            return host;
+        }
+        if self.emit.held != Some(register) {
+            self.emit.load(S1, frame::gpr(register));
+            self.emit.held = Some(register);
+        }
+        S1
+    }
+
+    /// A guest register that has no host register gets the value of S1.
+    pub(super) fn keep_s1(&mut self, register: Reg) {
+        self.emit.store(frame::gpr(register), S1);
+        self.emit.held = Some(register);
     }
 
     /// LEA: the address itself is the result.
@@ -146,23 +164,23 @@ impl Compiler<'_> {
             }
             return;
         }
-        if let Some(address) = self.effective(instruction, S0) {
-            self.emit.mov_imm(S0, address);
+        if let Some(address) = self.effective(instruction, S1) {
+            self.emit.mov_imm(S1, address);
         }
         match host_of(number) {
             Some(host) => {
                 self.emit.bytes(&[0x66]);
-                self.emit.op_reg(false, &[0x8b], host, S0);
+                self.emit.op_reg(false, &[0x8b], host, S1);
             }
             None if to.size() == 2 => {
                 self.emit.bytes(&[0x66]);
-                self.emit.op_mem(false, &[0x89], S0, frame::gpr(number));
+                self.emit.op_mem(false, &[0x89], S1, frame::gpr(number));
             }
             None => {
                 if !wide {
-                    self.emit.mov32(S0, S0);
+                    self.emit.mov32(S1, S1);
                 }
-                self.emit.store(frame::gpr(number), S0);
+                self.keep_s1(number);
             }
         }
     }
@@ -221,14 +239,11 @@ impl Compiler<'_> {
         write: bool,
     ) -> Form {
         let form = match host_of(base) {
-            Some(host) if self.setting.supervisor => {
+            Some(host) if !self.setting.supervisor => Form::Distance { base: host, displacement },
+            _ => {
+                let host = self.value_of(base);
                 self.emit.lea(S0, Mem::at(host, displacement));
-                Form::Address
-            }
-            Some(host) => Form::Distance { base: host, displacement },
-            None => {
-                self.emit.load(S0, frame::gpr(base));
-                Form::Base { displacement }
+                Form::ADDRESS
             }
         };
         let info = AccessInfo { offset: step.offset, size, write };
@@ -238,11 +253,11 @@ impl Compiler<'_> {
     /// Checks the linear address in S0.
     pub(super) fn check(&mut self, step: &Step, size: u32, write: bool) -> Form {
         let info = AccessInfo { offset: step.offset, size, write };
-        self.check_for(info, Form::Address, None)
+        self.check_for(info, Form::ADDRESS, None)
     }
 
-    /// Checks an address for one access or for a group. Before it, S0 is what it is
-    /// afterwards, but of the guest; for a distance it may be anything.
+    /// Checks an address for one access or for a group: that in S0, or the one that the
+    /// form has.
     pub(super) fn check_for(
         &mut self,
         info: AccessInfo,
@@ -255,12 +270,8 @@ impl Compiler<'_> {
             self.cold.push(Cold::Site { failed: Failed { group, ..failed } });
             return form;
         }
-        match form {
-            Form::Address => {}
-            Form::Distance { base, displacement } => {
-                self.emit.lea(S0, Mem::at(base, displacement));
-            }
-            Form::Base { displacement } => self.emit.lea(S0, Mem::at(S0, displacement)),
+        if let Form::Distance { base, displacement } = form {
+            self.emit.lea(S0, Mem::at(base, displacement));
         }
         let enter = self.look_up_page(info.size, table);
         match form {
@@ -268,9 +279,8 @@ impl Compiler<'_> {
                 self.emit.load(S0, Mem::at(S1, table + ENTRY_HOST));
                 self.emit.alu_mem(Alu::Sub, S0, Mem::at(S1, table));
             }
-            Form::Address | Form::Base { .. } => {
+            Form::Address { .. } => {
                 self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, table + ENTRY_HOST));
-                self.give_form(form);
             }
         }
         let (back, entry) = (self.emit.here(), table);
@@ -283,13 +293,9 @@ impl Compiler<'_> {
 
     /// From the host address in S0 to what the form wants there. Takes S1.
     pub(super) fn give_form(&mut self, form: Form) {
-        match form {
-            Form::Address => {}
-            Form::Distance { base, displacement } => {
-                self.emit.lea(S1, Mem::at(base, displacement));
-                self.emit.alu_reg(Alu::Sub, S0, S1);
-            }
-            Form::Base { displacement } => self.emit.lea(S0, Mem::at(S0, -displacement)),
+        if let Form::Distance { base, displacement } = form {
+            self.emit.lea(S1, Mem::at(base, displacement));
+            self.emit.alu_reg(Alu::Sub, S0, S1);
         }
     }
 
@@ -297,6 +303,7 @@ impl Compiler<'_> {
     /// S1 is the entry then, and S0 the offset in its page.
     pub(super) fn look_up_page(&mut self, size: u32, table: i32) -> Fixup {
         if self.setting.bmi2 {
+            self.emit.held = None;
             self.emit.bytes(&[0xc4, 0x43, 0x7b, 0xf0, 0xee, 8]); // rorx r13d, r14d, 8
         } else {
             self.emit.mov32(S1, S0);
@@ -319,7 +326,7 @@ impl Compiler<'_> {
         let enter = self.compare(entry, size);
         self.emit.alu_mem(Alu::Add, S0, Mem::at(S1, entry + ENTRY_HOST));
         let info = AccessInfo { offset: step.offset, size, write };
-        let (back, form) = (self.emit.here(), Form::Address);
+        let (back, form) = (self.emit.here(), Form::ADDRESS);
         self.cold.push(Cold::Access { enter, back, entry, info, form });
         form
     }
@@ -336,9 +343,20 @@ impl Compiler<'_> {
         let mut free: &[Reg] = match operand {
             Some(_) => &[S1],
             None if self.groups.needs_s0() => &[S1],
-            None if self.groups.likes_s0() => &[S1, S0],
-            None => &[S0, S1],
+            None => &[S1, S0],
         };
+        // S1 stays for the register that it holds already.
+        let held = self.emit.held.filter(|&held| {
+            (0..instruction.op_count()).any(|operand| {
+                instruction.op_kind(operand) == OpKind::Register
+                    && instruction.op_register(operand).is_gpr()
+                    && !is_high_byte(instruction.op_register(operand))
+                    && number_of(instruction.op_register(operand)) == held
+            })
+        });
+        if held.is_some() {
+            free = &free[1..];
+        }
         let mut host = operand.map(Form::operand);
         let mut borrowed: Vec<(Reg, usize)> = Vec::new();
         let high = (0..instruction.op_count()).any(|operand| {
@@ -378,7 +396,9 @@ impl Compiler<'_> {
             let host = match replaced.iter().find(|entry| entry.0 == number) {
                 Some(entry) => entry.1,
                 None => {
-                    let host = if let Some((&host, rest)) = free.split_first() {
+                    let host = if held == Some(number) {
+                        S1
+                    } else if let Some((&host, rest)) = free.split_first() {
                         free = rest;
                         if host == S0 {
                             self.groups.lose_s0();
@@ -392,7 +412,8 @@ impl Compiler<'_> {
                         borrowed.push((host, place));
                         host
                     };
-                    if !is_overwritten(&step.instruction, operand, access) {
+                    let loaded = host == S1 && self.emit.held == Some(number);
+                    if !loaded && !is_overwritten(&step.instruction, operand, access) {
                         self.emit.load(host, frame::gpr(number));
                     }
                     replaced.push((number, host, false));
@@ -414,6 +435,9 @@ impl Compiler<'_> {
         for &(number, host, written) in &replaced {
             if written {
                 self.emit.store(frame::gpr(number), host);
+            }
+            if host == S1 {
+                self.emit.held = Some(number);
             }
         }
         for &(host, place) in borrowed.iter().rev() {

@@ -12,6 +12,7 @@
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register};
 
 use super::branches::look_up;
+use super::deferred::{emit_compute, emit_settle};
 use super::emit::{Alu, Emit, Mem, RAX, RCX, RDI, RDX, RSI, RSP, cc};
 use super::flags::Flags;
 use super::frame::{self, Leave, S0, S1, STACK};
@@ -39,6 +40,8 @@ pub struct Routines {
     /// Called for one instruction to be interpreted: S1 its address, S0 the page's id
     /// and its length. Returns if control goes on behind it.
     pub interpret: u64,
+    /// Called where the frame has a place instead of flags: computes them.
+    pub settle: u64,
     /// Jumped to by a return whose shadow entry does not match, in the supervisor's code and
     /// in the user's: S0 the target.
     pub return_miss: [u64; 2],
@@ -246,6 +249,7 @@ impl Builder {
         for join in joins {
             self.emit.bind_here(join);
         }
+        emit_settle(&mut self.emit, routines.settle);
         self.store_registers();
         self.emit.store(frame::shadow(), RSP);
         self.put_vectors_away();
@@ -260,9 +264,10 @@ impl Builder {
     }
 
     /// A call to a helper with all registers in the state.
-    fn helper(&mut self, helper: u64, stored: u64, interprets: bool) -> u64 {
+    fn helper(&mut self, helper: u64, (stored, settle): (u64, u64), interprets: bool) -> u64 {
         self.align();
         let start = self.here();
+        emit_settle(&mut self.emit, settle);
         self.store_registers();
         self.emit.store(frame::shadow(), RSP);
         self.put_vectors_away();
@@ -427,9 +432,11 @@ impl Routines {
         let emit = Emit::new(4096, arena.next());
         let mut builder = Builder { emit, vectors };
         let mut routines = Routines { enter: builder.enter(), ..Routines::default() };
-        let stored = builder.leave(&mut routines);
-        routines.access = builder.helper(helpers.access, stored, false);
-        routines.interpret = builder.helper(helpers.interpret, stored, true);
+        routines.settle = builder.here();
+        emit_compute(&mut builder.emit, routines.enter);
+        let ends = (builder.leave(&mut routines), routines.settle);
+        routines.access = builder.helper(helpers.access, ends, false);
+        routines.interpret = builder.helper(helpers.interpret, ends, true);
         routines.load_vectors = builder.load_vectors();
         for (routine, table) in
             [(&mut routines.fill_read, TABLE_READ), (&mut routines.fill_write, TABLE_WRITE)]

@@ -19,10 +19,7 @@ impl Compiler<'_> {
             OpKind::Register => {
                 let number = number_of(instruction.op0_register());
                 let place = self.check_push(step);
-                let source = host_of(number).unwrap_or_else(|| {
-                    self.emit.load(S1, frame::gpr(number));
-                    S1
-                });
+                let source = self.value_of(number);
                 self.emit.store(place, source);
             }
             OpKind::Memory => {
@@ -64,7 +61,7 @@ impl Compiler<'_> {
             Some(host) => self.emit.load(host, place),
             None => {
                 self.emit.load(S1, place);
-                self.emit.store(frame::gpr(number), S1);
+                self.keep_s1(number);
             }
         }
         self.stack_ahead += 8;

@@ -23,7 +23,7 @@ impl Compiler<'_> {
         self.emit.call_to(routine);
         self.emit.op_reg(false, &[0x85], S0, S0); // test r10d, r10d
         let enter = self.emit.jcc(cc::NE);
-        let (instruction, back) = (*instruction, self.emit.here());
+        let (instruction, back) = (*instruction, self.back_in_place());
         self.cold.push(Cold::InPlace { enter, instruction, back });
         self.flags = Flags::SAVED;
     }

@@ -50,7 +50,7 @@ impl Compiler<'_> {
                 self.emit.alu_mem_imm32(Alu::Cmp, frame::waiting(), 0);
                 let enter = self.emit.jcc(cc::NE);
                 self.emit.alu_mem_imm32(Alu::Or, frame::rflags(), IF);
-                let (instruction, back) = (step.instruction, self.emit.here());
+                let (instruction, back) = (step.instruction, self.back_in_place());
                 self.cold.push(Cold::InPlace { enter, instruction, back });
             }
             Code::Stac => {
@@ -108,7 +108,7 @@ impl Compiler<'_> {
                 self.emit.store(frame::gpr(number), S0);
             }
         }
-        let back = self.emit.here();
+        let back = self.back_in_place();
         for enter in enters {
             self.cold.push(Cold::InPlace { enter, instruction, back });
         }
@@ -148,7 +148,7 @@ impl Compiler<'_> {
         self.emit.alu_mem(Alu::Add, RDX, frame::tsc_offset());
         self.emit.mov32(RAX, RDX);
         self.emit.shift_imm(true, 5, RDX, 32);
-        let back = self.emit.here();
+        let back = self.back_in_place();
         self.cold.push(Cold::InPlace { enter, instruction, back });
     }
 }

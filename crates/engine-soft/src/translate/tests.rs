@@ -3,9 +3,9 @@
 //! allocate no memory: a guest that stands still inside the allocator would keep the
 //! translator from using it.
 
-mod flat;
+pub(super) mod flat;
 mod groups;
-mod snippets;
+pub(super) mod snippets;
 
 use flat::Flat;
 

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use guise_engine::{Doorbell, DoorbellAddress, EngineError, MAX_VCPUS, VmConfig};
 
+use super::large::LargePages;
 use super::map::MemoryMap;
 use super::time::{Time, Timer};
 use crate::apic::ApicBus;
@@ -174,6 +175,7 @@ pub struct VmShared {
     pub clock: Clock,
     pub time: Time,
     pub timer: Timer,
+    pub large_pages: LargePages,
 }
 
 impl VmShared {
@@ -194,6 +196,7 @@ impl VmShared {
             clock,
             time,
             timer: Timer::default(),
+            large_pages: LargePages::default(),
         })
     }
 

@@ -43,11 +43,13 @@ pub fn parse_size(text: &str) -> std::result::Result<u64, String> {
 }
 
 fn print_json(value: &Value) {
+    crate::pipe::end_with_the_reader();
     println!("{value:#}");
 }
 
 /// Prints rows in columns as wide as they need to be.
 fn print_table(header: &[&str], rows: &[Vec<String>]) {
+    crate::pipe::end_with_the_reader();
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([header[column].len()]).max().unwrap_or(0)

@@ -44,6 +44,7 @@ impl Output {
 /// Prints all of a value; what has no table is JSON.
 pub fn whole(value: &impl Serialize, format: Format) -> Result<(), Failure> {
     let value = serde_json::to_value(value).map_err(Failure::failed)?;
+    crate::pipe::end_with_the_reader();
     match format {
         Format::Yaml => print!("{}", yaml(&value)),
         Format::Table | Format::Json => println!("{value:#}"),
@@ -64,6 +65,7 @@ fn table(header: &[&str], rows: &[Vec<String>]) {
         }
         println!("{}", line.trim_end());
     };
+    crate::pipe::end_with_the_reader();
     print(header.to_vec());
     for row in rows {
         print(row.iter().map(String::as_str).collect());

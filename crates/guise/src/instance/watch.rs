@@ -124,6 +124,7 @@ pub struct Events {
 pub async fn events(arguments: Events) -> Done {
     let client = remote::connect()?;
     let mut events = client.stream(&format!("/events?follow={}", arguments.follow)).await?;
+    crate::pipe::end_with_the_reader();
     while let Some(event) = events.next_value::<Event>().await? {
         if arguments.output.is_table() {
             let Event { time, kind, name, action, detail, .. } = event;

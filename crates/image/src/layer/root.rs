@@ -75,10 +75,21 @@ pub fn as_path(bytes: &[u8]) -> &Path {
 /// The path of a directory entry by way of its directory's descriptor, for
 /// the calls that have no variant with a descriptor.
 pub fn by_descriptor(dir: BorrowedFd<'_>, last: &[u8]) -> Vec<u8> {
+    below(of_descriptor(dir), last)
+}
+
+fn of_descriptor(dir: BorrowedFd<'_>) -> Vec<u8> {
     use std::os::fd::AsRawFd;
-    let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
-    path.extend_from_slice(last);
-    path
+    format!("/proc/self/fd/{}", dir.as_raw_fd()).into_bytes()
+}
+
+/// The path of something in a directory, which is empty for the root.
+fn below(mut dir: Vec<u8>, last: &[u8]) -> Vec<u8> {
+    if !dir.is_empty() {
+        dir.push(b'/');
+    }
+    dir.extend_from_slice(last);
+    dir
 }
 
 impl Root {
@@ -150,7 +161,7 @@ impl Root {
     pub fn dir_or_make(
         &mut self,
         parts: &[&[u8]],
-        mut made: impl FnMut(&[&[u8]], Made),
+        mut made: impl FnMut(Vec<u8>, Made),
     ) -> Result<BorrowedFd<'_>, LayerError> {
         let path = join(parts);
         if self.cached.as_ref().is_none_or(|(cached, _)| *cached != path) {
@@ -171,6 +182,23 @@ impl Root {
         }
     }
 
+    /// Where something in a directory of this tree is. The name by which it was reached may lead through
+    /// links that are gone, or mean something else, when the archive ends.
+    pub fn place(
+        &self,
+        dir: BorrowedFd<'_>,
+        last: &[u8],
+        path: &[u8],
+    ) -> Result<Vec<u8>, LayerError> {
+        let whole = |fd| rustix::fs::readlink(as_path(&of_descriptor(fd)), Vec::new());
+        let found = || {
+            let (dir, root) = (whole(dir)?, whole(self.fd.as_fd())?);
+            let inside = dir.as_bytes().strip_prefix(root.as_bytes()).ok_or(Errno::NOENT)?;
+            Ok(below(inside.strip_prefix(b"/").unwrap_or(inside).to_vec(), last))
+        };
+        found().map_err(|e: Errno| LayerError::io("entering", path, e))
+    }
+
     /// Makes what is missing of a path. A link to what is not there yet, for
     /// it is in a lower layer, has its target made.
     fn make_path(
@@ -178,7 +206,7 @@ impl Root {
         parts: &[&[u8]],
         path: &[u8],
         links_left: &mut u32,
-        made: &mut impl FnMut(&[&[u8]], Made),
+        made: &mut impl FnMut(Vec<u8>, Made),
     ) -> Result<(), LayerError> {
         let io = |e: Errno| LayerError::io("entering", path, e);
         for depth in 1..=parts.len() {
@@ -199,10 +227,7 @@ impl Root {
                 }
                 Err(_) => {
                     let how = self.make_dir(parent.as_fd(), last, path, false)?;
-                    // Where the path doubles back, entries name it otherwise.
-                    if !here.contains(&&b".."[..]) {
-                        made(here, how);
-                    }
+                    made(self.place(parent.as_fd(), last, path)?, how);
                 }
             }
         }
@@ -242,11 +267,9 @@ impl Root {
         }
         rustix::fs::unlinkat(parent, as_path(last), AtFlags::empty()).map_err(io)?;
         rustix::fs::mkdirat(parent, as_path(last), mode).map_err(io)?;
-        if !whiteout {
-            return Ok(Made::New);
-        }
+        // What was there hid the layers below, a file of this layer as much as a whiteout.
         self.set_opaque(parent, last, path)?;
-        Ok(Made::OverWhiteout)
+        Ok(if whiteout { Made::OverWhiteout } else { Made::New })
     }
 
     /// Hides what the layers below have in a directory.

@@ -38,8 +38,8 @@ enum Fixup {
 /// A layer whose files are there, and what is left to do.
 pub struct Unpacked {
     root: Root,
-    /// What is known of directories: set last, or it would not survive what
-    /// comes into them.
+    /// What is known of directories, by their places: set last, or it would not survive
+    /// what comes into them.
     directories: BTreeMap<Vec<u8>, Entry>,
     fixups: Vec<Fixup>,
 }
@@ -187,7 +187,7 @@ impl Unpacked {
         path: &[u8],
         implied: &mut Vec<(Vec<u8>, Made)>,
     ) -> Result<OwnedFd, LayerError> {
-        let dir = self.root.dir_or_make(parents, |made, how| implied.push((join(made), how)))?;
+        let dir = self.root.dir_or_make(parents, |made, how| implied.push((made, how)))?;
         dir.try_clone_to_owned().map_err(|e| LayerError::io("entering", path, e))
     }
 
@@ -246,7 +246,8 @@ impl Unpacker {
             }
             Meaning::Whiteout(gone) => {
                 let dir = self.parent(parents)?;
-                self.fixups.push(Fixup::Whiteout([&join(parents)[..], b"/", gone].concat()));
+                let place = self.root.place(dir.as_fd(), gone, &path)?;
+                self.fixups.push(Fixup::Whiteout(place));
                 self.root.white_out(dir.as_fd(), gone, &path)
             }
             Meaning::Plain(last) => self.plain(entry, &parts, parents, last),
@@ -258,7 +259,7 @@ impl Unpacker {
         let fixups = &mut self.fixups;
         let fd = self
             .root
-            .dir_or_make(parents, |path, made| fixups.push(Fixup::Implied(join(path), made)))?;
+            .dir_or_make(parents, |place, made| fixups.push(Fixup::Implied(place, made)))?;
         fd.try_clone_to_owned().map_err(|e| LayerError::io("entering", &join(parents), e))
     }
 
@@ -274,10 +275,11 @@ impl Unpacker {
         let dir = self.parent(parents)?;
         let dir = dir.as_fd();
         let name = as_path(last);
+        let is_directory = entry.kind == Kind::Directory;
         let replaced = match &entry.kind {
             Kind::Directory => {
                 let made = self.root.make_dir(dir, last, &path, true)?;
-                self.directories.insert(path, entry);
+                self.directories.insert(self.root.place(dir, last, &path)?, entry);
                 // A link to a directory may have become a directory.
                 made == Made::New
             }
@@ -348,8 +350,23 @@ impl Unpacker {
         };
         if replaced {
             self.root.forget();
+            if !is_directory {
+                self.forget_directories(&self.root.place(dir, last, &path)?);
+            }
         }
         Ok(())
+    }
+
+    /// Forgets what is known of a directory and of those in it: something else is there now.
+    fn forget_directories(&mut self, place: &[u8]) {
+        self.directories.remove(place);
+        let inside = [place, b"/"].concat();
+        let gone = self.directories.range(inside.clone()..);
+        let gone: Vec<_> =
+            gone.map(|(place, _)| place.clone()).take_while(|p| p.starts_with(&inside)).collect();
+        for place in gone {
+            self.directories.remove(&place);
+        }
     }
 
     /// Makes a hard link, or leaves it for later if its target is below.
@@ -402,8 +419,9 @@ impl Unpacker {
         path: &[u8],
         target: Vec<u8>,
     ) -> Result<bool, LayerError> {
-        self.fixups.push(Fixup::Link { path: path.to_vec(), target });
-        self.directories.remove(path);
+        let place = self.root.place(dir, last, path)?;
+        self.forget_directories(&place);
+        self.fixups.push(Fixup::Link { path: place, target });
         match rustix::fs::statat(dir, as_path(last), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) if root::is_whiteout(&stat) => Ok(false),
             Err(Errno::NOENT) => Ok(false),

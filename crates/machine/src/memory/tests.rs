@@ -47,3 +47,15 @@ fn ram_is_memory_up_to_its_last_byte() {
     assert_eq!(ram.memory.read_obj::<u8>(GuestAddress(16 * MIB - 1)).unwrap(), 0xa5);
     assert!(ram.memory.find_region(GuestAddress(16 * MIB)).is_none());
 }
+
+#[test]
+fn ram_begins_where_a_large_page_of_the_host_can() {
+    // Mappings of other sizes and other threads' are in the way.
+    let others: Vec<_> =
+        (1..40).map(|number| Ram::new(number * 2 * MIB + MIB, 0).unwrap()).collect();
+    for ram in others.iter().skip(1).chain([&Ram::new(512 * MIB, 256 * MIB).unwrap()]) {
+        for slot in ram.slots().iter().filter(|slot| slot.offset == 0) {
+            assert_eq!(slot.region.as_ptr() as usize % LARGE_PAGE, 0);
+        }
+    }
+}

@@ -12,6 +12,8 @@ use guise_net::packet::{ACK, Ethernet, FIN, Headers, Packet, SYN, TcpFields, tcp
 
 const ALL: Receives = Receives { checksum: true, tcp4: true, tcp6: true };
 const PAYLOAD: usize = 65_160;
+/// How long the guest waits for an acknowledgement before it sends again.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// A driver with a small ring of large buffers, as mergeable buffers give.
 struct Driver {
@@ -46,8 +48,14 @@ pub struct Guest<N> {
     fields: TcpFields,
     headers: Headers,
     acknowledged: u32,
+    /// When the host last took something that was new to it.
+    progress: Instant,
     window: u32,
+    /// How much may be under way, whatever the window.
+    limit: u32,
     shift: u8,
+    /// How much the host has acknowledged, and how much came from it.
+    sent: u64,
     received: u64,
     ended: bool,
 }
@@ -72,8 +80,11 @@ impl<N: Network> Guest<N> {
             fields,
             headers,
             acknowledged: 1,
+            progress: Instant::now(),
             window: 0,
+            limit: u32::MAX,
             shift: 0,
+            sent: 0,
             received: 0,
             ended: false,
         };
@@ -84,6 +95,7 @@ impl<N: Network> Guest<N> {
         while guest.window == 0 {
             guest.turn();
         }
+        guest.sent = 0;
         guest.acknowledge();
         guest
     }
@@ -132,20 +144,36 @@ impl<N: Network> Guest<N> {
             }
             answer = true;
         }
-        self.acknowledged = tcp.acknowledgement;
+        let news = tcp.acknowledgement.wrapping_sub(self.acknowledged);
+        if (news as i32) > 0 {
+            self.sent += u64::from(news);
+            self.acknowledged = tcp.acknowledgement;
+            self.progress = Instant::now();
+        }
         self.window = u32::from(tcp.window) << self.shift;
         Some(answer)
     }
 
-    /// Sends a large segment if the window has room for it; gives its size.
-    fn send_large(&mut self, frame: &mut Vec<u8>) -> u64 {
-        let open = self.window.wrapping_sub(self.fields.sequence.wrapping_sub(self.acknowledged));
-        if (open as i32) < PAYLOAD as i32 {
-            return 0;
+    /// Sends a large segment, the last of so many bytes may be smaller, if the window has room.
+    /// A kernel drops segments that its window promised room for: then all since goes again,
+    /// and half as much is under way from then on.
+    fn send_large(&mut self, frame: &mut Vec<u8>, bytes: u64) {
+        let mut under_way = self.fields.sequence.wrapping_sub(self.acknowledged);
+        if under_way > 0 && self.progress.elapsed() > PATIENCE {
+            self.fields.sequence = self.acknowledged;
+            self.progress = Instant::now();
+            self.limit = (under_way / 2).max(2 * PAYLOAD as u32);
+            under_way = 0;
         }
-        self.send(frame, PAYLOAD);
-        self.fields.sequence = self.fields.sequence.wrapping_add(PAYLOAD as u32);
-        PAYLOAD as u64
+        let open = self.window.min(self.limit).saturating_sub(under_way);
+        let left = (bytes - self.sent - u64::from(under_way)).min(PAYLOAD as u64) as u32;
+        // A window that is smaller than a large segment is used as it is, lest nothing moves.
+        let payload = if under_way == 0 { left.min(open) } else { left };
+        if payload == 0 || open < payload {
+            return;
+        }
+        self.send(frame, payload as usize);
+        self.fields.sequence = self.fields.sequence.wrapping_add(payload);
     }
 
     /// Says that nothing more comes.
@@ -186,9 +214,8 @@ pub fn outward<N: Network>(name: &str, at: IpAddr, connect: Connect<'_, N>, byte
     let mut guest = connect(port);
     let (start, cpu) = (Instant::now(), thread_cpu());
     let mut frame = Vec::new();
-    let mut left = bytes;
-    while left > 0 {
-        left = left.saturating_sub(guest.send_large(&mut frame));
+    while guest.sent < bytes {
+        guest.send_large(&mut frame, bytes);
         guest.turn();
     }
     report(name, "out", bytes, start.elapsed(), thread_cpu() - cpu);

@@ -9,7 +9,7 @@ use guise_container::spec::{
 };
 
 use super::network::Plugged;
-use super::{root, seccomp, user};
+use super::{root, user};
 use crate::body::{BodyError, Program};
 use crate::job::{self, Job, Network};
 
@@ -58,7 +58,7 @@ pub fn of(
         linux: Linux {
             resources: resources(&job.resources),
             namespaces: namespaces(job.network, plugged),
-            seccomp: Some(seccomp::profile()),
+            seccomp: Some(defaults::seccomp()),
             masked_paths: defaults::MASKED.map(str::to_owned).to_vec(),
             readonly_paths: defaults::READ_ONLY.map(str::to_owned).to_vec(),
             ..Linux::default()

@@ -13,7 +13,9 @@ use guise_engine::extensions::Features;
 
 pub struct Machine {
     pub state: Box<CpuState>,
-    bank: Box<Bank>,
+    pub bank: Box<Bank>,
+    /// Pages of data that are not where their address says, and where they are.
+    pub elsewhere: HashMap<u64, u64>,
     stubs: Stubs,
     /// Granules that code was made from, by page.
     pub code: HashMap<u64, u64>,
@@ -54,17 +56,18 @@ impl Backend for Machine {
             // The next page is the next one of the host, too.
             return Some(address as *mut u8);
         }
+        let host = self.elsewhere.get(&page).copied().unwrap_or(page);
         if !write {
-            self.bank.fill_read(address, page as *mut u8);
+            self.bank.fill_read(address, host as *mut u8);
         } else if let Some(code) = self.code.get(&page) {
             let last = (address + u64::from(size) - 1) >> 6 & 63;
             if code >> (address >> 6 & 63) & 1 == 1 || code >> last & 1 == 1 {
                 return None;
             }
         } else {
-            self.bank.fill_write(address, page as *mut u8);
+            self.bank.fill_write(address, host as *mut u8);
         }
-        Some(address as *mut u8)
+        Some((host + (address - page)) as *mut u8)
     }
 
     fn step(&mut self) -> bool {
@@ -270,6 +273,7 @@ impl Flat {
         let machine = Machine {
             state,
             bank,
+            elsewhere: HashMap::new(),
             stubs: Stubs::new(Features::host(), 1 << 20).expect("stubs"),
             code: HashMap::new(),
             writes: Vec::new(),

@@ -17,9 +17,9 @@ macro_rules! snippet {
     };
 }
 
-pub(super) use snippet;
+pub(in crate::translate) use snippet;
 
-pub(super) fn compare(
+pub(in crate::translate) fn compare(
     function: unsafe extern "C" fn(u64, u64) -> u64,
     make: impl Fn() -> Vec<u64>,
 ) {
@@ -36,7 +36,7 @@ pub(super) fn compare(
     }
 }
 
-pub(super) fn numbers() -> Vec<u64> {
+pub(in crate::translate) fn numbers() -> Vec<u64> {
     (1..1200u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect()
 }
 

@@ -1,11 +1,11 @@
-//! Which system calls a container may not make.
+//! Which system calls a container of an image may not make.
 //!
 //! Capabilities already keep a container from most of what would change the host. This
 //! takes away what is left: calls that few programs make and that have been ways out
 //! through bugs of the kernel, and namespaces inside, which would give back capabilities
 //! over code that expects an administrator.
 
-use guise_container::spec::{Seccomp, SyscallArg, SyscallRule};
+use crate::spec::{Seccomp, SyscallArg, SyscallRule};
 
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
