@@ -148,7 +148,7 @@ fn a_remappable_entry_sends_its_handle() {
 #[test]
 fn routes_are_told_again_on_demand() {
     let (apic, _) = rig();
-    let told: Arc<Mutex<Vec<(u32, Option<Msi>)>>> = Arc::default();
+    let told = Arc::new(Mutex::new(Vec::new()));
     let teller = told.clone();
     apic.watch_routes(move |pin, msi| teller.lock().unwrap().push((pin, msi)));
     program(&apic, 1, 0x31, 0);

@@ -104,13 +104,10 @@ impl IommuState {
         }
     }
 
-    /// Clears conditions, except for records, which are cleared one by one. Says whether
-    /// the queue may go on.
-    pub(super) fn clear_conditions(&mut self, conditions: u32) -> bool {
-        let before = self.fault_status;
+    /// Clears conditions, except for records, which are cleared one by one.
+    pub(super) fn clear_conditions(&mut self, conditions: u32) {
         self.fault_status &= !(conditions & (OVERFLOW | QUEUE_ERROR));
         self.settle_fault_event();
-        before & !self.fault_status & QUEUE_ERROR != 0
     }
 
     /// A message that was held back has no reason any more once all has been seen.

@@ -30,7 +30,7 @@ impl IommuState {
         let base = self.queue_address & !0xfff;
         let tail = self.queue_tail & !0xf;
         while self.status & QUEUE != 0 && self.fault_status & QUEUE_ERROR == 0 {
-            self.queue_head = self.queue_head % size & !0xf;
+            self.queue_head = (self.queue_head % size) & !0xf;
             if self.queue_head == tail {
                 return;
             }

@@ -39,7 +39,7 @@ const CAPABILITIES_VALUE: u64 = {
     const DOMAINS_16_BITS: u64 = 6;
     const LEVELS_3_AND_4: u64 = 0b110 << 8;
     const WIDTH: u64 = (ADDRESS_BITS as u64 - 1) << 16;
-    const RECORDS_AT: u64 = FAULT_RECORDS / 16 << 24;
+    const RECORDS_AT: u64 = (FAULT_RECORDS / 16) << 24;
     const PAGES_2M_AND_1G: u64 = 0b11 << 34;
     const PAGE_SELECTIVE: u64 = 1 << 39;
     const RECORD_COUNT: u64 = (RECORDS as u64 - 1) << 40;
@@ -58,7 +58,7 @@ const MORE_CAPABILITIES_VALUE: u64 = {
     const REMAPPING: u64 = 1 << 3;
     const PASS_THROUGH: u64 = 1 << 6;
     const SNOOP: u64 = 1 << 7;
-    const TLB_AT: u64 = INVALIDATE_ADDRESS / 16 << 8;
+    const TLB_AT: u64 = (INVALIDATE_ADDRESS / 16) << 8;
     const MAX_HANDLE_MASK: u64 = 15 << 20;
     COHERENT | QUEUE | REMAPPING | PASS_THROUGH | SNOOP | TLB_AT | MAX_HANDLE_MASK
 };
@@ -224,7 +224,7 @@ impl IommuState {
         memory: &GuestMemory,
         effects: &mut Effects,
     ) {
-        if offset % 4 != 0 || !matches!(data.len(), 4 | 8) {
+        if !offset.is_multiple_of(4) || !matches!(data.len(), 4 | 8) {
             return;
         }
         for (at, word) in (offset..).step_by(4).zip(data.chunks_exact(4)) {
@@ -277,18 +277,16 @@ impl IommuState {
             _ => match at {
                 COMMAND => self.command(value, memory, effects),
                 FAULT_STATUS => {
-                    if self.clear_conditions(value) {
-                        self.run_queue(memory, effects);
-                    }
+                    self.clear_conditions(value);
+                    // It may have waited for this.
+                    self.run_queue(memory, effects);
                 }
                 FAULT_EVENT..0x44 => {
                     effects.send(self.fault_event.write(at - FAULT_EVENT, value));
                 }
-                COMPLETION_STATUS => {
-                    if value & 1 != 0 {
-                        self.completed = false;
-                        self.completion_event.withdraw();
-                    }
+                COMPLETION_STATUS if value & 1 != 0 => {
+                    self.completed = false;
+                    self.completion_event.withdraw();
                 }
                 COMPLETION_EVENT..0xac => {
                     effects.send(self.completion_event.write(at - COMPLETION_EVENT, value));

@@ -41,10 +41,10 @@ impl Unit {
             _ => RequesterId { bus: id_high >> 1, device: id_low >> 3, function: id_low & 7 },
         };
         let requester = self.iommu.requester(id);
-        let register = u64::from(narrow) % 0x300 & !3;
+        let register = (u64::from(narrow) % 0x300) & !3;
         match what % 9 {
             0 | 1 => {
-                let address = u64::from(narrow) % MEMORY & !7;
+                let address = (u64::from(narrow) % MEMORY) & !7;
                 self.memory.write_obj(wide, GuestAddress(address)).unwrap();
             }
             2 => self.iommu.write(register, &wide.to_le_bytes()),

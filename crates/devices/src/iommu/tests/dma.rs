@@ -11,7 +11,7 @@ impl Rig {
     fn translating(levels: u64) -> Self {
         let rig = rig();
         rig.poke(ROOT, &[CONTEXT | 1, 0]);
-        rig.poke(CONTEXT + 16 * NUMBER, &[TABLES | 1, levels - 2 | 7 << 8]);
+        rig.poke(CONTEXT + 16 * NUMBER, &[TABLES | 1, (levels - 2) | (7 << 8)]);
         rig.set_wide(0x20, ROOT);
         rig.command(1 << 30);
         rig.command(1 << 31);
@@ -23,7 +23,7 @@ impl Rig {
         for level in (leaf..=levels).rev() {
             let at = TABLES + 0x1000 * (levels - level);
             let index = address >> (12 + 9 * (level - 1)) & 0x1ff;
-            let entry = if level == leaf { entry } else { at + 0x1000 | READ | WRITE };
+            let entry = if level == leaf { entry } else { (at + 0x1000) | READ | WRITE };
             self.poke(at + 8 * index, &[entry]);
         }
     }
@@ -109,11 +109,11 @@ fn every_level_has_to_allow_it() {
     rig.map(3, 1, 0x4000, 0x8000 | READ | WRITE);
     rig.write(0x4000, &[1]).unwrap();
     // The middle one does not let writes through.
-    rig.poke(TABLES + 0x1000, &[TABLES + 0x2000 | READ]);
+    rig.poke(TABLES + 0x1000, &[(TABLES + 0x2000) | READ]);
     assert!(rig.write(0x4000, &[1]).is_err());
     assert_eq!(rig.take_fault(), Some((5, 0x4000)));
     assert_eq!(rig.read(0x4000, 1).unwrap(), [1]);
-    rig.poke(TABLES, &[TABLES + 0x1000 | WRITE]);
+    rig.poke(TABLES, &[(TABLES + 0x1000) | WRITE]);
     assert_eq!(rig.refused(0x4000), 6);
 }
 
