@@ -69,6 +69,8 @@ pub struct InstanceSpec {
     pub remove_on_exit: bool,
     pub stop_signal: Option<String>,
     pub stop_seconds: Option<u32>,
+    /// How long a life may take.
+    pub timeout_seconds: Option<u64>,
     pub labels: BTreeMap<String, String>,
     /// Whether it is to run. Setting it, and counting `starts` up, starts a new life.
     pub running: bool,

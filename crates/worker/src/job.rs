@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use guise_net::ipam::Subnet;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,9 @@ pub struct Job {
     pub program: Program,
     /// The signal that asks the workload to end.
     pub stop_signal: i32,
+    /// When this life is over at the latest.
+    #[serde(default)]
+    pub time_limit: Option<Duration>,
     pub resources: Resources,
     /// The root file system cannot be written to.
     pub read_only: bool,

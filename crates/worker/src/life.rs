@@ -3,6 +3,8 @@
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -24,6 +26,8 @@ use crate::place::{End, Place};
 const FAREWELL: Duration = Duration::from_secs(600);
 /// How long what the workload left running may hold its streams open.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// The exit code of what ran for too long.
+const TIMED_OUT: u8 = 124;
 
 /// The worker's whole work, in the process that is it. Its standard input is the
 /// daemon's channel. Returns the process's exit code.
@@ -77,12 +81,17 @@ fn live(place: &Place, midwife: &mut Midwife) -> Result<(), ApiError> {
         }
     };
     midwife.tell(&News::Ready(warnings));
+    let limit = job.time_limit.map(|limit| TimeLimit::begin(limit, &body));
     let exit = served.workload.wait();
+    let too_long = limit.and_then(TimeLimit::exceeded);
     join(pumps, LAST_WORDS);
     if let Err(left) = body.clean_up() {
         eprintln!("clean up: {left}");
     }
     let ended = match exit {
+        _ if too_long.is_some() => {
+            Ended { exit_code: TIMED_OUT, error: too_long, ..Ended::default() }
+        }
         Ok(exit) => Ended {
             exit_code: exit.code(),
             out_of_memory: exit == crate::body::Exit::OutOfMemory,
@@ -166,6 +175,41 @@ fn bring_up(place: &Place, job: &Job, body: &Arc<dyn Body>) -> Result<Started, A
     let open = Arc::new(Open::default());
     control::serve(listener, served.clone(), open.clone());
     Ok((served, pumps, open))
+}
+
+/// Ends an instance when its time is over.
+struct TimeLimit {
+    limit: Duration,
+    over: Arc<AtomicBool>,
+    /// Dropped when the instance has ended by itself.
+    ended: Sender<()>,
+}
+
+impl TimeLimit {
+    fn begin(limit: Duration, body: &Arc<dyn Body>) -> TimeLimit {
+        let (ended, end) = channel();
+        let over = Arc::new(AtomicBool::new(false));
+        let (body, exceeded) = (body.clone(), over.clone());
+        std::thread::spawn(move || {
+            if end.recv_timeout(limit) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+            exceeded.store(true, Ordering::SeqCst);
+            if let Err(error) = body.stop(Duration::ZERO) {
+                eprintln!("end it when its time is over: {error}");
+            }
+        });
+        TimeLimit { limit, over, ended }
+    }
+
+    /// What is told of an instance that the limit has ended.
+    fn exceeded(self) -> Option<ApiError> {
+        drop(self.ended);
+        let message = || format!("it was ended after {} s", self.limit.as_secs());
+        self.over.load(Ordering::SeqCst).then(|| {
+            ApiError::new(Code::State, message()).hint("--timeout gives it more time, or no limit")
+        })
+    }
 }
 
 /// Waits for threads, but not for ever: a program that left its terminal to another

@@ -1,6 +1,7 @@
 //! An instance's spec, resolved into a worker's job.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use guise_api::{ApiError, Engine, Guise, Instance, InstanceSpec, Mount, Network, Protocol};
 use guise_container::runtime::parse_signal;
@@ -52,6 +53,7 @@ pub fn of(
         run: place.run.clone(),
         form,
         program: program(spec, &image, console)?,
+        time_limit: spec.timeout_seconds.map(Duration::from_secs),
         stop_signal: stop_signal.as_deref().and_then(parse_signal).unwrap_or(SIGTERM),
         resources: job::Resources {
             cpus: spec.resources.cpus,

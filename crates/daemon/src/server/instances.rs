@@ -74,6 +74,9 @@ fn check(spec: &InstanceSpec) -> Result<(), ApiError> {
     if spec.env.iter().any(|entry| entry.starts_with('=') || entry.contains('\0')) {
         return invalid("a variable of the environment has no name".to_owned());
     }
+    if spec.timeout_seconds == Some(0) {
+        return invalid("in 0 seconds nothing runs".to_owned());
+    }
     if spec.remove_on_exit && spec.restart != guise_api::Restart::No {
         return invalid("what goes when it ends cannot be restarted then".to_owned());
     }

@@ -15,6 +15,7 @@ use crate::image::parse_size;
   guise run -it debian:12 sh
   guise run --rm debian:12 true
   guise run -d --name web -v data:/srv -e MODE=fast registry.example/web:1
+  guise run --rm --timeout 60 debian:12 sh -c 'might take for ever'
   guise run --explain debian:12")]
 pub struct Run {
     /// Keep running in the background, and print the instance's id
@@ -109,6 +110,9 @@ pub struct Options {
     /// Seconds that it then has
     #[arg(long, value_name = "SECONDS")]
     stop_timeout: Option<u32>,
+    /// End it when it has run for so long; its exit code is 124 then
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
     /// A label
     #[arg(short, long = "label", value_name = "KEY[=VALUE]")]
     labels: Vec<String>,
@@ -168,6 +172,7 @@ impl Options {
             remove_on_exit: self.remove,
             stop_signal: self.stop_signal.clone(),
             stop_seconds: self.stop_timeout,
+            timeout_seconds: self.timeout,
             labels: labels.collect(),
             ..InstanceSpec::default()
         })

@@ -172,9 +172,14 @@ impl Home {
     }
 
     pub fn start_daemon(&mut self) {
+        self.start_daemon_with(|_| ());
+    }
+
+    pub fn start_daemon_with(&mut self, prepare: impl FnOnce(&mut Command)) {
         let log = fs::File::options().create(true).append(true).open(self.path("daemon.log"));
         let mut command = self.command(["daemon"]);
         command.stdout(Stdio::null()).stderr(log.unwrap());
+        prepare(&mut command);
         self.daemon = Some(command.spawn().unwrap());
         self.until("the daemon listens", || {
             std::os::unix::net::UnixStream::connect(self.path("run/guise.sock")).is_ok()

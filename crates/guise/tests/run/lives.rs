@@ -8,6 +8,7 @@ in_every_guise!(
     stopping_is_asked_for_first,
     logs_follow_and_end_with_the_instance,
     policies_start_it_again,
+    what_takes_too_long_is_ended,
     pause_holds_it_where_it_is,
     volumes_are_shared_and_outlive_instances,
     what_was_written_is_there_in_the_next_life,
@@ -161,6 +162,25 @@ fn policies_start_it_again(guise: Guise) {
     home.good(&["run", "-d", "--name", "clock", "--restart", "on-failure:3", BOX, "false"]);
     assert_eq!(home.good(&["wait", "clock"]), "1");
     assert_eq!(home.inspect("always")["status"], stopped);
+}
+
+fn what_takes_too_long_is_ended(guise: Guise) {
+    let Some(home) = Home::new("too-long", guise) else { return };
+    let deaf = "trap '' TERM; echo began; while :; do sleep 1; done";
+    let said = home.guise(&["run", "--rm", "--timeout", "3", BOX, "sh", "-c", deaf]);
+    assert_eq!((said.code, said.err.lines().count()), (124, 1), "{said:?}");
+    assert!(said.err.contains("ended after 3 s") && said.out == "began\n", "{said:?}");
+    // Each life has its own time, and one that is paused has no more of it (if it still runs).
+    let forever = ["-d", "--name", "it", "--timeout", "3", "--restart", "on-failure:1"];
+    home.good(&[&["run"][..], &forever, &[BOX, "sh", "-c", "echo life; exec sleep 1000"]].concat());
+    home.until("it lives", || home.good(&["logs", "it"]).starts_with("life"));
+    home.guise(&["pause", "it"]);
+    assert_eq!(home.good(&["wait", "it"]), "124");
+    assert_eq!(home.good(&["logs", "it"]), "life\nlife");
+    assert_eq!(home.guise(&["run", "--rm", "--timeout", "1000", BOX, "false"]).code, 1);
+    assert_eq!(home.guise(&["run", "--rm", "--timeout", "0", BOX, "true"]).code, 125);
+    home.good(&["rm", "it"]);
+    assert_eq!(home.leftovers(), Vec::<String>::new());
 }
 
 fn pause_holds_it_where_it_is(guise: Guise) {

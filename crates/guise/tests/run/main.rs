@@ -4,6 +4,7 @@
 //! Containers need root or user namespaces, and a busybox; where a machine lacks them
 //! the tests say so.
 
+mod clock;
 mod copying;
 mod guises;
 mod home;

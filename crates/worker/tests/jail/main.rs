@@ -12,7 +12,7 @@ use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 
 use guise_microvm::PreparedKernel;
 use guise_worker::job::{Engine, Form, Job, Log, Mount, Network, Resources};
@@ -80,6 +80,7 @@ impl Outside {
             },
             program: Default::default(),
             stop_signal: 15,
+            time_limit: None,
             resources: Resources::default(),
             read_only: false,
             mounts: if self.shares { vec![share] } else { Vec::new() },
@@ -145,10 +146,10 @@ fn imprison(networked: bool, shares: bool) -> bool {
     }
     let other = UnixListener::bind(folder.join("other/run/worker.sock")).unwrap();
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
-    let victim = Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut victim = Victim(Command::new("sleep").arg("1000").spawn().unwrap());
     let outside = Outside {
         folder: folder.clone(),
-        victim: victim.id(),
+        victim: victim.0.id(),
         port: server.local_addr().unwrap().port(),
         networked,
         shares,
@@ -157,11 +158,8 @@ fn imprison(networked: bool, shares: bool) -> bool {
     // It works from here.
     UnixStream::connect_addr(&outside.abstract_name()).unwrap();
     let passed = watch(&outside);
-    let mut victim = victim;
-    let untouched = victim.try_wait().unwrap().is_none();
-    victim.kill().unwrap();
-    victim.wait().unwrap();
-    drop((other, hidden, server));
+    let untouched = victim.0.try_wait().unwrap().is_none();
+    drop((victim, other, hidden, server));
     println!(
         "test prisoner with{} a network, with{} shares ... {}",
         if networked { "" } else { "out" },
@@ -169,6 +167,17 @@ fn imprison(networked: bool, shares: bool) -> bool {
         if passed && untouched { "ok" } else { "FAILED" }
     );
     passed && untouched && secrets_are_whole(&folder)
+}
+
+/// A process that is to be left alone. It goes with the test, also with one that fails.
+struct Victim(Child);
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        // It may be dead already, which is another's failure.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn watch(outside: &Outside) -> bool {
