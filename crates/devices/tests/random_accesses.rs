@@ -3,11 +3,11 @@
 mod board;
 mod unit;
 
-use std::fs;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use board::Board;
+use guise_testkit::corpus;
 use unit::Unit;
 
 /// xorshift64*: good enough, and the same everywhere.
@@ -69,19 +69,9 @@ fn random_tables_do_no_harm() {
 /// What the fuzzer found, and what it started from.
 #[test]
 fn the_corpora_do_no_harm() {
-    let run_all = |name: &str, run: &dyn Fn(&[u8])| {
-        let corpus = format!("{}/fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
-        let mut programs = 0;
-        for entry in fs::read_dir(corpus).unwrap() {
-            let path = entry.unwrap().path();
-            println!("{}", path.display());
-            run(&fs::read(path).unwrap());
-            programs += 1;
-        }
-        assert!(programs > 0);
-    };
-    run_all("accesses", &|program| Board::new().run(program));
-    run_all("iommu", &|program| Unit::new().run(program));
+    let here = env!("CARGO_MANIFEST_DIR");
+    corpus::run_all(here, "accesses", |program| Board::new().run(program));
+    corpus::run_all(here, "iommu", |program| Unit::new().run(program));
 }
 
 /// Accesses from several threads while time passes.
