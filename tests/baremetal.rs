@@ -87,6 +87,11 @@ fn msi() {
     prints_what_it_should(Program::Msi, &["--rng"]);
 }
 
+#[test]
+fn iommu() {
+    prints_what_it_should(Program::Iommu, &[]);
+}
+
 /// What breaks translators: the tiers of the software engine print what a processor does.
 fn breaks_no_tier(program: Program, engines: &[&str], arguments: &[&str]) {
     let expected = program.expected().expect("this program ends through the port");

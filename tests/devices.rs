@@ -71,6 +71,46 @@ fn a_disk_is_read_and_written() {
     }
 }
 
+/// The kernel remaps all interrupts and translates what is to be translated, and nothing is
+/// refused.
+#[test]
+fn an_iommu_is_used_and_finds_nothing_wrong() {
+    let _turn = alone();
+    const MIB: usize = 1 << 20;
+    for (kernel, cpus) in [(Kernel::Debian12Cloud, "2"), (Kernel::Debian13Cloud, "1")] {
+        let disk = tempfile::NamedTempFile::new().expect("a file");
+        let content = pattern(MIB);
+        disk.as_file().write_all_at(&content, 0).expect("written");
+        let command = "echo sum $(md5sum </dev/vda); grep -c IR-IO-APIC /proc/interrupts; \
+            echo messages $(grep -c IR-PCI-MSI /proc/interrupts); \
+            echo functions $(ls /sys/bus/pci/devices | wc -l); \
+            echo groups $(ls /sys/kernel/iommu_groups | wc -l)";
+        let line = format!("console=ttyS0 intel_iommu=on -- \"{command}\"");
+        let option = format!("{},format=raw", disk.path().display());
+        let ended = Boot::kernel(&have(kernel.image()))
+            .initrd(&have(initramfs::with_virtio(kernel)))
+            .args(["--engine", "soft", "--cpus", cpus, "--iommu", "--append", &line])
+            .args(["--rng", "--disk", &option])
+            .run();
+        ended.expect_code(0).expect_clean_log();
+        assert_eq!(said(&ended, "sum ").split(' ').next(), Some(&*sum(&content)));
+        assert_ne!(said(&ended, "messages "), "0");
+        assert_eq!(said(&ended, "groups "), said(&ended, "functions "));
+        for message in [
+            "DMAR: IOMMU enabled",
+            "DMAR: Intel(R) Virtualization Technology for Directed I/O",
+            "DMAR-IR: Enabled IRQ remapping in xapic mode",
+        ] {
+            assert!(ended.output.contains(message), "{message:?} is not in:\n{}", ended.output);
+        }
+        for message in ["fault", "Firmware Bug", "DMAR: DRHD: handling"] {
+            let bad =
+                ended.output.lines().find(|line| line.contains("DMAR") && line.contains(message));
+            assert_eq!(bad, None, "{}", ended.output);
+        }
+    }
+}
+
 /// A port of the host that nobody uses now.
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");

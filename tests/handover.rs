@@ -21,13 +21,14 @@ const GOOD: u32 = 1;
 const MOVES: usize = 500;
 
 /// The guests, and on how many vCPUs they run.
-const GUESTS: [(Program, u32); 7] = [
+const GUESTS: [(Program, u32); 8] = [
     (Program::Modes, 1),
     (Program::Pvh, 1),
     (Program::Interrupts, 1),
     (Program::ApicTimer, 1),
     (Program::Ports, 1),
     (Program::Paging, 1),
+    (Program::Iommu, 1),
     (Program::Smp, 4),
 ];
 
@@ -66,6 +67,7 @@ fn boot(guest: &Guest, engine: &dyn Engine) -> (Machine, Output) {
         vcpus: guest.vcpus,
         board: BoardKind::Microvm,
         model: CpuModel::Baseline,
+        iommu: true,
         test_devices: true,
     };
     let output = Output::default();

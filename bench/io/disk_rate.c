@@ -29,16 +29,6 @@ static struct {
 } headers[SLOTS];
 static u8 status[SLOTS], data[SLOTS][4096] __attribute__((aligned(4096)));
 
-static u32 config_read(u32 slot, u32 at)
-{
-	outl(0xcf8, 0x80000000u | slot << 11 | at);
-	return inl(0xcfc);
-}
-static void config_write(u32 slot, u32 at, u32 value)
-{
-	outl(0xcf8, 0x80000000u | slot << 11 | at);
-	outl(0xcfc, value);
-}
 static void put8(u32 at, u8 value) { *(volatile u8 *)(u64)(BAR + at) = value; }
 static void put16(u32 at, u16 value) { *(volatile u16 *)(u64)(BAR + at) = value; }
 static void put32(u32 at, u32 value) { *(volatile u32 *)(u64)(BAR + at) = value; }

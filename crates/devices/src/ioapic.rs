@@ -30,6 +30,9 @@ const LEVEL_TRIGGERED: u64 = 1 << 15;
 const MASKED: u64 = 1 << 16;
 /// Vector, modes, polarity, trigger, mask, destination.
 const WRITABLE: u64 = 0xff00_0000_0001_afff;
+/// Besides these, where interrupts are remapped: the format, and the rest of the handle
+/// that takes the destination's place.
+const WRITABLE_REMAPPABLE: u64 = 0x00ff_0000_0000_0000;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IoApicState {
@@ -53,6 +56,8 @@ type RouteWatcher = Box<dyn Fn(u32, Option<Msi>) + Send + Sync>;
 pub struct IoApic {
     sink: Arc<dyn MsiSink>,
     routes: OnceLock<RouteWatcher>,
+    /// The bits of an entry that the guest can change.
+    writable: u64,
     state: Mutex<IoApicState>,
 }
 
@@ -67,11 +72,13 @@ impl IrqLine for Pin {
     }
 }
 
-/// The message of a redirection entry.
+/// The message of a redirection entry. In the remappable format its upper bits are a
+/// handle with the format's bit below, and the mode's bit is the handle's last one: all of
+/// them go to the same places of the address.
 fn message(entry: u64) -> Msi {
-    let (destination, logical) = (entry >> 56, entry >> 11 & 1);
+    let (destination, logical) = (entry >> 48, entry >> 11 & 1);
     Msi {
-        address: 0xfee0_0000 | destination << 12 | logical << 2,
+        address: 0xfee0_0000 | destination << 4 | logical << 2,
         // Vector and delivery mode; asserted; trigger mode.
         data: (entry & 0x7ff | 1 << 14 | entry & LEVEL_TRIGGERED) as u32,
     }
@@ -79,7 +86,21 @@ fn message(entry: u64) -> Msi {
 
 impl IoApic {
     pub fn new(sink: Arc<dyn MsiSink>) -> Arc<Self> {
-        Arc::new(Self { sink, routes: OnceLock::new(), state: Mutex::default() })
+        Self::with_writable(sink, WRITABLE)
+    }
+
+    /// One whose messages an IOMMU may remap.
+    pub fn remappable(sink: Arc<dyn MsiSink>) -> Arc<Self> {
+        Self::with_writable(sink, WRITABLE | WRITABLE_REMAPPABLE)
+    }
+
+    fn with_writable(sink: Arc<dyn MsiSink>, writable: u64) -> Arc<Self> {
+        Arc::new(Self { sink, routes: OnceLock::new(), writable, state: Mutex::default() })
+    }
+
+    /// Tells the watcher of all routes anew: what its messages mean has changed.
+    pub fn refresh_routes(&self) {
+        self.tell_routes(&self.lock(), 0..PINS);
     }
 
     /// Has `watcher` told of each change to a route. The first one stays.
@@ -172,7 +193,7 @@ impl IoApic {
         let old = state.entries[pin];
         let shift = 32 * (select & 1);
         let merged = old & !(0xffff_ffff << shift) | u64::from(value) << shift;
-        let mut entry = merged & WRITABLE | old & REMOTE_IRR;
+        let mut entry = merged & self.writable | old & REMOTE_IRR;
         if entry & LEVEL_TRIGGERED == 0 {
             entry &= !REMOTE_IRR;
         }

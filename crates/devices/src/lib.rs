@@ -1,5 +1,5 @@
 //! What a machine is wired from, virtio excepted: interrupt controllers, timers,
-//! serial port, real-time clock, ACPI registers, PCI.
+//! serial port, real-time clock, ACPI registers, PCI, IOMMU.
 //!
 //! A device knows nothing of engines and boards. It sees the world through
 //!
@@ -7,7 +7,7 @@
 //! - [`irq::IrqLine`] and [`irq::MsiSink`]: interrupts go out there;
 //! - [`clock::Clock`]: the machine's own time, which stands still while the machine
 //!   is paused, and timers on it;
-//! - guest memory, where it does DMA.
+//! - [`dma::Dma`], or guest memory itself: where it does DMA.
 //!
 //! Every device locks itself, so it is shared freely between vCPU threads, the timer
 //! thread and backends. Two rules keep that free of deadlocks: a device never calls a
@@ -20,10 +20,13 @@
 pub mod acpi;
 pub mod bus;
 pub mod clock;
+pub mod dma;
+pub mod edu;
 pub mod fw_cfg;
 pub mod hpet;
 pub mod i8042;
 pub mod ioapic;
+pub mod iommu;
 pub mod irq;
 pub mod panic;
 pub mod pci;

@@ -8,7 +8,6 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::Random;
 use guise_disk::format::{FormatKind, Repair};
@@ -58,13 +57,6 @@ const VARIANTS: &[(FormatKind, &str)] = &[
     (FormatKind::Vmdk, "subformat=twoGbMaxExtentFlat"),
     (FormatKind::Vmdk, "subformat=streamOptimized"),
 ];
-
-/// One test at a time: between fork and exec, the child that another thread starts shares
-/// this process's open files, and with them the locks of images closed meanwhile.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn qemu() -> bool {
     let found = Command::new("qemu-img").arg("--version").output().is_ok();
@@ -195,7 +187,6 @@ fn every_format_both_ways() {
     if !qemu() {
         return;
     }
-    let _alone = alone();
     let dir = Scratch::new("both-ways");
     let raw = dir.file("source.raw");
     source(&raw);
@@ -228,7 +219,6 @@ fn compressed_both_ways() {
     if !qemu() {
         return;
     }
-    let _alone = alone();
     let dir = Scratch::new("compressed");
     let raw = dir.file("source.raw");
     source(&raw);
@@ -260,7 +250,6 @@ fn snapshots_and_bitmaps_of_the_other() {
     if !qemu() {
         return;
     }
-    let _alone = alone();
     let dir = Scratch::new("snapshots");
     let raw = dir.file("source.raw");
     source(&raw);
@@ -302,7 +291,6 @@ fn encrypted_both_ways() {
     if !qemu() {
         return;
     }
-    let _alone = alone();
     let dir = Scratch::new("encrypted");
     let raw = dir.file("source.raw");
     source(&raw);
@@ -376,7 +364,6 @@ fn encrypted_here_read_there() {
     if !qemu() {
         return;
     }
-    let _alone = alone();
     let dir = Scratch::new("luks");
     let raw = dir.file("source.raw");
     source(&raw);
@@ -420,7 +407,6 @@ fn luks_volumes_of_qemu_img_are_read() {
     if !qemu() {
         return;
     }
-    let _alone = alone();
     let dir = Scratch::new("luks-volume");
     let raw = dir.file("source.raw");
     source(&raw);
@@ -443,7 +429,6 @@ fn layers_both_ways() {
     if !qemu() {
         return;
     }
-    let _alone = alone();
     let dir = Scratch::new("layers");
     let raw = dir.file("source.raw");
     source(&raw);
@@ -483,7 +468,6 @@ fn grown_images_are_sound_there() {
     if !qemu() {
         return;
     }
-    let _alone = alone();
     let dir = Scratch::new("grown");
     let raw = dir.file("source.raw");
     source(&raw);

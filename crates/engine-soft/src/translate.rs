@@ -27,6 +27,7 @@ pub mod backend;
 mod block;
 mod branches;
 mod cache;
+mod calm;
 mod deferred;
 mod emit;
 mod flags;
@@ -46,11 +47,13 @@ mod system;
 
 use std::fmt::Write as _;
 use std::io;
+use std::time::Duration;
 
 use iced_x86::Mnemonic;
 
 use block::{Compiler, Setting};
 use cache::{Cache, PageKey};
+use calm::Calm;
 use frame::{ARITHMETIC, Leave, pack_flags, unpack_flags};
 pub use lockstep::Oracle;
 use memory::AccessInfo;
@@ -190,6 +193,8 @@ pub struct Translator {
     fallbacks: Vec<u64>,
     /// Bytes of code that `take_counts` has told of.
     reported: usize,
+    /// How long there has been little to do.
+    pub calm: Calm,
     _traps: Registration,
 }
 
@@ -226,6 +231,7 @@ impl Translator {
             calling: None,
             fallbacks: vec![0; Mnemonic::values().len()],
             reported: 0,
+            calm: Calm::new(),
             _traps: registration,
         })
     }
@@ -233,12 +239,31 @@ impl Translator {
     /// Throws all translated code away. Not from within generated code.
     fn flush(&mut self, state: &mut CpuState) {
         self.cache.clear();
+        self.start_over(state);
+    }
+
+    /// Begins again with an empty cache.
+    fn start_over(&mut self, state: &mut CpuState) {
         self.reported = 0;
         let (vectors, helpers) = (self.options.vectors, self.helpers);
         self.routines = Routines::generate(&mut self.cache.arena, vectors, helpers)
             .expect("the routines fitted before");
         self.sites.start(state);
         self.paths.clear(state, self.routines.return_bottom);
+    }
+
+    /// How soon, if nothing comes in between, it is time to [`Translator::give_back`]; none
+    /// if there is little to give.
+    pub fn gives_back_in(&self) -> Option<Duration> {
+        let much = self.cache.arena.taken() > calm::KEPT;
+        (much && !self.compares()).then(|| self.calm.left())
+    }
+
+    /// Throws all translated code away, with the memory that it was in. Not from within
+    /// generated code.
+    pub fn give_back(&mut self, state: &mut CpuState) {
+        self.cache.give_back();
+        self.start_over(state);
     }
 
     /// Kills code whose bytes were written. True if there was any.

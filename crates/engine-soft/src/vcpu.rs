@@ -179,7 +179,7 @@ impl Cpu {
                 if self.run == RunState::Shutdown {
                     return Ok(Exit::Shutdown);
                 }
-                if let Some(exit) = self.wait() {
+                if let Some(exit) = self.wait(translator.as_deref_mut()) {
                     return Ok(exit);
                 }
                 continue;

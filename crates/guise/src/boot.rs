@@ -81,7 +81,11 @@ pub struct Arguments {
     control: Option<PathBuf>,
     #[command(flatten)]
     devices: devices::DeviceArguments,
-    /// Add the devices that test programs end through (kvm-unit-tests, for instance)
+    /// Put an IOMMU (Intel VT-d) between PCI devices and memory and interrupts
+    #[arg(long)]
+    iommu: bool,
+    /// Add the devices that test programs end through and drive (kvm-unit-tests, for
+    /// instance), and the IOMMU
     #[arg(long)]
     testdev: bool,
 }
@@ -110,6 +114,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
             BoardName::Pc => BoardKind::Pc,
         },
         model: arguments.cpu,
+        iommu: arguments.iommu || arguments.testdev,
         test_devices: arguments.testdev,
     };
     let source = BootSource {

@@ -17,6 +17,7 @@ pub struct Hardware {
     pub vcpus: u32,
     pub ports: PowerPorts,
     pub hpet: bool,
+    pub iommu: bool,
     /// Ports of the panic device, of the keyboard controller.
     pub pvpanic: u16,
     pub keyboard: bool,
@@ -44,6 +45,11 @@ pub const SCI: u8 = 9;
 /// PCI's INTA to INTD, of device 0; each next device is rotated by one.
 pub const PCI_INTERRUPTS: [u32; 4] = [16, 17, 18, 19];
 
+/// The I/O APIC's input that INTA# of a device drives.
+pub fn interrupt_of(slot: u8) -> u8 {
+    PCI_INTERRUPTS[usize::from(slot) % PCI_INTERRUPTS.len()] as u8
+}
+
 /// All tables, to be written at [`layout::ACPI_TABLES`].
 pub fn build(hardware: &Hardware) -> Vec<u8> {
     let mut image = Image::default();
@@ -57,6 +63,9 @@ pub fn build(hardware: &Hardware) -> Vec<u8> {
     ];
     if hardware.hpet {
         listed.push(image.append(&tables::hpet(), 16));
+    }
+    if hardware.iommu {
+        listed.push(image.append(&tables::dmar(), 16));
     }
     let rsdt = image.append(&tables::rsdt(&listed), 16);
     let xsdt = image.append(&tables::xsdt(&listed), 16);

@@ -10,35 +10,38 @@
 //! to the I/O APIC's input 2. PCI's four go to its inputs 16 to 19.
 
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use guise_devices::acpi::{self as pm, Acpi, AcpiState};
 use guise_devices::bus::{Bus, BusError, Device};
 use guise_devices::clock::Clock;
+use guise_devices::edu::{Edu, EduState};
 use guise_devices::fw_cfg::{self, FwCfg, FwCfgState};
 use guise_devices::hpet::{self, Hpet, HpetLines, HpetState};
 use guise_devices::i8042::{self, I8042, I8042State};
 use guise_devices::ioapic::{self, IoApic, IoApicState};
-use guise_devices::irq::{Fanout, IrqLine, MsiSink, SharedLine};
+use guise_devices::iommu::{self, IommuState};
+use guise_devices::irq::{Fanout, IrqLine, SharedLine};
 use guise_devices::panic::{self as pvpanic, Pvpanic};
 use guise_devices::pci::host::PciHostState;
 use guise_devices::pci::hotplug::PciHotplug;
-use guise_devices::pci::{PciHost, PciWindows};
+use guise_devices::pci::{PciFunction as _, PciHost, PciWindows};
 use guise_devices::pic::{self, Pic, PicState};
 use guise_devices::pit::{self, Pit, PitState};
 use guise_devices::power::PowerSink;
 use guise_devices::rtc::{self, HostWallClock, Rtc, RtcState};
 use guise_devices::testdev::{self, DebugExit, TestDevice};
 use guise_devices::uart::{self, Uart, UartState};
-use guise_engine::{GuestMemory, Msi, Vm};
+use guise_engine::{GuestMemory, Vm};
 use serde::{Deserialize, Serialize};
 
 use crate::MachineError;
-use crate::acpi::{Hardware, PCI_INTERRUPTS, PowerPorts, SCI};
+use crate::acpi::{self, Hardware, PCI_INTERRUPTS, PowerPorts, SCI};
 use crate::expansion::{Expansion, ExpansionState};
 use crate::layout::{self, RamLayout};
 use crate::machine::MachineConfig;
 use crate::platform::InterruptControllers;
+use crate::upstream::Upstream;
 
 /// The fixed part of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +63,9 @@ const MOUSE_IRQ: u8 = 12;
 const TIMER_PIN: usize = 2;
 /// Power management registers.
 const PM_PORTS: u64 = 0x600;
+
+/// The last slot: others come from the first one on.
+const EDU_SLOT: u8 = 31;
 
 /// PCI hot plug.
 const HOTPLUG_PORTS: u64 = PM_PORTS + pm::LENGTH;
@@ -85,6 +91,9 @@ pub struct Board {
     uart: Arc<Uart>,
     acpi: Arc<Acpi>,
     pci: Arc<PciHost>,
+    upstream: Upstream,
+    /// The bus owns it, and a guest may let go of it.
+    edu: Weak<Edu>,
     expansion: Expansion,
     pc: Option<PcDevices>,
 }
@@ -105,6 +114,8 @@ pub struct BoardState {
     rtc: RtcState,
     uart: UartState,
     acpi: AcpiState,
+    iommu: Option<IommuState>,
+    edu: Option<EduState>,
     expansion: ExpansionState,
     pci: PciHostState,
     pc: Option<PcState>,
@@ -140,13 +151,8 @@ impl Board {
                 tracing::error!(%error, "the 8259's interrupt did not reach the engine");
             }
         }));
-        let io_apic = IoApic::new(msi_sink(wiring.vm));
-        let routed = wiring.vm.clone();
-        io_apic.watch_routes(move |pin, msi| {
-            if let Err(error) = routed.route_ioapic_pin(pin, msi) {
-                tracing::error!(%error, pin, "the engine was not told of an interrupt's route");
-            }
-        });
+        let upstream = Upstream::new(wiring.guest_memory, wiring.vm, config.iommu);
+        let io_apic = upstream.io_apic(wiring.vm);
         let interrupts = Interrupts { pic: pic.clone(), io_apic: io_apic.clone() };
 
         let shared: Vec<_> =
@@ -186,20 +192,25 @@ impl Board {
         ports.insert(PM_PORTS, pm::LENGTH, 0, acpi.clone())?;
         ports.insert(pvpanic::PORT, 1, 0, Pvpanic::new(power.clone()))?;
         memory.insert(ioapic::ADDRESS, ioapic::LENGTH, 0, io_apic.clone())?;
+        if let Some(iommu) = upstream.iommu() {
+            memory.insert(iommu::ADDRESS, iommu::LENGTH, 0, iommu.clone())?;
+        }
+        let mut edu = Weak::new();
         if config.test_devices {
             let exit = DebugExit::new(power.clone());
             ports.insert(testdev::DEBUG_EXIT_PORT, testdev::DEBUG_EXIT_COUNT, 0, exit)?;
             let lines = (0..16).map(|number| interrupts.isa(number));
             let lines = lines.chain((16..ioapic::PINS).map(|pin| io_apic.line(pin))).collect();
             TestDevice::new(lines).attach(ports, memory)?;
+            edu = Arc::downgrade(&add_edu(&pci, &upstream)?);
         }
         let uart = Uart::new(interrupts.isa(COM1_IRQ), output);
         ports.insert(COM1, uart::PORT_COUNT, 0, uart.clone())?;
         let hotplug = PciHotplug::new(pci.clone(), acpi.clone());
         ports.insert(HOTPLUG_PORTS, PciHotplug::LENGTH, 0, hotplug.clone())?;
-        let (guest_memory, sink) = (wiring.guest_memory.clone(), msi_sink(wiring.vm));
-        let expansion = Expansion::new(pci.clone(), hotplug, guest_memory, sink);
-        Ok(Board { vcpus: config.vcpus, pic, io_apic, pit, rtc, uart, acpi, pci, expansion, pc })
+        let expansion = Expansion::new(pci.clone(), hotplug, upstream.clone());
+        let vcpus = config.vcpus;
+        Ok(Board { vcpus, pic, io_apic, pit, rtc, uart, acpi, pci, upstream, edu, expansion, pc })
     }
 
     /// What the ACPI tables say of this board.
@@ -218,6 +229,7 @@ impl Board {
                 reset_value: pm::RESET_VALUE,
             },
             hpet: self.pc.is_some(),
+            iommu: self.upstream.iommu().is_some(),
             pvpanic: pvpanic::PORT as u16,
             keyboard: self.pc.is_some(),
             hotplug: HOTPLUG_PORTS as u16,
@@ -249,6 +261,8 @@ impl Board {
             rtc: self.rtc.state(),
             uart: self.uart.state(),
             acpi: self.acpi.state(),
+            iommu: self.upstream.iommu().map(|iommu| iommu.state()),
+            edu: self.edu.upgrade().map(|edu| edu.state()),
             // Their requests end while they are saved, which changes registers elsewhere.
             expansion: self.expansion.state(),
             pci: self.pci.state(),
@@ -263,6 +277,22 @@ impl Board {
     /// Devices first, controllers last: what a device does to its wire while it is
     /// loaded is then forgotten.
     pub(crate) fn set_state(&self, state: &BoardState) -> Result<(), MachineError> {
+        match (self.upstream.iommu(), &state.iommu) {
+            (Some(iommu), Some(saved)) => iommu.set_state(saved),
+            (None, None) => {}
+            _ => return Err(MachineError::Saved("it has another IOMMU".to_owned())),
+        }
+        match (self.edu.upgrade(), &state.edu) {
+            (Some(edu), Some(saved)) => {
+                edu.set_state(saved).map_err(|error| MachineError::Saved(error.to_string()))?;
+            }
+            // The guest had let go of it.
+            (Some(_), None) => _ = self.pci.remove(EDU_SLOT),
+            (None, None) => {}
+            (None, Some(_)) => {
+                return Err(MachineError::Saved("it has other test devices".to_owned()));
+            }
+        }
         match (&self.pc, &state.pc) {
             (Some(pc), Some(saved)) => {
                 pc.keyboard.set_state(&saved.keyboard);
@@ -332,11 +362,14 @@ fn attach_at<D: Device + 'static>(
     ranges.iter().try_for_each(|&(base, length)| bus.insert(base, length, base, device.clone()))
 }
 
-fn msi_sink(vm: &Arc<dyn Vm>) -> Arc<dyn MsiSink> {
-    let vm = vm.clone();
-    Arc::new(move |msi: Msi| {
-        if let Err(error) = vm.signal_msi(msi) {
-            tracing::error!(%error, ?msi, "an interrupt message did not reach the engine");
-        }
-    })
+fn add_edu(pci: &PciHost, upstream: &Upstream) -> Result<Arc<Edu>, MachineError> {
+    let refused = |error: &dyn std::fmt::Display| MachineError::Device(error.to_string());
+    let line = pci.interrupt_line(EDU_SLOT);
+    let edu = Edu::new(upstream.dma(EDU_SLOT), upstream.messages(EDU_SLOT), line)
+        .map_err(|error| refused(&error))?;
+    edu.config().set_interrupt_line(acpi::interrupt_of(EDU_SLOT));
+    // Test programs have no firmware under them that would have done it.
+    edu.config().enable_memory();
+    pci.add(EDU_SLOT, edu.clone()).map_err(|error| refused(&error))?;
+    Ok(edu)
 }

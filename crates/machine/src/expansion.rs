@@ -7,16 +7,16 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use guise_devices::irq::MsiSink;
-use guise_devices::pci::PciHost;
 use guise_devices::pci::host::SlotError;
 use guise_devices::pci::hotplug::{HotplugState, PciHotplug};
-use guise_engine::GuestMemory;
+use guise_devices::pci::{PciFunction as _, PciHost};
 use guise_virtio::transport::VirtioPciState;
 use guise_virtio::{VirtioDevice, VirtioPci};
 use serde::{Deserialize, Serialize};
 
 use crate::MachineError;
+use crate::acpi;
+use crate::upstream::Upstream;
 
 /// Saved devices, by slot.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -31,19 +31,13 @@ const INTERVAL: Duration = Duration::from_millis(20);
 pub(crate) struct Expansion {
     pci: Arc<PciHost>,
     hotplug: Arc<PciHotplug>,
-    memory: GuestMemory,
-    sink: Arc<dyn MsiSink>,
+    upstream: Upstream,
     functions: Mutex<BTreeMap<u8, Weak<VirtioPci>>>,
 }
 
 impl Expansion {
-    pub fn new(
-        pci: Arc<PciHost>,
-        hotplug: Arc<PciHotplug>,
-        memory: GuestMemory,
-        sink: Arc<dyn MsiSink>,
-    ) -> Self {
-        Expansion { pci, hotplug, memory, sink, functions: Mutex::default() }
+    pub fn new(pci: Arc<PciHost>, hotplug: Arc<PciHotplug>, upstream: Upstream) -> Self {
+        Expansion { pci, hotplug, upstream, functions: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u8, Weak<VirtioPci>>> {
@@ -68,8 +62,10 @@ impl Expansion {
         let refused = |error: &dyn std::fmt::Display| MachineError::Device(error.to_string());
         let slot = self.pci.free_slot().map_err(|error| refused(&error))?;
         let line = self.pci.interrupt_line(slot);
-        let function = VirtioPci::new(device, self.memory.clone(), self.sink.clone(), line)
-            .map_err(|error| refused(&error))?;
+        let (memory, messages) = (self.upstream.memory().clone(), self.upstream.messages(slot));
+        let function =
+            VirtioPci::new(device, memory, messages, line).map_err(|error| refused(&error))?;
+        function.config().set_interrupt_line(acpi::interrupt_of(slot));
         fill(slot, function.clone()).map_err(|error| refused(&error))?;
         self.lock().insert(slot, Arc::downgrade(&function));
         Ok(slot)

@@ -13,6 +13,7 @@
 //! 0xe000_0000  PCI configuration space (ECAM), one bus
 //! 0xfec0_0000  I/O APIC
 //! 0xfed0_0000  HPET
+//! 0xfed9_0000  IOMMU
 //! 0xfee0_0000  local APICs, message-signalled interrupts
 //! 0x1_0000_0000  the rest of the RAM; at the next gigabyte, what can be added to it
 //! 0x40_0000_0000  64-bit window for PCI memory
@@ -50,6 +51,7 @@ pub const PCI_ECAM_SIZE: u64 = MIB;
 pub const PCI_PORTS: Range<u32> = 0x1000..0x1_0000;
 pub const IO_APIC: u64 = 0xfec0_0000;
 pub const HPET: u64 = 0xfed0_0000;
+pub const IOMMU: u64 = 0xfed9_0000;
 pub const LOCAL_APIC: u64 = 0xfee0_0000;
 
 /// Boot data, in base RAM and clear of each other. None of it is needed once the

@@ -5,6 +5,7 @@
 //! - [`boot`]: kernels, initial RAM disks, and the protocols that start them;
 //! - `board`: which devices there are and how they are wired; `acpi` tells the guest;
 //! - `expansion`: virtio devices besides the board's;
+//! - `upstream`: what is between PCI functions and the rest, an IOMMU for instance;
 //! - `control` and `vcpu`: the vCPUs' threads, and who tells them to run or to pause;
 //! - [`console`]: a terminal as the serial console;
 //! - [`state`]: a saved machine; `handover`: a running one changes its engine;
@@ -33,6 +34,7 @@ pub mod machine;
 mod memory;
 mod platform;
 pub mod state;
+mod upstream;
 mod vcpu;
 
 pub use board::BoardKind;

@@ -37,7 +37,9 @@ pub struct MachineConfig {
     pub vcpus: u32,
     pub board: BoardKind,
     pub model: CpuModel,
-    /// Add the devices that test programs end through.
+    /// Put an IOMMU between PCI's functions and the rest of it.
+    pub iommu: bool,
+    /// Add the devices that test programs end through, and those that they drive.
     pub test_devices: bool,
 }
 
@@ -278,7 +280,8 @@ impl Machine {
     }
 
     /// Loads what [`Machine::save`] returned into a machine that was made from the
-    /// same configuration and is paused. Its RAM is the caller's business.
+    /// same configuration and is paused. Its RAM is the caller's business, and comes
+    /// first: an IOMMU's tables are in it.
     pub fn restore(&self, state: &MachineState) -> Result<(), MachineError> {
         state.check(&self.config)?;
         self.clock.set(state.clock_ns);

@@ -143,7 +143,7 @@ fn build(backing: &FileOffset, size: usize, protection: i32) -> Result<Mapping, 
 /// The host's.
 const LARGE_PAGE: usize = 2 * MIB as usize;
 /// Gaps that are filled to find a good address, at most: RAM elsewhere is slower, not wrong.
-const GAPS: usize = 64;
+const GAPS: usize = 1024;
 
 const PROT_READ_WRITE: i32 =
     (rustix::mm::ProtFlags::READ.bits() | rustix::mm::ProtFlags::WRITE.bits()) as i32;

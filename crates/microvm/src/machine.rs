@@ -231,8 +231,15 @@ impl MicroVm {
         let output = Box::new(Kept { kept: messages.clone(), passed_on: console });
         let board = BoardKind::Microvm;
         let (memory, vcpus, model) = (config.memory, config.vcpus, config.model);
-        let machine =
-            MachineConfig { memory, addable_memory: 0, vcpus, board, model, test_devices: false };
+        let machine = MachineConfig {
+            memory,
+            addable_memory: 0,
+            vcpus,
+            board,
+            model,
+            iommu: false,
+            test_devices: false,
+        };
         let machine = Arc::new(Machine::new(engine, &machine, output)?);
 
         let disks = add_disks(&machine, config)?;

@@ -27,6 +27,7 @@ pub enum Program {
     Litmus,
     Shootdown,
     Virtio,
+    Iommu,
     PowerOff,
     Reset,
     KeyboardReset,
@@ -36,7 +37,7 @@ pub enum Program {
 }
 
 impl Program {
-    pub const ALL: [Program; 21] = [
+    pub const ALL: [Program; 22] = [
         Program::Modes,
         Program::Pvh,
         Program::Interrupts,
@@ -52,6 +53,7 @@ impl Program {
         Program::Litmus,
         Program::Shootdown,
         Program::Virtio,
+        Program::Iommu,
         Program::PowerOff,
         Program::Reset,
         Program::KeyboardReset,
@@ -77,6 +79,7 @@ impl Program {
             Program::Litmus => "litmus",
             Program::Shootdown => "shootdown",
             Program::Virtio => "virtio",
+            Program::Iommu => "iommu",
             Program::PowerOff => "power_off",
             Program::Reset => "reset",
             Program::KeyboardReset => "keyboard_reset",
@@ -118,6 +121,7 @@ impl Program {
             Program::Litmus => Some(include_str!("../guests/baremetal/litmus.expected")),
             Program::Shootdown => Some(include_str!("../guests/baremetal/shootdown.expected")),
             Program::Virtio => Some(include_str!("../guests/baremetal/virtio.expected")),
+            Program::Iommu => Some(include_str!("../guests/baremetal/iommu.expected")),
             Program::PowerOff
             | Program::Reset
             | Program::KeyboardReset

@@ -8,6 +8,7 @@
 
 pub mod assets;
 pub mod baremetal;
+pub mod corpus;
 pub mod debian_root;
 pub mod initramfs;
 pub mod modules;

@@ -3,9 +3,9 @@
 
 mod hostile;
 
-use std::fs;
 use std::time::{Duration, Instant};
 
+use guise_testkit::corpus;
 use hostile::{DEVICES, Hostile};
 
 /// xorshift64*: good enough, and the same everywhere.
@@ -70,18 +70,7 @@ fn hostile_requests_do_no_harm() {
 /// What the fuzzers found, and what they started from.
 #[test]
 fn the_corpora_do_no_harm() {
-    run_corpus("drivers", Hostile::run);
-    run_corpus("requests", Hostile::requests);
-}
-
-fn run_corpus(name: &str, run: fn(&[u8])) {
-    let corpus = format!("{}/fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
-    let mut programs = 0;
-    for entry in fs::read_dir(corpus).unwrap() {
-        let path = entry.unwrap().path();
-        println!("{}", path.display());
-        run(&fs::read(path).unwrap());
-        programs += 1;
-    }
-    assert!(programs > 0);
+    let here = env!("CARGO_MANIFEST_DIR");
+    corpus::run_all(here, "drivers", Hostile::run);
+    corpus::run_all(here, "requests", Hostile::requests);
 }

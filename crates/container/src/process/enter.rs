@@ -131,7 +131,7 @@ impl Entry<'_> {
     /// The program's environment, with what every program expects.
     fn environment(&self) -> Result<Vec<CString>> {
         let process = self.process;
-        let mut env = strings(&process.env)?;
+        let mut env = strings(last_of_each(&process.env))?;
         if !process.env.iter().any(|e| e.starts_with("HOME=")) {
             env.push(home(process.user.uid)?);
         }
@@ -194,8 +194,16 @@ fn new_keyring(name: &str) -> Result<()> {
     }
 }
 
-fn strings(list: &[String]) -> Result<Vec<CString>> {
-    list.iter()
+/// The variables without those that a later one of the same name takes the place of: most
+/// programs see the first of two, and who adds one means the last.
+fn last_of_each(env: &[String]) -> impl Iterator<Item = &String> {
+    let name = |variable: &String| variable.split('=').next().unwrap_or_default().to_owned();
+    let last: BTreeMap<String, usize> = env.iter().map(name).zip(0..).collect();
+    env.iter().enumerate().filter(move |(at, it)| last[&name(it)] == *at).map(|(_, it)| it)
+}
+
+fn strings<'a>(list: impl IntoIterator<Item = &'a String>) -> Result<Vec<CString>> {
+    list.into_iter()
         .map(|s| {
             CString::new(s.as_str())
                 .map_err(|_| Error::config("process", "a string contains a NUL byte"))

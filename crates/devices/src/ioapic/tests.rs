@@ -121,3 +121,40 @@ fn an_engine_is_told_of_routes() {
     set(&ioapic, 0x10 + 2 * 4, MASKED as u32);
     assert_eq!(told.lock().unwrap().pop(), Some((4, None)));
 }
+
+/// Where interrupts are remapped, an entry may be a handle.
+#[test]
+fn a_remappable_entry_sends_its_handle() {
+    let sent: Arc<Mutex<Vec<Msi>>> = Arc::default();
+    let sink = sent.clone();
+    let apic = IoApic::remappable(Arc::new(move |msi: Msi| sink.lock().unwrap().push(msi)));
+    // Handle 0x9234: bits 0 to 14 are on top, bit 15 is bit 11.
+    set(&apic, 0x11 + 2 * 5, 0x1234 << 17 | 1 << 16);
+    set(&apic, 0x10 + 2 * 5, 1 << 11 | 0x31);
+    apic.line(5).set(true);
+    let address = 0xfee0_0000 | 0x1234 << 5 | 1 << 4 | 1 << 2;
+    assert_eq!(*sent.lock().unwrap(), [Msi { address, data: 0x4031 }]);
+    // One in the format of old has the same message as ever.
+    let (plain, plainly_sent) = rig();
+    for apic in [&apic, &plain] {
+        program(apic, 4, 0x0831, 3);
+        apic.line(4).pulse();
+    }
+    assert_eq!(sent.lock().unwrap()[1..], plainly_sent.lock().unwrap()[..]);
+    set(&plain, 0x11, 0xffff_ffff);
+    assert_eq!(get(&plain, 0x11), 0xff00_0000);
+}
+
+#[test]
+fn routes_are_told_again_on_demand() {
+    let (apic, _) = rig();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let teller = told.clone();
+    apic.watch_routes(move |pin, msi| teller.lock().unwrap().push((pin, msi)));
+    program(&apic, 1, 0x31, 0);
+    told.lock().unwrap().clear();
+    apic.refresh_routes();
+    let told = told.lock().unwrap();
+    assert_eq!(told.len(), PINS);
+    assert!(told[1].1.is_some_and(|msi| msi.data == 0x4031) && told[2].1.is_none());
+}

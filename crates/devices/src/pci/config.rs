@@ -175,6 +175,16 @@ impl ConfigSpace {
         self.registers().put(INTERRUPT_PIN, &[1]);
     }
 
+    /// Lets memory BARs answer, as firmware would.
+    pub fn enable_memory(&self) {
+        self.write(COMMAND as u16, &COMMAND_MEMORY.to_le_bytes());
+    }
+
+    /// Notes for the driver which interrupt INTA# is wired to, as firmware would.
+    pub fn set_interrupt_line(&self, number: u8) {
+        self.write(INTERRUPT_LINE as u16, &[number]);
+    }
+
     /// Adds a base address register; `size` is a power of two.
     pub fn add_bar(&mut self, index: usize, kind: BarKind, size: u64) -> Result<(), ConfigError> {
         let refuse = |reason| Err(ConfigError::Bar { index, size, reason });

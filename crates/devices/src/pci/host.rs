@@ -321,9 +321,10 @@ impl PciHost {
     fn data_address(&self, offset: u64) -> Option<u32> {
         let selected = self.lock().config_address;
         let address = selected & 0xff_ff00;
-        // Bus, device and function lie 4 bits higher in the memory-mapped window.
+        // Bus, device and function lie 4 bits higher in the memory-mapped window. The lower
+        // two bits count too, as on other virtual machines: some guests name bytes by them.
         (selected & CONFIG_ENABLE != 0)
-            .then(|| address << 4 | selected & 0xfc | (offset - 0xcfc) as u32 & 3)
+            .then(|| address << 4 | selected & 0xff | (offset - 0xcfc) as u32 & 3)
     }
 
     /// Resets every function.

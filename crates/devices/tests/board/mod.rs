@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use guise_devices::acpi::Acpi;
 use guise_devices::bus::{Bus, Device};
 use guise_devices::clock::Clock;
+use guise_devices::edu::Edu;
 use guise_devices::fw_cfg::FwCfg;
 use guise_devices::hpet::{Hpet, HpetLines};
 use guise_devices::i8042::I8042;
 use guise_devices::ioapic::IoApic;
+use guise_devices::iommu::{Iommu, RequesterId};
 use guise_devices::irq::{Fanout, IrqLine, MsiSink};
 use guise_devices::panic::Pvpanic;
 use guise_devices::pci::{
@@ -23,7 +25,11 @@ use guise_devices::power::PowerRequest;
 use guise_devices::rtc::{HostWallClock, Rtc};
 use guise_devices::testdev::{DebugExit, TestDevice};
 use guise_devices::uart::Uart;
-use guise_devices::{acpi, fw_cfg, hpet, i8042, ioapic, panic, pic, pit, rtc, testdev, uart};
+use guise_devices::{
+    acpi, fw_cfg, hpet, i8042, ioapic, iommu, panic, pic, pit, rtc, testdev, uart,
+};
+use guise_engine::GuestMemory;
+use guise_engine::memory::vm_memory::GuestAddress;
 
 const ACPI_BASE: u64 = 0x600;
 const HOTPLUG_BASE: u64 = 0xae00;
@@ -35,8 +41,20 @@ const PORTS: [u64; 22] = [
     0x20, 0xa0, 0x4d0, 0x40, 0x61, 0x70, 0x60, 0x64, 0x92, 0x3f8, 0x600, 0x505, 0xf4, 0xe0, 0xe8,
     0x2000, 0x510, 0xcf8, 0xcfc, 0xae00, 0xc000, 0xfffe,
 ];
-const MEMORY: [u64; 6] =
-    [ioapic::ADDRESS, hpet::ADDRESS, ECAM, ECAM + 0x8000, 0xc000_0000, 0xff00_0000];
+const MEMORY: [u64; 10] = [
+    ioapic::ADDRESS,
+    hpet::ADDRESS,
+    ECAM,
+    ECAM + 0x8000,
+    0xc000_0000,
+    0xff00_0000,
+    iommu::ADDRESS,
+    iommu::ADDRESS + 0x200,
+    ECAM + ((EDU_SLOT as u64) << 15),
+    // Where the bridge puts the large BAR of the device in that slot.
+    0xc010_0000,
+];
+const EDU_SLOT: u8 = 31;
 
 /// A function with MSI-X and a BAR of each kind.
 struct Function {
@@ -103,6 +121,8 @@ pub struct Board {
     acpi: Arc<Acpi>,
     hpet: Arc<Hpet>,
     fw_cfg: Arc<FwCfg>,
+    iommu: Arc<Iommu>,
+    edu: Arc<Edu>,
     pci: Arc<PciHost>,
     hotplug: Arc<PciHotplug>,
     sink: Arc<dyn MsiSink>,
@@ -117,11 +137,19 @@ impl Board {
         let messages: Arc<AtomicU64> = Arc::default();
         let counter = messages.clone();
         let sink: Arc<dyn MsiSink> = Arc::new(move |_| _ = counter.fetch_add(1, Ordering::Relaxed));
+        let guest_memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
+        let iommu = Iommu::new(guest_memory, sink.clone());
         let requests: Arc<AtomicU64> = Arc::default();
         let counter = requests.clone();
         let power = Arc::new(move |_: PowerRequest| _ = counter.fetch_add(1, Ordering::Relaxed));
 
-        let ioapic = IoApic::new(sink.clone());
+        let ioapic = IoApic::remappable(iommu.io_apic());
+        let weak = Arc::downgrade(&ioapic);
+        iommu.watch(move || {
+            if let Some(ioapic) = weak.upgrade() {
+                ioapic.refresh_routes();
+            }
+        });
         let pic = Pic::new(Arc::new(|_: bool| ()));
         let isa = |irq: u8| -> Arc<dyn IrqLine> {
             let pin = if irq == 0 { 2 } else { usize::from(irq) };
@@ -147,6 +175,9 @@ impl Board {
         let pci = PciHost::new(ports.clone(), memory.clone(), windows, intx, power.clone());
         pci.attach(ECAM).unwrap();
         pci.add(1, Function::new(sink.clone())).unwrap();
+        let requester = iommu.requester(RequesterId::in_slot(EDU_SLOT));
+        let edu = Edu::new(requester.clone(), requester, pci.interrupt_line(EDU_SLOT)).unwrap();
+        pci.add(EDU_SLOT, edu.clone()).unwrap();
         let hotplug = PciHotplug::new(pci.clone(), acpi.clone());
         let testdev = TestDevice::new((0..16).map(isa).collect());
         testdev.attach(&ports, &memory).unwrap();
@@ -173,6 +204,7 @@ impl Board {
         }
         memory.insert(ioapic::ADDRESS, ioapic::LENGTH, 0, ioapic.clone()).unwrap();
         memory.insert(hpet::ADDRESS, hpet::LENGTH, 0, hpet.clone()).unwrap();
+        memory.insert(iommu::ADDRESS, iommu::LENGTH, 0, iommu.clone()).unwrap();
         // Interrupts go somewhere from the start: odd pins are level-triggered.
         for pin in 0..ioapic::PINS as u32 {
             let entry = (0x30 + pin) | ((pin & 1) << 15);
@@ -192,6 +224,8 @@ impl Board {
             acpi,
             hpet,
             fw_cfg,
+            iommu,
+            edu,
             pci,
             hotplug,
             sink,
@@ -241,6 +275,7 @@ impl Board {
             (self.ioapic.state(), self.pic.state(), self.pit.state(), self.rtc.state()),
             (self.uart.state(), self.i8042.state(), self.acpi.state(), self.hpet.state()),
             (self.fw_cfg.state(), self.pci.state(), self.hotplug.state()),
+            (self.iommu.state(), self.edu.state()),
         );
         if reset {
             self.pci.reset();
@@ -253,8 +288,16 @@ impl Board {
             self.acpi.reset();
             self.hpet.reset();
             self.fw_cfg.reset();
+            self.iommu.reset();
         }
-        let ((ioapic, pic, pit, rtc), (uart, i8042, acpi, hpet), (fw_cfg, pci, hotplug)) = states;
+        let (
+            (ioapic, pic, pit, rtc),
+            (uart, i8042, acpi, hpet),
+            (fw_cfg, pci, hotplug),
+            (iommu, edu),
+        ) = states;
+        self.iommu.set_state(&iommu);
+        self.edu.set_state(&edu).unwrap();
         self.pit.set_state(&pit);
         self.rtc.set_state(&rtc).unwrap();
         self.uart.set_state(&uart);

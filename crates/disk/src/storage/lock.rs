@@ -27,7 +27,19 @@ pub enum Share {
 
 /// Held for as long as the image is open.
 pub struct FileLock {
-    _holder: File,
+    holder: File,
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // A program that another thread starts at this moment has the description too, until
+        // it is executed: closing ours would leave the lock to it for that long.
+        let mut all = region(libc::F_UNLCK as i16, DO);
+        all.l_len = FORBID - DO + RESIZE + 1;
+        // SAFETY: the descriptor is open and `all` outlives the call. Should it fail, the lock
+        // goes with the last descriptor.
+        unsafe { libc::fcntl(self.holder.as_raw_fd(), libc::F_OFD_SETLK, &all) };
+    }
 }
 
 impl FileLock {
@@ -58,7 +70,7 @@ impl FileLock {
         if held(FORBID + READ)? {
             return Err(Error::Locked { name: name.to_owned(), by: "use by itself alone" });
         }
-        Ok(Self { _holder: holder })
+        Ok(Self { holder })
     }
 }
 
@@ -101,3 +113,6 @@ fn held_by_other(file: &File, byte: i64) -> io::Result<bool> {
         _ => Ok(region.l_type != libc::F_UNLCK as i16),
     }
 }
+
+#[cfg(test)]
+mod tests;

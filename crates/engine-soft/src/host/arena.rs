@@ -98,8 +98,13 @@ impl Arena {
         self.used
     }
 
+    /// Bytes of code and of data.
+    pub fn taken(&self) -> usize {
+        self.used + self.data
+    }
+
     pub fn free(&self) -> usize {
-        self.size - self.used - self.data
+        self.size - self.taken()
     }
 
     /// Where the data that was reserved last begins. Code reads it there; it is written
@@ -157,6 +162,16 @@ impl Arena {
     pub fn clear(&mut self) {
         self.used = 0;
         self.data = 0;
+    }
+
+    /// The same, and lets the host have the memory until code is placed again.
+    pub fn give_back(&mut self) {
+        self.clear();
+        self.large = [0, 0];
+        // SAFETY: the range is the writable mapping. That its bytes turn into zeros is all
+        // the same, because nothing in it is used any more; what the host does not take
+        // stays as it is.
+        unsafe { libc::madvise(self.writable.cast(), self.size, libc::MADV_REMOVE) };
     }
 }
 

@@ -165,6 +165,20 @@ impl Cache {
         self.counts.flushes += 1;
     }
 
+    /// The same, and gives the memory back that it took.
+    pub fn give_back(&mut self) {
+        self.clear();
+        self.arena.give_back();
+        self.ids.shrink_to_fit();
+        self.pages.shrink_to_fit();
+        self.entries.shrink_to_fit();
+        self.records.shrink_to_fit();
+        self.by_page.shrink_to_fit();
+        self.links.shrink_to_fit();
+        self.dead.shrink_to_fit();
+        self.guesses.shrink_to_fit();
+    }
+
     pub fn id(&mut self, page: PageKey) -> u32 {
         if let Some(&id) = self.ids.get(&page) {
             return id;

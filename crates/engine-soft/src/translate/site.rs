@@ -6,15 +6,16 @@
 //!
 //! ```text
 //! lea S0, [address]
-//! sub S0, [site.start] ; cmp S0, [site.limit] ; ja     out of line: asks the software TLB
+//! sub S0, [site.start] ; cmp S0, 4096 - size ; ja     out of line: asks the software TLB
 //! mov S0, [site.distance]        or        add S0, [site.host]
 //! ```
 //!
-//! A site begins with one page, and grows when the page before or behind it is asked for and
-//! is that in the host's memory as well. One that changes its page all the time is looked at
-//! by the Rust code ([`Sites::settle`]), which gives it all the pages around that the bank
-//! knows and that go on in the same way. Where that does not help, either, the access goes by
-//! way of the software TLB from then on: the compare is overwritten with a jump there.
+//! That is one page at first. A site that changes its page all the time is looked at by the
+//! Rust code ([`Sites::settle`]), which gives it all the pages around that the bank knows and
+//! that go on in the same way; from then on its compare is with `[site.limit]`, and it grows
+//! when the page before or behind it is asked for and goes on like that. Where that does not
+//! help, either, the access goes by way of the software TLB from then on: the subtraction is
+//! overwritten with a jump there.
 //!
 //! What a site holds is true as long as nothing is taken away from the bank that it was
 //! filled from ([`Bank::changes`]). Sites that hold something are in a list; when user
@@ -47,8 +48,12 @@ struct Site {
     /// When it was filled, by the low part of the host's TSC.
     filled: u32,
     /// How often that was soon after the time before.
-    restless: u32,
-    /// Offsets in the arena: of its compare, and of the access by the software TLB.
+    restless: u16,
+    /// Not 0: the compare is with the limit. Until then a site holds one page.
+    grows: u8,
+    /// From the subtraction to the compare.
+    gap: u8,
+    /// Offsets in the arena: of its subtraction, and of the access by the software TLB.
     compare: u32,
     lookup: u32,
     /// When the Rust code looked at it last, and how often it has lately.
@@ -71,6 +76,11 @@ const LENGTH: i32 = offset_of!(Site, length) as i32;
 const FILLED: i32 = offset_of!(Site, filled) as i32;
 const RESTLESS: i32 = offset_of!(Site, restless) as i32;
 const ACCESS_SIZE: i32 = offset_of!(Site, size) as i32;
+const GROWS: i32 = offset_of!(Site, grows) as i32;
+/// Bytes of the compare, with a constant and with the limit, and of the jump's opcode.
+const COMPARE: usize = 7;
+const JUMP: usize = 2;
+const _: () = assert!(SIZE == 64, "a line of the host's cache");
 /// Ticks of the TSC between two fills that are soon after each other, and how many of
 /// these in a row make a site one for the Rust code.
 const SOON: i32 = 250;
@@ -88,6 +98,7 @@ const LISTED: usize = 8192;
 #[derive(Clone, Copy)]
 pub struct NewSite {
     pub compare: usize,
+    pub gap: u8,
     pub lookup: usize,
     pub size: u32,
     pub write: bool,
@@ -137,8 +148,8 @@ impl Sites {
     /// Gives a site that cannot settle all the memory around an address that it has just
     /// accessed. False if that does not help. Sites have been checked.
     pub fn settle(&mut self, state: &mut CpuState, address: u64, cache: &Cache) -> bool {
-        let place = std::mem::take(&mut state.generated.restless_site);
-        let place = cache.arena.writable(place as *const u8).cast::<Site>();
+        let in_code = std::mem::take(&mut state.generated.restless_site);
+        let place = cache.arena.writable(in_code as *const u8).cast::<Site>();
         // SAFETY: generated code has told the address of one of its sites, which nobody else
         // has a reference to.
         let site = unsafe { &mut *place };
@@ -155,6 +166,11 @@ impl Sites {
         let full = state.generated.sites_next == state.generated.sites_end;
         if length == PAGE_SIZE || site.settlings > SETTLINGS || full {
             return false;
+        }
+        if site.grows == 0 {
+            site.grows = 1;
+            let compare = site.compare + u32::from(site.gap);
+            cache.compare_with_limit(compare, in_code);
         }
         (site.start, site.host, site.length) = (start, host, length);
         site.distance = host.wrapping_sub(start);
@@ -215,10 +231,23 @@ impl Cache {
                     settlings: 0,
                     write: site.write,
                     size: site.size as u16,
+                    grows: 0,
+                    gap: site.gap,
                 });
             }
         }
         true
+    }
+
+    /// A compare at this offset in the arena is with its site's limit from now on.
+    fn compare_with_limit(&self, compare: u32, site: u64) {
+        let at = self.arena.range().start as u64 + u64::from(compare);
+        let mut emit = Emit::new(COMPARE, at);
+        emit.op_at(true, &[0x3b], S0, site + LIMIT);
+        assert_eq!(emit.code.len(), COMPARE);
+        let place = self.arena.writable(at as *const u8);
+        // SAFETY: placed code; only this thread runs it, and is elsewhere.
+        unsafe { place.copy_from_nonoverlapping(emit.code.as_ptr(), COMPARE) };
     }
 
     /// A site's accesses go by way of the software TLB from now on.
@@ -261,9 +290,11 @@ impl Compiler<'_> {
             Form::Address { .. } => {}
         }
         let compare = self.emit.here();
-        self.out.sites.push(NewSite { compare, lookup: 0, size: info.size, write: info.write });
         self.emit.op_at(true, &[0x2b], S0, site + START);
-        let enter = self.within(S0, site);
+        let enter = self.emit.cmp_jcc(S0, 4096 - info.size as i32, cc::A);
+        let gap = (enter.0 - JUMP - COMPARE - compare) as u8;
+        let (size, write) = (info.size, info.write);
+        self.out.sites.push(NewSite { compare, gap, lookup: 0, size, write });
         self.apply(form, site);
         // An address in the page `EMPTY` gets here with an empty site, and traps.
         let (host, native) = (self.emit.here() as u32, self.flags.native);
@@ -364,6 +395,9 @@ pub(super) fn emit_fill(emit: &mut Emit, table: i32, twin: u64) {
     let first = emit.jmp();
     // Does the page go on where the site ends, or end where it starts?
     emit.bind_here(listed);
+    emit.op_mem(false, &[0x80], Alu::Cmp as u8, Mem::at(S1, GROWS));
+    emit.bytes(&[0]);
+    let page_only = emit.jcc(cc::E);
     emit.load(RDX, Mem::at(RAX, table + ENTRY_HOST));
     emit.alu_mem(Alu::Sub, RDX, Mem::at(RAX, table));
     emit.alu_mem(Alu::Cmp, RDX, site(S1, DISTANCE));
@@ -386,6 +420,7 @@ pub(super) fn emit_fill(emit: &mut Emit, table: i32, twin: u64) {
         emit.store(site(RCX, place), RDX);
     }
     let grown = emit.jmp();
+    emit.bind_here(page_only);
     emit.bind_here(elsewhere);
     emit.bind_here(apart);
     emit.bind_here(first);
@@ -406,13 +441,17 @@ pub(super) fn emit_fill(emit: &mut Emit, table: i32, twin: u64) {
     emit.op_mem(false, &[0x89], RAX, Mem::at(RCX, FILLED));
     emit.alu_imm(false, Alu::Cmp, RDX, SOON);
     let soon = emit.jcc(cc::BE);
-    emit.store32_imm(Mem::at(RCX, RESTLESS), 0);
+    let restless = |emit: &mut Emit, operation, base, value| {
+        emit.bytes(&[0x66]); // 16 bits
+        emit.alu_mem_imm32(operation, Mem::at(base, RESTLESS), value);
+    };
+    restless(emit, Alu::And, RCX, 0);
     let calm = emit.jmp();
     emit.bind_here(soon);
-    emit.alu_mem_imm32(Alu::Add, Mem::at(RCX, RESTLESS), 1);
-    emit.alu_mem_imm32(Alu::Cmp, Mem::at(S1, RESTLESS), TOO_OFTEN);
+    restless(emit, Alu::Add, RCX, 1);
+    restless(emit, Alu::Cmp, S1, TOO_OFTEN);
     let bearable = emit.jcc(cc::BE);
-    emit.store32_imm(Mem::at(RCX, RESTLESS), 0);
+    restless(emit, Alu::And, RCX, 0);
     // The helper is to settle it, and is called if the site is empty.
     emit.store(frame::restless_site(), S1);
     emit.mov_imm(RDX, EMPTY);

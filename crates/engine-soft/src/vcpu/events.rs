@@ -10,6 +10,7 @@ use crate::cpu::Cpu;
 use crate::cpu::deliver::Event;
 use crate::cpu::mode::bits::*;
 use crate::exception::{self, Exception};
+use crate::translate::Translator;
 use crate::vm::shared::{Request, attention, wait_until};
 
 impl Cpu {
@@ -220,8 +221,20 @@ impl Cpu {
         }
     }
 
-    /// Waits in HLT, or for a start-up IPI.
-    pub fn wait(&mut self) -> Option<Exit> {
+    /// Waits in HLT, or for a start-up IPI. A translator whose guest has been calm for a
+    /// while gives back what it has made.
+    pub fn wait(&mut self, mut translator: Option<&mut Translator>) -> Option<Exit> {
+        if let Some(translator) = &mut translator {
+            translator.calm.begin_to_wait();
+        }
+        let exit = self.wait_for_events(translator.as_deref_mut());
+        if let Some(translator) = translator {
+            translator.calm.go_on();
+        }
+        exit
+    }
+
+    fn wait_for_events(&mut self, mut translator: Option<&mut Translator>) -> Option<Exit> {
         loop {
             let bits = self.state.attention.swap(0, Ordering::SeqCst);
             if bits & (attention::REQUEST | attention::EXCLUSIVE) != 0 {
@@ -248,7 +261,12 @@ impl Cpu {
                 RunState::Running | RunState::Shutdown => return None,
             }
             let me = self.me.clone();
-            self.outside(|cpu| me.sleep(&cpu.state.attention));
+            let limit = translator.as_deref().and_then(Translator::gives_back_in);
+            let woken = self.outside(|cpu| me.sleep(&cpu.state.attention, limit));
+            if !woken && let Some(translator) = &mut translator {
+                translator.give_back(&mut self.state);
+                self.forget_all_code();
+            }
         }
     }
 

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use guise_engine::{Doorbell, DoorbellAddress, EngineError, MAX_VCPUS, VmConfig};
 
@@ -120,22 +121,34 @@ impl VcpuShared {
         }
     }
 
-    /// Sleeps until the attention word is not 0.
-    pub fn sleep(&self, word: &AtomicU32) {
+    /// Sleeps until the attention word is not 0, or for so long. Says whether there is
+    /// something to attend to.
+    pub fn sleep(&self, word: &AtomicU32, limit: Option<Duration>) -> bool {
+        let begun = Instant::now();
         self.sleeping.store(true, Ordering::SeqCst);
         while word.load(Ordering::SeqCst) == 0 {
-            // SAFETY: a futex call on a word that lives; without a time-out.
+            let left = limit.map(|limit| limit.saturating_sub(begun.elapsed()));
+            if left == Some(Duration::ZERO) {
+                break;
+            }
+            let left = left.map(|left| libc::timespec {
+                tv_sec: left.as_secs() as libc::time_t,
+                tv_nsec: left.subsec_nanos().into(),
+            });
+            // SAFETY: a futex call on a word that lives; the time-out does, too, if there
+            // is one.
             unsafe {
                 libc::syscall(
                     libc::SYS_futex,
                     word.as_ptr(),
                     libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
                     0,
-                    std::ptr::null::<libc::timespec>(),
+                    left.as_ref().map_or(std::ptr::null(), std::ptr::from_ref),
                 );
             }
         }
         self.sleeping.store(false, Ordering::SeqCst);
+        word.load(Ordering::SeqCst) != 0
     }
 
     /// Puts a request into the queue; the result is the number to wait for.

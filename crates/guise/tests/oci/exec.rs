@@ -36,6 +36,10 @@ fn a_program_joins_everything() {
         &["/bin/sh", "-c", "id -u; id -g; pwd; echo $A"],
     );
     assert_eq!(out, "3\n4\n/tmp\nb\n");
+    let (_, out, _) =
+        exec(&bundle, &["--env", "A=first", "--env", "B=c", "--env", "A=last"], &["/bin/env"]);
+    let ours: Vec<_> = out.lines().filter(|l| l.starts_with("A=") || l.starts_with("B=")).collect();
+    assert_eq!(ours, ["B=c", "A=last"]);
     assert_eq!(exec(&bundle, &[], &["nosuch"]).0, 127);
     assert_eq!(exec(&bundle, &[], &["/tmp"]).0, 126);
 }

@@ -1,9 +1,10 @@
 //! ACPI's tables of fixed shape. Offsets are those of the ACPI specification, 6.5.
 
 use acpi_tables::sdt::Sdt;
+use guise_devices::iommu;
 
 use super::{Hardware, SCI};
-use crate::layout::{HPET, IO_APIC, LOCAL_APIC, PCI_ECAM};
+use crate::layout::{HPET, IO_APIC, IOMMU, LOCAL_APIC, PCI_ECAM};
 
 pub const RSDP_SIZE: usize = 36;
 const OEM: [u8; 6] = *b"GUISE ";
@@ -169,5 +170,25 @@ pub fn hpet() -> Vec<u8> {
     table.write_u32(36, BLOCK_ID);
     table.write_bytes(40, &[0, 64, 0, 0]);
     table.write_u64(44, HPET);
+    table.as_slice().to_vec()
+}
+
+/// DMA remapping: one unit for all of PCI, and for the I/O APIC.
+pub fn dmar() -> Vec<u8> {
+    const ADDRESS_BITS: u8 = 48;
+    const REMAPS_INTERRUPTS: u8 = 1;
+    const INCLUDES_ALL_OF_PCI: u8 = 1;
+    const SCOPE_IO_APIC: u8 = 3;
+    const SCOPE_LENGTH: u8 = 8;
+    const UNIT_LENGTH: u8 = 16 + SCOPE_LENGTH;
+
+    let mut table = table(*b"DMAR", 48, 1);
+    table.write_bytes(36, &[ADDRESS_BITS - 1, REMAPS_INTERRUPTS]);
+    // Type 0, a unit; segment 0.
+    table.append_slice(&[0, 0, UNIT_LENGTH, 0, INCLUDES_ALL_OF_PCI, 0, 0, 0]);
+    table.append_slice(&IOMMU.to_le_bytes());
+    // The I/O APIC has the id that the MADT gives it; its requests come from there.
+    let iommu::RequesterId { bus, device, function } = iommu::IO_APIC;
+    table.append_slice(&[SCOPE_IO_APIC, SCOPE_LENGTH, 0, 0, 0, bus, device, function]);
     table.as_slice().to_vec()
 }

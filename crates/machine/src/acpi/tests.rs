@@ -14,6 +14,7 @@ const HARDWARE: Hardware = Hardware {
         reset_value: 6,
     },
     hpet: true,
+    iommu: true,
     pvpanic: 0x505,
     keyboard: true,
     hotplug: 0x620,
@@ -47,7 +48,7 @@ fn every_table_is_reached_from_the_root_pointer() {
     let long: Vec<u32> = xsdt[36..].chunks(8).map(|entry| word(entry, 0)).collect();
     assert_eq!(short, long);
     let names: Vec<&[u8]> = short.iter().map(|address| &table(&image, *address)[..4]).collect();
-    assert_eq!(names, [b"FACP", b"APIC", b"MCFG", b"HPET"]);
+    assert_eq!(names, [b"FACP", b"APIC", b"MCFG", b"HPET", b"DMAR"]);
     let fadt = table(&image, short[0]);
     assert_eq!(&table(&image, word(fadt, 40))[..4], b"DSDT");
     assert_eq!(word(fadt, 36) % 64, 0, "the FACS is aligned");
@@ -72,4 +73,18 @@ fn each_vcpu_has_a_local_apic() {
     }
     assert_eq!(processors, [0, 1, 2, 3]);
     assert!(!image.is_empty());
+}
+
+/// The structures of the table fill it, each as long as it says.
+#[test]
+fn the_iommu_covers_pci_and_the_io_apic() {
+    let dmar = tables::dmar();
+    assert_eq!(dmar.len(), 48 + 24);
+    assert_eq!(word(&dmar, 4) as usize, dmar.len());
+    assert_eq!(dmar[36..38], [47, 1]);
+    assert_eq!(dmar[48..56], [0, 0, 24, 0, 1, 0, 0, 0]);
+    assert_eq!(u64::from(word(&dmar, 56)), crate::layout::IOMMU);
+    let madt = tables::madt(&HARDWARE);
+    let io_apic = madt.windows(2).position(|head| head == [1, 12]).expect("an I/O APIC");
+    assert_eq!(dmar[64..], [3, 8, 0, 0, madt[io_apic + 2], 0xff, 31, 0]);
 }

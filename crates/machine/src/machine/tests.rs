@@ -17,6 +17,7 @@ fn config(vcpus: u32) -> MachineConfig {
         vcpus,
         board: BoardKind::Pc,
         model: CpuModel::Host,
+        iommu: true,
         test_devices: true,
     }
 }
@@ -164,9 +165,9 @@ fn numbers_of_vcpus_that_nobody_can_have_are_refused() {
 /// Devices and the buses that they sit at hold on to each other.
 #[test]
 fn a_machine_that_is_dropped_leaves_nothing() {
-    for board in [BoardKind::Microvm, BoardKind::Pc] {
+    for (board, iommu) in [(BoardKind::Microvm, false), (BoardKind::Pc, true)] {
         let engine = ScriptedEngine::new(|_, _| None);
-        let config = MachineConfig { board, ..config(1) };
+        let config = MachineConfig { board, iommu, ..config(1) };
         let machine = Machine::new(&engine, &config, Box::new(std::io::sink())).unwrap();
         let ports = Arc::downgrade(&machine.platform.ports);
         let memory = Arc::downgrade(&machine.platform.memory);

@@ -18,6 +18,19 @@ static inline u8 inb(u16 port) { u8 value; asm volatile("inb %1, %0" : "=a"(valu
 static inline u16 inw(u16 port) { u16 value; asm volatile("inw %1, %0" : "=a"(value) : "Nd"(port)); return value; }
 static inline u32 inl(u16 port) { u32 value; asm volatile("inl %1, %0" : "=a"(value) : "Nd"(port)); return value; }
 
+/* Configuration space of the PCI device in a slot. */
+static inline void config_select(u32 slot, u32 at) { outl(0xcf8, 1u << 31 | slot << 11 | (at & 0xfc)); }
+static inline u32 config_read(u32 slot, u32 at) { config_select(slot, at); return inl(0xcfc); }
+static inline void config_write(u32 slot, u32 at, u32 value) { config_select(slot, at); outl(0xcfc, value); }
+/* Where a capability begins, or 0. */
+static inline u32 find_capability(u32 slot, u8 id)
+{
+	u32 at = config_read(slot, 0x34) & 0xff;
+	while (at && (config_read(slot, at) & 0xff) != id)
+		at = config_read(slot, at) >> 8 & 0xff;
+	return at;
+}
+
 static inline u64 read_msr(u32 number)
 {
 	u32 low, high;

@@ -40,17 +40,6 @@ static void __attribute__((interrupt)) on_message(struct frame *frame)
 	apic_write(APIC_EOI, 0);
 }
 
-static u32 config_read(u32 slot, u32 at)
-{
-	outl(0xcf8, 0x80000000u | slot << 11 | (at & 0xfc));
-	return inl(0xcfc);
-}
-static void config_write(u32 slot, u32 at, u32 value)
-{
-	outl(0xcf8, 0x80000000u | slot << 11 | (at & 0xfc));
-	outl(0xcfc, value);
-}
-
 static void put8(u32 at, u8 value) { *(volatile u8 *)(bar + at) = value; }
 static void put16(u32 at, u16 value) { *(volatile u16 *)(bar + at) = value; }
 static void put32(u32 at, u32 value) { *(volatile u32 *)(bar + at) = value; }
@@ -70,9 +59,7 @@ static void clear(void *at, u32 length)
 /* Finds the messages' control register, and switches them on with one for all. */
 static void enable_messages(u32 slot)
 {
-	u32 at = config_read(slot, 0x34) & 0xff;
-	while (at && (config_read(slot, at) & 0xff) != 0x11)
-		at = config_read(slot, at) >> 8 & 0xff;
+	u32 at = find_capability(slot, 0x11);
 	if (!at)
 		fail("a device has no messages");
 	put32(0x4000, LOCAL_APIC);

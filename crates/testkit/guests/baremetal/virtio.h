@@ -27,9 +27,8 @@ static volatile struct {
 	} ring[8];
 } used __attribute__((aligned(4)));
 
-static void pci_select(u8 at) { outl(0xcf8, 1u << 31 | slot << 11 | (at & ~3u)); }
-static u32 pci_read(u8 at) { pci_select(at); return inl(0xcfc); }
-static void pci_write(u8 at, u32 value) { pci_select(at); outl(0xcfc, value); }
+static u32 pci_read(u8 at) { return config_read(slot, at); }
+static void pci_write(u8 at, u32 value) { config_write(slot, at, value); }
 static u8 pci_byte(u8 at) { return pci_read(at) >> at % 4 * 8; }
 
 static u8 common_8(u8 at) { return *(volatile u8 *)(common + at); }

@@ -97,6 +97,11 @@ fn both_ways_lead_to_the_same_registers() {
     rig.ports.read(0xcfe, &mut half);
     assert_eq!(u16::from_le_bytes(half), 0x5678);
     assert_eq!(rig.byte(&rig.ports, 0xcfd), 0x12);
+    // A byte may be named by the address as well as by the port.
+    rig.ports.write(0xcf8, &0x8000_1802_u32.to_le_bytes());
+    rig.ports.read(0xcfc, &mut half);
+    assert_eq!(u16::from_le_bytes(half), 0x5678);
+    rig.ports.write(0xcf8, &0x8000_1800_u32.to_le_bytes());
     rig.ports.read(0xcf8, &mut data);
     assert_eq!(u32::from_le_bytes(data), 0x8000_1800);
 }

@@ -43,3 +43,19 @@ fn arenas_of_many_pieces_are_filled_from_both_ends() {
         }
     }
 }
+
+#[test]
+fn memory_that_was_given_back_can_be_used_again() {
+    let mut arena = Arena::new(PIECE).unwrap();
+    assert!(arena.reserve(64));
+    let first = arena.place(&[0xc3; 100]).unwrap();
+    arena.give_back();
+    assert_eq!((arena.used(), arena.free()), (0, PIECE));
+    // SAFETY: a byte of the mapping, which nobody writes to now.
+    assert_eq!(unsafe { *first }, 0);
+    let code = arena.place(&[0xb8, 7, 0, 0, 0, 0xc3]).unwrap();
+    assert_eq!(code, first);
+    // SAFETY: `mov eax, 7; ret` is a function of this type.
+    let function: extern "C" fn() -> u32 = unsafe { std::mem::transmute(code) };
+    assert_eq!(function(), 7);
+}
