@@ -158,13 +158,13 @@ impl Shared {
             Ok(runtime) => runtime,
             Err(error) => return say(Err(error)),
         };
+        let _finish = Finish(&self);
         let end = runtime.block_on(async {
             let linked = context::of(program)
-                .and_then(|given| code.link(&self.engine, given, self.meter.clone()));
+                .and_then(|given| code.link(&self.engine, given, self.meter.clone()))
+                .and_then(|life| self.start_clock().map(|()| life));
             match linked {
                 Ok(life) => {
-                    let clock = self.clone();
-                    thread::spawn(move || clock.tick());
                     say(Ok(()));
                     Some(self.drive(life, Share { part, rest: None }).await)
                 }
@@ -221,6 +221,15 @@ impl Shared {
         }
     }
 
+    fn start_clock(self: &Arc<Self>) -> Result<(), StartError> {
+        let clock = self.clone();
+        thread::Builder::new()
+            .name("clock".to_owned())
+            .spawn(move || clock.tick())
+            .map(drop)
+            .map_err(StartError::failed("make a clock for the program"))
+    }
+
     /// The clock that interrupts the program. It stands still while the program waits.
     fn tick(&self) {
         let mut state = self.lock();
@@ -234,6 +243,17 @@ impl Shared {
                 state = self.wait(state);
             }
         }
+    }
+}
+
+/// Tells those who wait when the program's thread ends without having said how.
+struct Finish<'s>(&'s Shared);
+
+impl Drop for Finish<'_> {
+    fn drop(&mut self) {
+        let failed = || End::Trapped("the thread that ran it has failed".to_owned());
+        self.0.lock().end.get_or_insert_with(failed);
+        self.0.changed.notify_all();
     }
 }
 

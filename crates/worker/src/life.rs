@@ -149,7 +149,7 @@ fn prepare(job: &Job, midwife: &mut Midwife) -> Result<(Arc<dyn Body>, Vec<Strin
             Ok((Arc::new(body), warnings))
         }
         #[cfg(not(feature = "wasm"))]
-        Form::Wasm { .. } => Err(unsupported(
+        Form::Wasm { .. } => Err(crate::body::unsupported(
             "WebAssembly with this build of guise",
             "build it with its feature wasm",
         )

@@ -29,6 +29,9 @@ use crate::container::root;
 use crate::job::{self, Job, Module, Network};
 use crate::{files, jail, terminal};
 
+/// Of a program's file; the largest that are known have a tenth of this.
+const LARGEST: u64 = 512 << 20;
+
 const SIGINT: i32 = 2;
 const SIGQUIT: i32 = 3;
 const SIGABRT: u8 = 6;
@@ -202,7 +205,11 @@ fn read(module: &Module, root: &Path, program: &Program) -> Result<Vec<u8>, Body
         _ => BodyError::ProgramNotExecutable { program: name.clone(), why: error.to_string() },
     };
     let mut code = Vec::new();
-    opened.and_then(|mut file| file.read_to_end(&mut code)).map_err(refused)?;
+    opened.and_then(|file| file.take(LARGEST + 1).read_to_end(&mut code)).map_err(refused)?;
+    if code.len() as u64 > LARGEST {
+        let why = format!("it is larger than {} MiB", LARGEST >> 20);
+        return Err(BodyError::ProgramNotExecutable { program: name, why });
+    }
     Ok(code)
 }
 
