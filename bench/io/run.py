@@ -21,7 +21,7 @@ import time
 TICKS = os.sysconf("SC_CLK_TCK")
 DISK = 256 << 20
 SENT = 64 << 20
-FILES = 2000
+FILES = 5000
 LINE = 'console=ttyS0 quiet -- "{}"'
 
 
