@@ -75,6 +75,9 @@ pub struct Events {
     /// The exception being delivered came from outside of the program (its error
     /// code gets the EXT bit).
     pub external: bool,
+    /// A paravirtual kick that has ended no HLT yet: it ends the next one, because whoever
+    /// kicks may come between a waiter's last look and its HLT.
+    pub kicked: bool,
 }
 
 /// Counters for `--stats`.

@@ -80,9 +80,16 @@ impl Cpu {
         result
     }
 
+    /// Takes the attention word's bits. A kick is kept until there is a HLT for it.
+    fn take_attention(&mut self) -> u32 {
+        let bits = self.state.attention.swap(0, Ordering::SeqCst);
+        self.events.kicked |= bits & attention::UNHALT != 0;
+        bits
+    }
+
     /// Looks at everything that may want attention. An answer ends the run.
     pub fn attend(&mut self) -> Option<Exit> {
-        let bits = self.state.attention.swap(0, Ordering::SeqCst);
+        let bits = self.take_attention();
         self.retired.clear();
         if bits & (attention::REQUEST | attention::EXCLUSIVE) != 0 {
             self.serve_requests();
@@ -236,7 +243,7 @@ impl Cpu {
 
     fn wait_for_events(&mut self, mut translator: Option<&mut Translator>) -> Option<Exit> {
         loop {
-            let bits = self.state.attention.swap(0, Ordering::SeqCst);
+            let bits = self.take_attention();
             if bits & (attention::REQUEST | attention::EXCLUSIVE) != 0 {
                 self.serve_requests();
             }
@@ -250,8 +257,9 @@ impl Cpu {
                     let pending = self.apic().pending();
                     let wakes = pending.has(Pending::NMI) && !self.events.nmi_blocked
                         || self.state.rflags & IF != 0 && self.has_interrupt()
-                        || bits & attention::UNHALT != 0;
+                        || self.events.kicked;
                     if wakes {
+                        self.events.kicked = false;
                         self.run = RunState::Running;
                         self.want(attention::INTERRUPT);
                         return None;

@@ -11,6 +11,7 @@ use crate::cpu::{Cpu, Events};
 use crate::fpu::neutral;
 use crate::paravirt::Paravirt;
 use crate::state::{CS, DS, ES, FS, GS, SS, Segment, Table};
+use crate::vm::shared::attention;
 
 fn segment_out(segment: &Segment) -> SegmentState {
     SegmentState {
@@ -159,7 +160,10 @@ impl Cpu {
         self.load_msrs(from)?;
         self.load_apic(from)?;
         self.debug_registers_changed();
-        self.want(!crate::vm::shared::attention::KICK);
+        // The neutral state has no place for a kick under way either, so a guest that may
+        // wait for one gets one.
+        self.events.kicked = self.msr.paravirt.is_in_use();
+        self.want(!(attention::KICK | attention::UNHALT));
         self.inject(from)
     }
 
