@@ -1,10 +1,7 @@
-/* Start-up of all processors, locked arithmetic between them, paravirtual kicks that end a
-   HLT, interrupts to all. */
+/* Start-up of all processors, locked arithmetic between them, interrupts to all. */
 #include "lib.h"
 
 #define ROUNDS 20000
-#define KICKS 200
-#define HYPERCALL_KICK 5
 #define TRAMPOLINE 0x8000
 
 static volatile u32 arrived, finished, interrupted;
@@ -33,37 +30,6 @@ static void work(void)
 	__atomic_add_fetch(&finished, 1, __ATOMIC_SEQ_CST);
 }
 
-/* A waiter for a spin lock in a virtual machine halts with interrupts off, and who gives
-   the lock back kicks it. Half of the kicks come while the waiter still looks around: they
-   must not get lost. */
-static volatile u32 waiter_at, kicked;
-
-static void wait_for_kicks(void)
-{
-	for (u32 round = 1; round <= KICKS; round++) {
-		waiter_at = round * 2;
-		while (round % 2 && kicked < round)
-			asm volatile("pause");
-		asm volatile("hlt");
-		waiter_at = round * 2 + 1;
-	}
-}
-
-static void kick(u32 id)
-{
-	for (u32 round = 1; round <= KICKS; round++) {
-		u64 result = HYPERCALL_KICK;
-		while (waiter_at != round * 2)
-			asm volatile("pause");
-		asm volatile("vmcall" : "+a"(result) : "b"(0ul), "c"((u64)id) : "memory");
-		if (result)
-			fail("no kick");
-		kicked = round;
-		while (waiter_at != round * 2 + 1)
-			asm volatile("pause");
-	}
-}
-
 void ap_main(void)
 {
 	/* The table of handlers is shared; the register that points at it is not. */
@@ -71,8 +37,6 @@ void ap_main(void)
 	apic_enable();
 	__atomic_add_fetch(&arrived, 1, __ATOMIC_SEQ_CST);
 	work();
-	if (apic_read(APIC_ID) >> 24 == 1)
-		wait_for_kicks();
 	enable_interrupts();
 	for (;;)
 		asm volatile("hlt");
@@ -106,8 +70,6 @@ int main(void)
 	while (finished < count)
 		asm volatile("pause");
 	print(counter == (u64)count * ROUNDS * 3 ? "no update was lost\n" : "updates were lost\n");
-	kick(1);
-	print_number("kicks that ended a HLT", kicked);
 	/* To all but itself; they are about to halt, or have. */
 	command(0, 0x60 | 3 << 18);
 	while (interrupted < count - 1)
