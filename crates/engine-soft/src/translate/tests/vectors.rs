@@ -35,7 +35,7 @@ fn all_parts_of_vectors_survive() {
         let mut expected = *all;
         expected[0].0[..16].fill(0);
         expected[0].0[0] = 7;
-        assert_eq!(flat.call(uses_a_vector as usize as u64, 7, 0), 7);
+        assert_eq!(flat.call(uses_a_vector as *const () as usize as u64, 7, 0), 7);
         assert!(flat.machine.state.vector == expected, "word {word} of vector {number}");
     }
 }
