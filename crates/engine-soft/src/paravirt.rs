@@ -116,11 +116,6 @@ impl Paravirt {
         self.clock.set_tsc_offset(offset, clock, memory);
     }
 
-    /// Whether the guest knows of this interface: it has asked for its clock.
-    pub fn is_in_use(&self) -> bool {
-        self.clock.msr() != 0
-    }
-
     /// Called now and then on the vCPU's thread, a few hundred times a second at the
     /// most: tells the guest how long it had to wait for a processor.
     pub fn tick(&mut self, memory: &mut dyn PhysicalMemory) {

@@ -80,10 +80,9 @@ impl Cpu {
         result
     }
 
-    /// Takes the attention word's bits. A kick is kept until there is a HLT for it.
-    fn take_attention(&mut self) -> u32 {
+    pub(super) fn take_attention(&mut self) -> u32 {
         let bits = self.state.attention.swap(0, Ordering::SeqCst);
-        self.events.kicked |= bits & attention::UNHALT != 0;
+        self.events.unhalted |= bits & attention::UNHALT != 0;
         bits
     }
 
@@ -257,9 +256,9 @@ impl Cpu {
                     let pending = self.apic().pending();
                     let wakes = pending.has(Pending::NMI) && !self.events.nmi_blocked
                         || self.state.rflags & IF != 0 && self.has_interrupt()
-                        || self.events.kicked;
+                        || self.events.unhalted;
                     if wakes {
-                        self.events.kicked = false;
+                        self.events.unhalted = false;
                         self.run = RunState::Running;
                         self.want(attention::INTERRUPT);
                         return None;

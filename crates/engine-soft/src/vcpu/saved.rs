@@ -1,7 +1,7 @@
 //! A vCPU to and from the neutral state.
 
 use guise_engine::state::{
-    EventState, RegisterState, SegmentState, SystemState, TableState, means_nothing,
+    EventState, RegisterState, RunState, SegmentState, SystemState, TableState, means_nothing,
 };
 use guise_engine::{EngineError, VcpuState};
 
@@ -41,8 +41,13 @@ fn table_in(table: &TableState) -> Table {
 
 impl Cpu {
     pub fn save(&mut self) -> Result<VcpuState, EngineError> {
-        // The neutral state has no place for an INIT or a start-up IPI under way.
+        // The neutral state has no place for an INIT, a start-up IPI or a kick under way.
         self.take_signals();
+        let bits = self.take_attention();
+        self.want(bits & !attention::UNHALT);
+        if self.run == RunState::Halted && std::mem::take(&mut self.events.unhalted) {
+            self.run = RunState::Running;
+        }
         let apic = self.apic().save(self.shared.time.now());
         let mut msrs = Vec::new();
         let stateful: Vec<u32> = self.shared.model.stateful_msrs().collect();
@@ -160,10 +165,7 @@ impl Cpu {
         self.load_msrs(from)?;
         self.load_apic(from)?;
         self.debug_registers_changed();
-        // The neutral state has no place for a kick under way either, so a guest that may
-        // wait for one gets one.
-        self.events.kicked = self.msr.paravirt.is_in_use();
-        self.want(!(attention::KICK | attention::UNHALT));
+        self.want(!crate::vm::shared::attention::KICK);
         self.inject(from)
     }
 
