@@ -40,6 +40,16 @@ pub async fn pin_image(daemon: &Arc<Daemon>, id: &str, image: &str) -> Result<St
     tokio::task::spawn_blocking(pin).await.map_err(ApiError::internal)?
 }
 
+/// Holds an instance's image again, should a power failure have taken the lease.
+pub fn hold_again(daemon: &Daemon, id: &str) -> Result<(), ApiError> {
+    if daemon.images.held(id).map_err(ApiError::internal)?.is_some() {
+        return Ok(());
+    }
+    let target = pinned(&daemon.config.place(id))?;
+    let session = daemon.images.session().map_err(ApiError::internal)?;
+    session.hold(id, &target).map_err(ApiError::internal)
+}
+
 fn missing(image: &str, error: guise_image::Error) -> ApiError {
     match error {
         guise_image::Error::NoSuchImage(_) => {
