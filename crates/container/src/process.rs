@@ -7,5 +7,6 @@ pub mod labels;
 pub mod landlock;
 pub mod limits;
 pub mod lookup;
+pub mod memory_policy;
 pub mod schedule;
 pub mod terminal;
