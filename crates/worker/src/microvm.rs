@@ -110,7 +110,7 @@ impl MicroVm {
         let config = MicroVmConfig {
             kernel: outside.kernel,
             root: root.to_owned(),
-            writes: WritableLayer::Disk(disk),
+            writes: WritableLayer::Disk { path: disk, kept: !job.ephemeral },
             read_only: job.read_only,
             memory: memory.next_multiple_of(1 << 20),
             vcpus: vcpus(job.resources.cpus, &mut warnings),
