@@ -32,7 +32,22 @@
     (alias outer 1 $network-type (type $outer-network))
     (export "network" (type $n (eq $outer-network)))
     (export "instance-network" (func (result (own $n))))))
+  (import "wasi:io/poll@0.2.0" (instance $poll
+    (export "pollable" (type $p (sub resource)))
+    (export "[method]pollable.block" (func (param "self" (borrow $p))))))
+  (import "wasi:io/streams@0.2.0" (instance $streams
+    (export "input-stream" (type (sub resource)))
+    (export "output-stream" (type (sub resource)))))
+  (alias export $poll "pollable" (type $pollable))
+  (alias export $streams "input-stream" (type $input))
+  (alias export $streams "output-stream" (type $output))
   (import "wasi:sockets/tcp@0.2.0" (instance $tcp
+    (alias outer 1 $pollable (type $outer-pollable))
+    (export "pollable" (type $p (eq $outer-pollable)))
+    (alias outer 1 $input (type $outer-input))
+    (export "input-stream" (type $i (eq $outer-input)))
+    (alias outer 1 $output (type $outer-output))
+    (export "output-stream" (type $o (eq $outer-output)))
     (alias outer 1 $network-type (type $outer-network))
     (export "network" (type $n (eq $outer-network)))
     (alias outer 1 $error-code (type $outer-error))
@@ -42,7 +57,12 @@
     (export "tcp-socket" (type $s (sub resource)))
     (export "[method]tcp-socket.start-connect"
       (func (param "self" (borrow $s)) (param "network" (borrow $n))
-        (param "remote-address" $a) (result (result (error $e)))))))
+        (param "remote-address" $a) (result (result (error $e)))))
+    (export "[method]tcp-socket.subscribe"
+      (func (param "self" (borrow $s)) (result (own $p))))
+    (export "[method]tcp-socket.finish-connect"
+      (func (param "self" (borrow $s))
+        (result (result (tuple (own $i) (own $o)) (error $e)))))))
   (alias export $tcp "tcp-socket" (type $socket))
   (import "wasi:sockets/tcp-create-socket@0.2.0" (instance $create
     (alias outer 1 $error-code (type $outer-error))
@@ -62,13 +82,22 @@
   (core func $connect
     (canon lower (func $tcp "[method]tcp-socket.start-connect") (memory (core memory $m "memory"))))
 
+  (core func $subscribe (canon lower (func $tcp "[method]tcp-socket.subscribe")))
+  (core func $block (canon lower (func $poll "[method]pollable.block")))
+  (core func $finish
+    (canon lower (func $tcp "[method]tcp-socket.finish-connect")
+      (memory (core memory $m "memory"))))
+
   (core module $program
     (import "host" "memory" (memory 1))
     (import "host" "network" (func $network (result i32)))
     (import "host" "create" (func $create (param i32 i32)))
     (import "host" "connect" (func $connect
       (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32)))
-    ;; 0 is what creation gave, 16 what connecting gave.
+    (import "host" "subscribe" (func $subscribe (param i32) (result i32)))
+    (import "host" "block" (func $block (param i32)))
+    (import "host" "finish" (func $finish (param i32 i32)))
+    ;; 0 is what creation gave, 16 what beginning to connect gave, 32 its outcome.
     (func (export "run") (result i32)
       (call $create (i32.const 0) (i32.const 0))
       (if (i32.load8_u (i32.const 0)) (then (return (i32.const 1))))
@@ -77,12 +106,18 @@
         (i32.const 127) (i32.const 0) (i32.const 0) (i32.const 1)
         (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)
         (i32.const 16))
-      (i32.load8_u (i32.const 16))))
+      (if (i32.load8_u (i32.const 16)) (then (return (i32.const 1))))
+      (call $block (call $subscribe (i32.load (i32.const 4))))
+      (call $finish (i32.load (i32.const 4)) (i32.const 32))
+      (i32.load8_u (i32.const 32))))
   (core instance $p (instantiate $program (with "host" (instance
     (export "memory" (memory $m "memory"))
     (export "network" (func $instance-network))
     (export "create" (func $create-socket))
-    (export "connect" (func $connect))))))
+    (export "connect" (func $connect))
+    (export "subscribe" (func $subscribe))
+    (export "block" (func $block))
+    (export "finish" (func $finish))))))
   (func $run (result (result)) (canon lift (core func $p "run")))
   (instance $exported (export "run" (func $run)))
   (export "wasi:cli/run@0.2.0" (instance $exported)))
