@@ -14,8 +14,9 @@
 //!
 //! Status is not stored but found out: a process that is gone means stopped, a
 //! start socket means created. No file takes the place of another one: some file systems write
-//! a file to disk before it does, which takes longer than making the container. Process ids are checked against the start time
-//! of the process, so that a reused id is not taken for the container.
+//! a file to disk before it does, which takes longer than making the container. Process ids are
+//! checked against the start time of the process, so that a reused id is not taken for the
+//! container.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -18,7 +18,7 @@ use crate::error::{Context, Error, Result};
 use crate::hooks;
 use crate::init::{Console, Job, Start};
 use crate::namespaces::{self, Plan, check_sysctls};
-use crate::process::{caps, labels, landlock, limits, memory_policy};
+use crate::process::{self, labels, memory_policy};
 use crate::rootfs::mounts::open_sources;
 use crate::seccomp::Filter;
 use crate::spec::{NamespaceKind, Process, Spec, load_spec};
@@ -147,12 +147,10 @@ fn make(store: &Store, options: &CreateOptions, runs: bool, foreground: bool) ->
 /// What can be refused before anything is made.
 fn check(spec: &Spec, process: &Process) -> Result<()> {
     check_sysctls(spec)?;
-    limits::check(&process.rlimits)?;
-    process.capabilities.as_ref().map_or(Ok(()), caps::check)?;
+    process::check(process, &spec.annotations)?;
     if let Some(policy) = &spec.linux.memory_policy {
         memory_policy::check(policy)?;
     }
-    landlock::check(&spec.annotations, process)?;
     if !spec.linux.net_devices.is_empty() {
         return Err(Error::unsupported(
             "linux.netDevices",

@@ -69,7 +69,7 @@ impl Store {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(e).at("reading", path),
             };
-            // A lease that a power failure caught before it was on the disk.
+            // A lease, which does not wait for the disk, was caught by a power failure.
             if bytes.is_empty() {
                 continue;
             }
@@ -98,9 +98,8 @@ impl Store {
     pub fn release(&self, owner: &str) -> Result<()> {
         let path = self.lease_path(owner);
         match fs::remove_file(&path) {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(e).at("removing", path),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).at("removing", path),
+            _ => Ok(()),
         }
     }
 
