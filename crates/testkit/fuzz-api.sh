@@ -1,0 +1,57 @@
+#!/bin/sh
+# Sends the API of a daemon of its own requests made from its description, right and wrong
+# ones, by schemathesis. Fails on an answer that the description does not have (a 5xx is none
+# of them), on one that does not come, and when the daemon is gone afterwards.
+#
+#     fuzz-api.sh GUISE EXAMPLES
+set -eu
+guise=$(realpath "$1")
+examples=$2
+place=$(mktemp -d)
+tools=${TMPDIR:-/tmp}/guise-schemathesis
+daemon=
+finish() {
+    test -z "$daemon" || kill "$daemon" 2>/dev/null || true
+    rm -rf "$place"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+if ! test -x "$tools/bin/schemathesis"; then
+    python3 -m venv "$tools"
+    "$tools/bin/pip" install --quiet 'schemathesis>=4,<5'
+fi
+
+export GUISE_STATE="$place/state" GUISE_RUN="$place/run" GUISE_IMAGES="$place/images"
+# What random names of images lead to is not to be reached.
+export HTTPS_PROXY=http://127.0.0.1:9 HTTP_PROXY=http://127.0.0.1:9
+"$guise" daemon --listen 127.0.0.1:0 --plain --log warn 2>"$place/log" &
+daemon=$!
+address=
+for _ in $(seq 600); do
+    address=$("$guise" info -o json 2>/dev/null | sed -n 's/.*"listens": "\(.*\)".*/\1/p') || true
+    test -z "$address" || break
+    sleep 0.1
+done
+token=$("$guise" token create --grant '*=admin' fuzzer)
+
+# Its tokens stay what they are, or it would lock itself out; streams end by themselves.
+cat >"$place/schemathesis.toml" <<END
+base-url = "http://$address"
+headers = { Authorization = "Bearer $token" }
+[[operations]]
+include-path = "/v1/events"
+parameters = { follow = "false" }
+[[operations]]
+include-path = "/v1/changes"
+parameters = { follow = "false" }
+END
+unset HTTPS_PROXY HTTP_PROXY
+cd "$place"
+"$tools/bin/schemathesis" run "http://$address/v1/openapi.json" \
+    --max-examples "$examples" --request-timeout 30 --workers 2 \
+    --exclude-path-regex '/follow$' \
+    --checks not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,unsupported_method ||
+    { tail -20 "$place/log"; exit 1; }
+kill -0 "$daemon"
+"$guise" ps >/dev/null
