@@ -18,9 +18,7 @@ pub const ALL_PROJECTS: &str = "*";
 pub const PROJECT_HEADER: &str = "guise-project";
 
 /// What a token allows, each with all that the ones before it allow.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// To look at objects, logs and measurements.

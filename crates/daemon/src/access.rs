@@ -109,11 +109,8 @@ impl Identity {
         let same = bool::from(hash(secret).as_bytes().ct_eq(kept.as_bytes()));
         let record = record.filter(|_| same).ok_or_else(unknown)?;
         if record.has_expired() {
-            return Err(ApiError::new(
-                Code::Unauthorized,
-                format!("token {name} has expired"),
-            )
-            .hint("guise token create makes another, for whoever owns the daemon"));
+            return Err(ApiError::new(Code::Unauthorized, format!("token {name} has expired"))
+                .hint("guise token create makes another, for whoever owns the daemon"));
         }
         Ok(Identity::with(record.name, record.grants))
     }

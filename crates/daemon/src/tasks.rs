@@ -48,8 +48,11 @@ impl Entry {
     }
 }
 
+/// By their ids.
+type Entries = BTreeMap<String, Arc<Entry>>;
+
 pub struct Tasks {
-    entries: Mutex<BTreeMap<String, Arc<Entry>>>,
+    entries: Mutex<Entries>,
     places: Semaphore,
 }
 
@@ -66,7 +69,7 @@ pub fn resume(daemon: &Arc<Daemon>) -> Result<(), DaemonError> {
         if !over {
             task.state = TaskState::Waiting;
         }
-        let entry = daemon.tasks.add(task);
+        let entry = add(&mut daemon.tasks.lock(), task);
         if !over {
             tokio::spawn(run(daemon.clone(), entry));
         }
@@ -124,8 +127,16 @@ enum Place {
     UnderWay(Arc<Entry>),
 }
 
+fn add(entries: &mut Entries, task: Task) -> Arc<Entry> {
+    let id = task.id.clone();
+    let current = watch::Sender::new(Arc::new(task));
+    let entry = Arc::new(Entry { current, meters: Arc::default() });
+    entries.insert(id, entry.clone());
+    entry
+}
+
 impl Tasks {
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Entry>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -138,14 +149,6 @@ impl Tasks {
             ApiError::new(Code::NotFound, format!("there is no task {id}"))
                 .hint("guise task ls lists them")
         })
-    }
-
-    fn add(&self, task: Task) -> Arc<Entry> {
-        let id = task.id.clone();
-        let current = watch::Sender::new(Arc::new(task));
-        let entry = Arc::new(Entry { current, meters: Arc::default() });
-        self.lock().insert(id, entry.clone());
-        entry
     }
 
     fn place_for(&self, task: Task) -> Result<Place, ApiError> {
@@ -174,8 +177,7 @@ impl Tasks {
         for id in &forget {
             entries.remove(id);
         }
-        drop(entries);
-        Ok(Place::New(self.add(task), forget))
+        Ok(Place::New(add(&mut entries, task), forget))
     }
 }
 

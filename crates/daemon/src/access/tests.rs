@@ -58,10 +58,8 @@ async fn a_token_stops_working_when_its_time_is_over() {
 
 #[test]
 fn a_role_everywhere_counts_in_each_project() {
-    let grants = Grants::from([
-        (ALL_PROJECTS.to_owned(), Role::Viewer),
-        ("lab".to_owned(), Role::Admin),
-    ]);
+    let grants =
+        Grants::from([(ALL_PROJECTS.to_owned(), Role::Viewer), ("lab".to_owned(), Role::Admin)]);
     let somebody = Identity::with("it", grants);
     assert_eq!(somebody.role_in("lab"), Some(Role::Admin));
     assert_eq!(somebody.role_in("other"), Some(Role::Viewer));

@@ -99,7 +99,9 @@ async fn welcome(
     let _ = stream.set_nodelay(true);
     // A host that has gone without a word is noticed.
     let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
-    let Some(tls) = tls else { return converse(Held { stream, _place: place }, peer, router).await };
+    let Some(tls) = tls else {
+        return converse(Held { stream, _place: place }, peer, router).await;
+    };
     match tokio::time::timeout(HANDSHAKE_PATIENCE, tls.accept(stream)).await {
         Ok(Ok(stream)) => converse(Held { stream, _place: place }, peer, router).await,
         Ok(Err(error)) => tracing::debug!("{from}: {error}"),

@@ -129,7 +129,10 @@ impl Caller {
         if self.identity.role_in(&self.project) >= Some(Role::Admin) {
             return Ok(());
         }
-        Err(ApiError::new(Code::Forbidden, format!("{what} is for admins of project {}", self.project)))
+        Err(ApiError::new(
+            Code::Forbidden,
+            format!("{what} is for admins of project {}", self.project),
+        ))
     }
 }
 
@@ -150,9 +153,9 @@ fn rule_of(method: &Method, path: &str) -> Result<&'static Rule, ApiError> {
 fn identify(daemon: &App, peer: Peer, request: &Request) -> Result<Identity, ApiError> {
     let Peer::Remote(_) = peer else { return Ok(Identity::owner()) };
     let shown = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let token = shown.and_then(|text| text.split_once(' ')).filter(|(scheme, _)| {
-        scheme.eq_ignore_ascii_case("bearer")
-    });
+    let token = shown
+        .and_then(|text| text.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
     let Some((_, token)) = token else {
         return Err(ApiError::new(Code::Unauthorized, "there was no token with the request")
             .hint("send one: Authorization: Bearer TOKEN"));
@@ -172,7 +175,12 @@ fn project_of(request: &Request) -> Result<String, ApiError> {
 }
 
 /// Whether this identity may do this.
-fn allow(daemon: &App, identity: Identity, project: String, need: Need) -> Result<Caller, ApiError> {
+fn allow(
+    daemon: &App,
+    identity: Identity,
+    project: String,
+    need: Need,
+) -> Result<Caller, ApiError> {
     let lacks = |role: Role, place: &str| {
         let who = &identity.who;
         Err(ApiError::new(Code::Forbidden, format!("{who} is no {} in {place}", role.name()))

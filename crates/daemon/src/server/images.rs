@@ -16,10 +16,7 @@ use crate::tasks;
     get, path = "/v1/images", params(Paging),
     responses((status = 200, body = Page<Image>))
 )]
-pub async fn list(
-    State(daemon): State<App>,
-    Query(paging): Query<Paging>,
-) -> Answer<Page<Image>> {
+pub async fn list(State(daemon): State<App>, Query(paging): Query<Paging>) -> Answer<Page<Image>> {
     let revision = daemon.objects.revision()?;
     let images = daemon.images.clone();
     let read = move || -> Result<Vec<Image>, Error> {

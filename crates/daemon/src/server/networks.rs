@@ -38,9 +38,10 @@ pub async fn list(
     let all = daemon.objects.networks().map_err(ApiError::internal)?.into_iter();
     let seen = all.filter(|network| caller.sees(&network.project));
     let whole = seen.map(|network| complete(&daemon, network)).collect();
-    Ok(Json(paging.of(whole, revision, |network| {
-        Named::new(&network.project, &network.name).to_string()
-    })))
+    Ok(Json(
+        paging
+            .of(whole, revision, |network| Named::new(&network.project, &network.name).to_string()),
+    ))
 }
 
 fn check(daemon: &App, named: &Named) -> Result<(), ApiError> {
@@ -95,11 +96,7 @@ pub async fn create(
     made(&name, network)
 }
 
-fn existing(
-    daemon: &App,
-    network: NamedNetwork,
-    subnet: Option<&str>,
-) -> MadeAnswer<NamedNetwork> {
+fn existing(daemon: &App, network: NamedNetwork, subnet: Option<&str>) -> MadeAnswer<NamedNetwork> {
     if subnet.is_some_and(|subnet| subnet != network.subnet) {
         let NamedNetwork { name, subnet, .. } = &network;
         return Err(Refused(

@@ -254,7 +254,11 @@ pub async fn exec(
 }
 
 /// The first frame says what is to be run.
-async fn exec_in(daemon: &App, entry: &Entry, client: &mut Client) -> Result<Option<Frame>, ApiError> {
+async fn exec_in(
+    daemon: &App,
+    entry: &Entry,
+    client: &mut Client,
+) -> Result<Option<Frame>, ApiError> {
     let Some(first) = client.next().await else { return Ok(None) };
     let asked: Exec = first.parse().map_err(|error| ApiError::invalid(error.to_string()))?;
     if asked.command.is_empty() {

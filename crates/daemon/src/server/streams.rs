@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::sync::Arc;
 
 use axum::Extension;
 use axum::body::{Body as Answer, Bytes};
@@ -104,7 +103,7 @@ pub struct Since {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Line {
-    Change(Arc<Change>),
+    Change(Box<Change>),
     Failed { error: ApiError },
 }
 
@@ -137,7 +136,7 @@ pub async fn changes(
     let (sender, receiver) = mpsc::channel(64);
     tokio::spawn(async move {
         for change in past {
-            if sender.send(Line::Change(Arc::new(change))).await.is_err() {
+            if sender.send(Line::Change(Box::new(change))).await.is_err() {
                 return;
             }
         }
@@ -148,7 +147,7 @@ pub async fn changes(
             };
             let line = match change {
                 Ok(change) if !caller.sees(&change.project) => continue,
-                Ok(change) => Line::Change(change),
+                Ok(change) => Line::Change(Box::new(Change::clone(&change))),
                 Err(RecvError::Lagged(missed)) => {
                     let why = format!("{missed} changes came faster than they were read");
                     let error = ApiError::new(Code::Gone, why)

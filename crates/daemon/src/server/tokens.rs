@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use guise_api::{
-    ALL_PROJECTS, ApiError, AuditRecord, MadeToken, NewToken, Page, Paging, Token,
-};
+use guise_api::{ALL_PROJECTS, ApiError, AuditRecord, MadeToken, NewToken, Page, Paging, Token};
 use serde::Deserialize;
 use utoipa::IntoParams;
 

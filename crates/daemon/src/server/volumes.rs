@@ -43,9 +43,9 @@ pub async fn list(
     let all = daemon.objects.volumes().map_err(ApiError::internal)?.into_iter();
     let seen = all.filter(|volume| caller.sees(&volume.project));
     let whole = seen.map(|volume| complete(&daemon, volume)).collect();
-    Ok(Json(paging.of(whole, revision, |volume| {
-        Named::new(&volume.project, &volume.name).to_string()
-    })))
+    Ok(Json(
+        paging.of(whole, revision, |volume| Named::new(&volume.project, &volume.name).to_string()),
+    ))
 }
 
 /// Makes a volume if there is none of this name yet.

@@ -16,7 +16,9 @@ pub fn run(command: ImageCommand, host: &str) -> Done {
 
 async fn ask(command: ImageCommand, host: &str) -> Done {
     let here = |what: &str| {
-        Failure::usage(format!("guise image {what} works on this host's files, and {host} is another"))
+        Failure::usage(format!(
+            "guise image {what} works on this host's files, and {host} is another"
+        ))
     };
     match command {
         ImageCommand::Pull {

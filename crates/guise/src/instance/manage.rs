@@ -4,9 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use guise_api::client::{Client, ClientError};
-use guise_api::{
-    Ended, Instance, NamedNetwork, NewNetwork, NewVolume, Phase, Volume as ApiVolume,
-};
+use guise_api::{Ended, Instance, NamedNetwork, NewNetwork, NewVolume, Phase, Volume as ApiVolume};
 
 use super::console::{self, Console};
 use super::{Done, escaped, launch, remote};

@@ -105,7 +105,8 @@ fn a_token_reaches_as_far_as_its_role() {
     home.good(&["token", "rm", "worker"]);
     open.refused(&worker, "lab", &["ps"], "none of this daemon's");
     open.refused("guise_viewer_0", "lab", &["ps"], "none of this daemon's");
-    let brief = home.good(&["token", "create", "--grant", "lab=viewer", "--expires", "0s", "brief"]);
+    let brief =
+        home.good(&["token", "create", "--grant", "lab=viewer", "--expires", "0s", "brief"]);
     open.refused(&brief, "lab", &["ps"], "token brief has expired");
     // The trail has who did it, and who was refused; nothing has a secret.
     let trail: Vec<Value> =
@@ -124,7 +125,8 @@ fn a_token_reaches_as_far_as_its_role() {
     assert!(has("owner", "POST /v1/tokens", "worker", 200), "{trail:#?}");
     assert!(has("", "GET /v1/instances", "", 401), "{trail:#?}");
     let secret = |token: &str| token.rsplit_once('_').unwrap().1.to_owned();
-    for kept in [home.path("state/audit.log"), home.path("daemon.log"), home.path("state/state.redb")]
+    for kept in
+        [home.path("state/audit.log"), home.path("daemon.log"), home.path("state/state.redb")]
     {
         let bytes = std::fs::read(&kept).unwrap();
         let text = String::from_utf8_lossy(&bytes);
@@ -222,11 +224,16 @@ fn a_quota_holds_also_when_many_ask_at_once() {
     assert!(unsaid.err.contains("limits memory, and none was said"), "{unsaid:?}");
     let create = |size: &str| {
         let args = ["--project", "lab", "create", "--as", "container", "-m", size, BOX];
-        home.command(args).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn()
+        home.command(args)
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
     };
     let asked: Vec<_> = (0..8).map(|_| create("16M").unwrap()).collect();
-    let told: Vec<Said> = asked.into_iter().map(|one| said(one.wait_with_output().unwrap())).collect();
-    let made: Vec<&str> = told.iter().filter(|one| one.code == 0).map(|one| one.out.trim()).collect();
+    let told: Vec<Said> =
+        asked.into_iter().map(|one| said(one.wait_with_output().unwrap())).collect();
+    let made: Vec<&str> =
+        told.iter().filter(|one| one.code == 0).map(|one| one.out.trim()).collect();
     assert_eq!(made.len(), 3, "{told:?}");
     for one in told.iter().filter(|one| one.code != 0) {
         assert!(one.err.contains("project lab may have 3 instances"), "{one:?}");
@@ -244,7 +251,8 @@ fn a_quota_holds_also_when_many_ask_at_once() {
     for id in home.good(&["--project", "lab", "ps", "-aq"]).lines() {
         home.good(&["--project", "lab", "rm", id]);
     }
-    let projects: Value = serde_json::from_str(&home.good(&["project", "ls", "-o", "json"])).unwrap();
+    let projects: Value =
+        serde_json::from_str(&home.good(&["project", "ls", "-o", "json"])).unwrap();
     let lab = projects.as_array().unwrap().iter().find(|one| one["name"] == "lab").unwrap();
     assert_eq!(lab["reserved"]["memory_bytes"], 0, "{lab}");
     home.good(&["--project", "lab", "volume", "create", "v"]);

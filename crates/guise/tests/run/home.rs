@@ -257,10 +257,16 @@ impl Home {
 
     /// A request at the daemon's own socket: the answer's status and value.
     #[track_caller]
-    pub fn request(&self, method: &str, path: &str, body: &serde_json::Value) -> (u16, serde_json::Value) {
+    pub fn request(
+        &self,
+        method: &str,
+        path: &str,
+        body: &serde_json::Value,
+    ) -> (u16, serde_json::Value) {
         let stream = std::os::unix::net::UnixStream::connect(self.path("run/guise.sock")).unwrap();
         let text = if body.is_null() { String::new() } else { body.to_string() };
-        let (status, answer) = exchange(stream, &format!("{method} {path} HTTP/1.1"), text.as_bytes());
+        let (status, answer) =
+            exchange(stream, &format!("{method} {path} HTTP/1.1"), text.as_bytes());
         (status, serde_json::from_str(&answer).unwrap_or(serde_json::Value::String(answer)))
     }
 
@@ -346,9 +352,14 @@ impl Drop for Home {
 }
 
 /// One request in plain HTTP: the answer's status and body.
-pub fn exchange(mut stream: impl std::io::Read + std::io::Write, head: &str, body: &[u8]) -> (u16, String) {
+pub fn exchange(
+    mut stream: impl std::io::Read + std::io::Write,
+    head: &str,
+    body: &[u8],
+) -> (u16, String) {
     let length = body.len();
-    write!(stream, "{head}\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n").unwrap();
+    write!(stream, "{head}\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n")
+        .unwrap();
     write!(stream, "content-type: application/json\r\n\r\n").unwrap();
     // Who is refused early may not be listened to any more.
     let _ = stream.write_all(body);

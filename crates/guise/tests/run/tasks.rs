@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use guise_image::Hasher;
+use guise_image::Digest;
 use serde_json::{Value, json};
 
 use crate::access::Open;
@@ -26,9 +26,7 @@ impl Drop for Slow {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    let mut hasher = Hasher::default();
-    hasher.update(bytes);
-    hasher.finish().to_string()
+    Digest::of(bytes).to_string()
 }
 
 impl Slow {

@@ -8,7 +8,9 @@ fn addresses_as_people_write_them() {
     assert_eq!(at("https://[::1]:90").unwrap(), "::1:90");
     assert_eq!(at("https://[::1]").unwrap(), "::1:8443");
     assert_eq!(at("http://127.0.0.1:80").unwrap(), "127.0.0.1:80");
-    for bad in ["host", "https://", "https://:1", "https://h:0", "https://h:x", "ftp://h", "https://u@h"] {
+    for bad in
+        ["host", "https://", "https://:1", "https://h:0", "https://h:x", "ftp://h", "https://u@h"]
+    {
         assert!(matches!(at(bad), Err(RouteError::Address(_))), "{bad}");
     }
     for open in ["http://host.example", "http://192.0.2.1:80"] {
