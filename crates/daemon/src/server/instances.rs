@@ -184,10 +184,10 @@ pub async fn create(
         spec,
         status: InstanceStatus { digest, ..InstanceStatus::default() },
     };
-    let made = daemon.objects.create(&mut instance, key.as_ref()).await;
-    if !matches!(made, Ok(true)) {
+    let kept = daemon.objects.create(&mut instance, key.as_ref()).await;
+    if !matches!(kept, Ok(true)) {
         reconcile::abandon(&daemon, &instance.id).await;
-        made?;
+        kept?;
         return Err(ApiError::new(Code::Conflict, "a request with this key is under way").into());
     }
     daemon.events.instance(&instance, "created", None);
