@@ -140,7 +140,10 @@ pub async fn changes(
                 return;
             }
         }
-        while asked.follow {
+        if !asked.follow {
+            return;
+        }
+        loop {
             let change = tokio::select! {
                 change = live.recv() => change,
                 () = sender.closed() => return,
