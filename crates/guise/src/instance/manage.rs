@@ -205,7 +205,7 @@ pub async fn run(command: Manage) -> Done {
     };
     match command {
         Manage::Ps { all, quiet, output } => list(&client, all, quiet, &output).await,
-        Manage::Start { attach, interactive, names } if attach || interactive => {
+        Manage::Start { attach, interactive, names, .. } if attach || interactive => {
             let [name] = names.as_slice() else {
                 return Err(Failure::usage("only one instance can be attached to"));
             };
