@@ -73,6 +73,7 @@ impl Audit {
             }
             record.unwritten = std::mem::take(&mut open.unwritten);
         }
+        shortened(&mut record.what);
         shortened(&mut record.object);
         shortened(&mut record.project);
         if let Err(error) = self.append(&mut open, &record) {

@@ -259,7 +259,6 @@ pub async fn guard(State(daemon): State<App>, mut request: Request, next: Next) 
         wanted: false,
         daemon: daemon.clone(),
     };
-    trail.record.what.truncate(256);
     let allowed = (|| {
         let identity = identify(&daemon, peer, &request)?;
         trail.record.who.clone_from(&identity.who);
