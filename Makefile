@@ -18,6 +18,7 @@ setup: packages ## Install missing packages, fetch test kernels, build test gues
 
 run: packages ## Fetch Debian and open a shell in it, or without a terminal run a command
 	@$(CARGO) build --quiet --release --package guise
+	@$(CARGO) run --quiet --release --package guise-testkit --bin assets -- first-run
 	@sh crates/testkit/first-run.sh $(GUISE)
 
 boot: packages ## Boot a Debian kernel to a shell, or without a terminal run one command

@@ -1,9 +1,11 @@
 #!/bin/sh
 # The main job, shown: Debian is fetched, and a shell opens in it; where there is no
-# terminal, one command runs in it, and what that cost is printed.
+# terminal, one command runs in it as a container and as a microVM, then a WebAssembly
+# program, and what each cost is printed.
 set -eu
 guise=$1
 image=debian:12-slim
+program=${GUISE_ASSETS:-assets}/programs/hello.wasm
 
 "$guise" image pull --missing --quiet "$image" >/dev/null
 "$guise" image pull --missing --quiet kernel:debian-12 >/dev/null
@@ -11,10 +13,14 @@ if [ -t 0 ] && [ -t 1 ]; then
 	echo "A shell in $image, as: $("$guise" run --explain "$image" | head -n 1). Leave with 'exit'."
 	exec "$guise" run --rm -it "$image" sh
 fi
+timed() {
+	begin=$(date +%s%N)
+	"$guise" run --rm --as "$@"
+	end=$(date +%s%N)
+	echo "as $1: $(((end - begin) / 1000000)) ms from start to end"
+}
 for as in container microvm; do
 	"$guise" run --rm --as "$as" "$image" true
-	begin=$(date +%s%N)
-	"$guise" run --rm --as "$as" "$image" sh -c '. /etc/os-release; echo "$PRETTY_NAME on $(uname -r)"'
-	end=$(date +%s%N)
-	echo "as $as: $(((end - begin) / 1000000)) ms from start to end"
+	timed "$as" "$image" sh -c '. /etc/os-release; echo "$PRETTY_NAME on $(uname -r)"'
 done
+timed wasm "$program" world

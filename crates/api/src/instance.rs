@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -43,6 +44,7 @@ impl Instance {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct InstanceSpec {
+    /// A name, or the absolute path of a WebAssembly program.
     pub image: String,
     pub guise: Guise,
     /// What executes a machine; containers have none.
@@ -80,6 +82,14 @@ pub struct InstanceSpec {
     pub starts: u64,
 }
 
+impl InstanceSpec {
+    /// The file that it runs, unless that is an image with a name.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.image.starts_with('/').then(|| Path::new(&self.image))
+    }
+}
+
 /// The form in which an instance runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -89,6 +99,7 @@ pub enum Guise {
     Auto,
     Container,
     Microvm,
+    Wasm,
 }
 
 impl Guise {
@@ -98,6 +109,7 @@ impl Guise {
             Guise::Auto => "auto",
             Guise::Container => "container",
             Guise::Microvm => "microvm",
+            Guise::Wasm => "wasm",
         }
     }
 }

@@ -35,6 +35,8 @@ pub struct Jail {
     /// Where its root is put together: a folder of its own.
     pub root: PathBuf,
     pub paths: Vec<Visible>,
+    /// It is in a user namespace of its own already, whose ids are mapped.
+    pub has_user_namespace: bool,
     /// The network of the host is not reached any more.
     pub own_network: bool,
     /// Capabilities that it keeps, as bits.
@@ -94,11 +96,13 @@ impl Jail {
         let lacking = |what: &str, error: io::Error| {
             Error::unsupported(format!("{what} for this user ({error})"), "see guise doctor")
         };
-        match clone::unshare(libc::CLONE_NEWUSER) {
-            Ok(()) => map().during(|| "have the user namespace's ids mapped")?,
-            // Who may make the others without it does.
-            Err(_) if rustix::process::geteuid().is_root() => {}
-            Err(error) => return Err(lacking("user namespaces", error)),
+        if !self.has_user_namespace {
+            match clone::unshare(libc::CLONE_NEWUSER) {
+                Ok(()) => map().during(|| "have the user namespace's ids mapped")?,
+                // Who may make the others without it does.
+                Err(_) if rustix::process::geteuid().is_root() => {}
+                Err(error) => return Err(lacking("user namespaces", error)),
+            }
         }
         let mut flags = libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
         if self.own_network {

@@ -1,9 +1,32 @@
 //! Which guise an instance gets where it is not said, and why.
 
-use guise_api::{Explanation, Guise, InstanceSpec, Network};
+use guise_api::{ApiError, Code, Explanation, Guise, InstanceSpec, Network};
+use guise_image::Image;
+
+/// What an image is to those who run it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// It is not here yet.
+    Unknown,
+    RootFs,
+    /// A root file system whose program is WebAssembly.
+    WasmInRootFs,
+    /// A WebAssembly program and nothing else.
+    Wasm,
+}
+
+impl Content {
+    pub fn of(image: &Image) -> Content {
+        match (image.module().is_some(), image.is_wasm()) {
+            (true, _) => Content::Wasm,
+            (false, true) => Content::WasmInRootFs,
+            (false, false) => Content::RootFs,
+        }
+    }
+}
 
 /// The choice, with a reason on each line.
-pub fn choose(spec: &InstanceSpec) -> Explanation {
+pub fn choose(spec: &InstanceSpec, content: Content) -> Explanation {
     let asked = |guise: Guise| Explanation {
         guise,
         reasons: vec![format!("--as {} was asked for", guise.name())],
@@ -12,15 +35,51 @@ pub fn choose(spec: &InstanceSpec) -> Explanation {
         Guise::Auto => {}
         guise => return asked(guise),
     }
-    let mut reasons =
-        vec!["the image is a root file system, which containers and microVMs run".to_owned()];
+    let wasm = match (content, &spec.entrypoint) {
+        (Content::Wasm, _) => true,
+        // What is named instead of the image's program says by its name what it is.
+        (_, Some(program)) => program.first().is_some_and(|name| name.ends_with(".wasm")),
+        (content, None) => content == Content::WasmInRootFs,
+    };
+    if wasm {
+        let reasons = vec![
+            "the program is WebAssembly, which needs no kernel: it starts in milliseconds in a \
+             sandbox, in a process that is shut in"
+                .to_owned(),
+        ];
+        return Explanation { guise: Guise::Wasm, reasons };
+    }
+    let mut reasons = vec![match content {
+        Content::Unknown => "the image is not here yet, and taken for a root file system",
+        _ => "the image is a root file system, which containers and microVMs run",
+    }];
     if spec.network == Network::Host {
-        reasons.push("the host's own network was asked for, which only containers have".to_owned());
+        reasons.push("the host's own network was asked for, which only containers have");
     }
     reasons.push(
         "a container starts in milliseconds and shares the host's kernel; \
-         --as microvm gives it a kernel of its own"
-            .to_owned(),
+         --as microvm gives it a kernel of its own",
     );
+    let reasons = reasons.into_iter().map(str::to_owned).collect();
     Explanation { guise: Guise::Container, reasons }
 }
+
+/// Refuses an image that the guise cannot run.
+pub fn check(guise: Guise, content: Content) -> Result<(), ApiError> {
+    let refuse = |what: &str, hint: &str| {
+        Err(ApiError::new(Code::Unsupported, what).hint(hint).exit_code(125))
+    };
+    match guise {
+        Guise::Wasm if !guise_worker::HAS_WASM => {
+            refuse("this build of guise runs no WebAssembly", "build it with its feature wasm")
+        }
+        Guise::Container | Guise::Microvm if content == Content::Wasm => refuse(
+            "the image is a WebAssembly program, and no root file system",
+            "run it with --as wasm",
+        ),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

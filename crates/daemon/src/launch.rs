@@ -6,10 +6,13 @@ mod spawn;
 
 use std::sync::Arc;
 
-use guise_api::{ApiError, Code, Instance};
+use guise_api::{ApiError, Code, Instance, InstanceSpec};
+use guise_image::Image;
+use guise_image::archive::import_module;
 use guise_image::spec::Descriptor;
 use guise_worker::place::Place;
 
+use crate::choose::Content;
 use crate::named::Named;
 use crate::table::Entry;
 use crate::{Daemon, admission};
@@ -20,25 +23,63 @@ pub use spawn::{Born, died};
 /// name has moved on since.
 const IMAGE: &str = "image.json";
 
-/// Finds a new instance's image and keeps it. Gives the digest.
-pub async fn pin_image(daemon: &Arc<Daemon>, id: &str, image: &str) -> Result<String, ApiError> {
-    let (daemon, id, image) = (daemon.clone(), id.to_owned(), image.to_owned());
-    let pin = move || -> Result<String, ApiError> {
-        let name: guise_image::Name = image
-            .parse()
-            .map_err(|error: guise_image::Error| ApiError::invalid(error.to_string()))?;
-        let target = daemon.images.reference(&name).map_err(|error| missing(&image, error))?.target;
+/// Finds a new instance's image, or makes one of its file, and keeps it.
+pub async fn pin_image(
+    daemon: &Arc<Daemon>,
+    id: &str,
+    spec: &InstanceSpec,
+) -> Result<Image, ApiError> {
+    let (daemon, id, spec) = (daemon.clone(), id.to_owned(), spec.clone());
+    let pin = move || -> Result<Image, ApiError> {
+        // Held until the end, so that nothing of it is collected meanwhile.
+        let session = daemon.images.session().map_err(ApiError::internal)?;
+        let target = match spec.file() {
+            Some(file) => import_module(&session, file)
+                .map_err(|error| ApiError::invalid(error.to_string()).exit_code(125))?,
+            None => named(&daemon, &spec.image)?,
+        };
+        let image = daemon
+            .images
+            .image_of(&target, &spec.image, None)
+            .map_err(|error| ApiError::internal(error).exit_code(125))?;
         let place = daemon.config.place(&id);
         let text = serde_json::to_vec(&target).map_err(ApiError::internal)?;
         place
             .create()
             .and_then(|()| std::fs::write(place.state.join(IMAGE), text))
             .map_err(|error| ApiError::host("make the instance's files", &error))?;
-        let session = daemon.images.session().map_err(ApiError::internal)?;
         session.hold(&id, &target).map_err(ApiError::internal)?;
-        Ok(target.digest.to_string())
+        Ok(image)
     };
     tokio::task::spawn_blocking(pin).await.map_err(ApiError::internal)?
+}
+
+/// What the store has under a name.
+fn named(daemon: &Daemon, image: &str) -> Result<Descriptor, ApiError> {
+    let name: guise_image::Name =
+        image.parse().map_err(|error: guise_image::Error| ApiError::invalid(error.to_string()))?;
+    Ok(daemon.images.reference(&name).map_err(|error| missing(image, error))?.target)
+}
+
+/// What a spec would run, as far as that is known here.
+pub fn content(daemon: &Daemon, spec: &InstanceSpec) -> Content {
+    if spec.file().is_some() {
+        return Content::Wasm;
+    }
+    named(daemon, &spec.image)
+        .ok()
+        .and_then(|target| daemon.images.image_of(&target, &spec.image, None).ok())
+        .map_or(Content::Unknown, |image| Content::of(&image))
+}
+
+/// Holds an instance's image again, should a power failure have taken the lease.
+pub fn hold_again(daemon: &Daemon, id: &str) -> Result<(), ApiError> {
+    if daemon.images.held(id).map_err(ApiError::internal)?.is_some() {
+        return Ok(());
+    }
+    let target = pinned(&daemon.config.place(id))?;
+    let session = daemon.images.session().map_err(ApiError::internal)?;
+    session.hold(id, &target).map_err(ApiError::internal)
 }
 
 fn missing(image: &str, error: guise_image::Error) -> ApiError {

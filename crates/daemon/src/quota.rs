@@ -6,8 +6,6 @@
 
 use guise_api::{ApiError, Code, Guise, Instance, Project, Reserved};
 
-use crate::choose;
-
 /// What an instance takes.
 fn share(instance: &Instance) -> Reserved {
     let resources = &instance.spec.resources;
@@ -65,11 +63,14 @@ pub fn reserve(project: &Project, instance: &Instance) -> Result<Reserved, ApiEr
         return unsaid("memory", "--memory");
     }
     if quota.disk_bytes.is_some() {
-        if choose::choose(&instance.spec).guise != Guise::Microvm {
-            let name = &project.name;
+        let (name, guise) = (&project.name, instance.status.guise);
+        if guise != Guise::Microvm {
             return Err(ApiError::new(
                 Code::Unsupported,
-                format!("project {name} limits disk space, and containers have no such limit"),
+                format!(
+                    "project {name} limits disk space, and instances as {} have no such limit",
+                    guise.name()
+                ),
             )
             .hint("run it as a machine: --as microvm"));
         }

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use crate::launch::{self, Born};
 use crate::named::Named;
 use crate::table::{Entry, Keep};
-use crate::{Daemon, DaemonError, choose, link, networks};
+use crate::{Daemon, DaemonError, link, networks};
 use plan::{Action, plan};
 pub use remove::abandon;
 
@@ -37,6 +37,9 @@ pub fn resume(daemon: &Arc<Daemon>) -> Result<(), DaemonError> {
     let (looking, mut all_looked) = mpsc::channel::<()>(1);
     remove::orphans(daemon, &instances);
     for mut instance in instances {
+        if let Err(error) = launch::hold_again(daemon, &instance.id) {
+            tracing::warn!("hold the image of instance {}: {error}", instance.id);
+        }
         // What was written last may be long over: the task finds out.
         instance.status.pid = None;
         if instance.status.phase.is_alive() {
@@ -181,6 +184,7 @@ impl Task {
             status.guise = match job.form {
                 Form::Container { .. } => Guise::Container,
                 Form::Microvm { .. } => Guise::Microvm,
+                Form::Wasm { .. } => Guise::Wasm,
             };
         })
         .await
@@ -238,13 +242,10 @@ impl Task {
     async fn start(&mut self) -> Result<(), ApiError> {
         self.due = None;
         let life = self.entry.instance().spec.starts;
-        let chosen = choose::choose(&self.entry.instance().spec);
         self.change(Keep::InMemory, |instance| {
             let status = &mut instance.status;
             status.phase = Phase::Starting;
             status.starts = life;
-            status.guise = chosen.guise;
-            status.chosen_because = chosen.reasons.join("; ");
             status.error = None;
             status.exit_code = None;
             status.out_of_memory = false;

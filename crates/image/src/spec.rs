@@ -24,6 +24,15 @@ pub mod media {
     pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
     pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
     pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+    /// A WebAssembly program, its own bytes and nothing around them; and other names for it.
+    pub const WASM: &str = "application/wasm";
+    pub const WASM_LAYERS: [&str; 3] = [
+        WASM,
+        "application/vnd.wasm.content.layer.v1+wasm",
+        "application/vnd.module.wasm.content.layer.v1+wasm",
+    ];
+    /// What is known of a WebAssembly program.
+    pub const WASM_CONFIG: &str = "application/vnd.wasm.config.v0+json";
     /// The configuration of a kernel image: `crate::kernel::KernelConfig`.
     pub const KERNEL_CONFIG: &str = "application/vnd.guise.kernel.config.v1+json";
 }
@@ -84,6 +93,18 @@ impl Platform {
             other => other,
         };
         Self { os: "linux".into(), architecture: architecture.into(), variant: None }
+    }
+
+    /// Every host's that runs WebAssembly.
+    #[must_use]
+    pub fn wasm() -> Self {
+        Self { os: "wasi".into(), architecture: "wasm".into(), variant: None }
+    }
+
+    /// Whether it is WebAssembly's, which names itself in several ways.
+    #[must_use]
+    pub fn is_wasm(&self) -> bool {
+        matches!(self.architecture.as_str(), "wasm" | "wasm32")
     }
 
     /// Whether an image made for `self` serves `wanted`. A wanted variant must
@@ -150,6 +171,15 @@ impl Manifest {
             layers,
             annotations: BTreeMap::new(),
         }
+    }
+}
+
+impl Manifest {
+    /// The WebAssembly program that it consists of, unless it is a root file system's.
+    #[must_use]
+    pub fn module(&self) -> Option<&Descriptor> {
+        let is_module = |layer: &&Descriptor| media::WASM_LAYERS.contains(&&*layer.media_type);
+        self.layers.iter().find(is_module)
     }
 }
 
@@ -359,6 +389,26 @@ where
 }
 
 impl Config {
+    /// The configuration that goes with a manifest. Of a WebAssembly program there is nothing
+    /// that it would take to run it.
+    pub fn of(manifest: &Manifest, bytes: &[u8], image: &str) -> Result<Self, Error> {
+        if manifest.module().is_some() {
+            return Ok(Self::of_layers(Platform::wasm(), Vec::new()));
+        }
+        let config = Self::parse(bytes)?;
+        if config.rootfs.diff_ids.len() != manifest.layers.len() {
+            return Err(Error::malformed(
+                format!("image {image}"),
+                format!(
+                    "its manifest has {} layers, its configuration {}",
+                    manifest.layers.len(),
+                    config.rootfs.diff_ids.len()
+                ),
+            ));
+        }
+        Ok(config)
+    }
+
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let bad = |why: &dyn fmt::Display| Error::malformed("the image's configuration", why);
         if bytes.len() as u64 > limits::CONFIG_BYTES {

@@ -75,6 +75,21 @@ impl Image {
         self.chain_ids().last().copied().unwrap_or_else(|| Digest::of(b""))
     }
 
+    /// The WebAssembly program that it consists of, unless it is a root file system.
+    #[must_use]
+    pub fn module(&self) -> Option<&Descriptor> {
+        self.manifest.module()
+    }
+
+    /// Whether what it runs is WebAssembly.
+    #[must_use]
+    pub fn is_wasm(&self) -> bool {
+        let program = self.config.config.as_ref().and_then(|process| {
+            process.entrypoint.first().or_else(|| process.cmd.first()).map(String::as_str)
+        });
+        self.config.platform().is_wasm() || program.is_some_and(|name| name.ends_with(".wasm"))
+    }
+
     /// Bytes of its blobs in the store.
     #[must_use]
     pub fn size(&self) -> u64 {
@@ -171,17 +186,7 @@ impl Store {
                 }
                 let bytes =
                     self.small_blob("the configuration", &manifest.config, limits::CONFIG_BYTES)?;
-                let config = Config::parse(&bytes)?;
-                if config.rootfs.diff_ids.len() != manifest.layers.len() {
-                    return Err(Error::malformed(
-                        format!("image {name}"),
-                        format!(
-                            "its manifest has {} layers, its configuration {}",
-                            manifest.layers.len(),
-                            config.rootfs.diff_ids.len()
-                        ),
-                    ));
-                }
+                let config = Config::of(&manifest, &bytes, name)?;
                 if let Some(platform) = platform
                     && !config.platform().serves(platform)
                 {
@@ -223,7 +228,8 @@ impl std::ops::Deref for Session<'_> {
     }
 }
 
-/// The manifest of an index that serves a platform: the first that matches.
+/// The manifest of an index that serves a platform: the first that matches. WebAssembly
+/// serves this host where nothing else does.
 pub(crate) fn choose<'a>(
     manifests: &'a [Descriptor],
     wanted: &Platform,
@@ -237,7 +243,11 @@ pub(crate) fn choose<'a>(
     let mut matching = manifests
         .iter()
         .filter(|m| m.platform.as_ref().is_some_and(|platform| platform.serves(wanted)));
-    matching.next().ok_or_else(|| {
+    let of_wasm = || {
+        let is_wasm = |m: &&Descriptor| m.platform.as_ref().is_some_and(Platform::is_wasm);
+        manifests.iter().find(is_wasm).filter(|_| *wanted == Platform::host())
+    };
+    matching.next().or_else(of_wasm).ok_or_else(|| {
         let mut available: Vec<String> = manifests
             .iter()
             .filter_map(|m| m.platform.as_ref())

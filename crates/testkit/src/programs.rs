@@ -1,10 +1,12 @@
-//! Programs that run in Linux guests: compiled here, static, from `guests/programs`.
+//! Programs that run in Linux guests, and a WebAssembly program: compiled here, static, from
+//! `guests/programs`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::TestkitError;
 use crate::error::run;
+use crate::initramfs::store;
 use crate::torture::compile;
 
 /// Connects to the host through a virtio socket, or takes connections.
@@ -25,6 +27,13 @@ pub fn net() -> Result<PathBuf, TestkitError> {
 /// Measures a disk.
 pub fn io() -> Result<PathBuf, TestkitError> {
     compile("programs/io.c", "programs/io", &["-O1", "-static"])
+}
+
+/// Says hello as a WebAssembly program.
+pub fn hello() -> Result<PathBuf, TestkitError> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/programs/hello.wat");
+    let read = wat::parse_file(&source).map_err(std::io::Error::other);
+    store("programs/hello.wasm", &read.map_err(TestkitError::file("compiling", &source))?)
 }
 
 /// The libraries that a program of the host loads, and what loads them.

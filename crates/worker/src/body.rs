@@ -16,6 +16,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::job::Mount;
+
 /// An instance's form.
 pub trait Body: Send + Sync {
     /// Starts the workload. Called once. It returns when the program runs, or cannot.
@@ -137,6 +139,22 @@ pub struct Stats {
     pub network_sent_bytes: Option<u64>,
 }
 
+impl Stats {
+    /// What this process uses, where it is the instance.
+    pub(crate) fn of_this_process() -> Stats {
+        let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        let resident = std::fs::read_to_string("/proc/self/statm").ok().and_then(|text| {
+            let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+            Some(pages * rustix::param::page_size() as u64)
+        });
+        Stats {
+            cpu_nanoseconds: Some(cpu.tv_sec as u64 * 1_000_000_000 + cpu.tv_nsec as u64),
+            memory_bytes: resident,
+            ..Stats::default()
+        }
+    }
+}
+
 /// Why something could not be done.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
@@ -156,6 +174,28 @@ pub enum BodyError {
     System { what: String, source: std::io::Error },
     #[error("{0}")]
     Failed(String),
+}
+
+pub(crate) fn failed(error: impl std::fmt::Display) -> BodyError {
+    BodyError::Failed(error.to_string())
+}
+
+pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> BodyError {
+    let what = what.into();
+    move |source| BodyError::System { what, source }
+}
+
+pub(crate) fn unsupported(what: &str, instead: &str) -> BodyError {
+    BodyError::Unsupported { what: what.to_owned(), instead: instead.to_owned() }
+}
+
+/// Refuses to show a single file of the host in a form that shows only folders.
+pub(crate) fn folders_only(mounts: &[Mount], form: &str) -> Result<(), BodyError> {
+    let Some(file) = mounts.iter().find(|mount| !mount.source.is_dir()) else { return Ok(()) };
+    Err(unsupported(
+        &format!("{}, a single file, in {form}", file.source.display()),
+        "name the folder that it is in, or use --as container",
+    ))
 }
 
 impl BodyError {

@@ -7,10 +7,9 @@
 //! a process of its own, because that forks and this process has threads; they then
 //! are children of the worker, which is their subreaper.
 
-mod files;
 mod network;
 mod oci;
-mod root;
+pub(crate) mod root;
 mod spec;
 mod user;
 
@@ -26,7 +25,8 @@ use guise_container::runtime;
 use guise_container::state::Store;
 use serde_json::Value;
 
-use crate::body::{Body, BodyError, Process, Program, Session, Stats};
+use crate::body::{Body, BodyError, Process, Program, Session, Stats, system};
+use crate::files;
 use crate::job::Job;
 use oci::Running;
 
@@ -43,11 +43,6 @@ pub struct Container {
     programs: AtomicU64,
     /// Keeps the namespace that programs are started in.
     plugged: Mutex<Option<network::Plugged>>,
-}
-
-pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> BodyError {
-    let what = what.into();
-    move |source| BodyError::System { what, source }
 }
 
 fn refused(error: guise_container::Error) -> BodyError {

@@ -64,6 +64,21 @@ pub enum Form {
         cache: PathBuf,
         engine: Engine,
     },
+    Wasm {
+        program: Module,
+        /// The image's layers as directories, bottom first; none for a bare program.
+        layers: Vec<PathBuf>,
+    },
+}
+
+/// Where a WebAssembly program is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Module {
+    /// A file of the host.
+    File(PathBuf),
+    /// An absolute path in the image.
+    Inside(String),
 }
 
 /// What executes a machine's instructions.

@@ -13,15 +13,19 @@
 //! log       the log's files
 //! control   the control socket, and what can be asked over it
 //! place     the files of an instance, and who may run it
-//! jail      what is left to the worker of a machine
+//! jail      what is left to the worker of a machine or of a WebAssembly program
+//! files     files in and out of a root file system
+//! terminal  terminals, from the side of whoever sits at them
 //! container the container form
 //! microvm   the microVM form
+//! wasm      the WebAssembly form, where the build has it
 //! ```
 
 pub mod birth;
 pub mod body;
 mod container;
 pub mod control;
+mod files;
 pub mod jail;
 pub mod job;
 mod life;
@@ -29,5 +33,11 @@ pub mod log;
 mod microvm;
 mod output;
 pub mod place;
+mod terminal;
+#[cfg(feature = "wasm")]
+mod wasm;
 
 pub use life::run;
+
+/// Whether this build runs WebAssembly programs.
+pub const HAS_WASM: bool = cfg!(feature = "wasm");

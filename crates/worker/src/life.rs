@@ -137,11 +137,23 @@ fn prepare(job: &Job, midwife: &mut Midwife) -> Result<(Arc<dyn Body>, Vec<Strin
                 })
                 .map_err(|error| ApiError::internal(error).exit_code(125))?;
             let (body, mut warnings) = MicroVm::prepare(job, root, *engine, outside)?;
-            warnings.extend(entered.missing.map(|what| {
-                format!("its worker is shut in less than it could be: this host lacks {what}")
-            }));
+            warnings.extend(entered.missing.map(jail::missing));
             Ok((Arc::new(body), warnings))
         }
+        #[cfg(feature = "wasm")]
+        Form::Wasm { program, layers } => {
+            let (body, warnings) = crate::wasm::Wasm::prepare(job, program, layers, || {
+                midwife.tell(&News::MapMe);
+                midwife.await_mapping()
+            })?;
+            Ok((Arc::new(body), warnings))
+        }
+        #[cfg(not(feature = "wasm"))]
+        Form::Wasm { .. } => Err(crate::body::unsupported(
+            "WebAssembly with this build of guise",
+            "build it with its feature wasm",
+        )
+        .into()),
     }
 }
 

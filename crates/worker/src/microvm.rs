@@ -20,7 +20,9 @@ use guise_microvm::protocol::{Exit as GuestExit, Mount, Open, Source, Stream, Ta
 use guise_microvm::{MicroVm as Guest, MicroVmConfig, PreparedKernel, ext4};
 use guise_net::user::{Config, Forward, Transport};
 
-use crate::body::{Body, BodyError, Program, Session, Stats};
+use crate::body::{
+    Body, BodyError, Program, Session, Stats, failed, folders_only, system, unsupported,
+};
 use crate::job::{self, Job};
 use session::Running;
 
@@ -53,19 +55,6 @@ struct Life {
     guest: Option<Arc<Guest>>,
     workload: Option<Arc<Running>>,
     paused: bool,
-}
-
-fn failed(error: impl std::fmt::Display) -> BodyError {
-    BodyError::Failed(error.to_string())
-}
-
-fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> BodyError {
-    let what = what.into();
-    move |source| BodyError::System { what, source }
-}
-
-fn unsupported(what: &str, instead: &str) -> BodyError {
-    BodyError::Unsupported { what: what.to_owned(), instead: instead.to_owned() }
 }
 
 /// What is made before the worker is shut in: it needs more of the host.
@@ -121,7 +110,7 @@ impl MicroVm {
         let config = MicroVmConfig {
             kernel: outside.kernel,
             root: root.to_owned(),
-            writes: WritableLayer::Disk(disk),
+            writes: WritableLayer::Disk { path: disk, kept: !job.ephemeral },
             read_only: job.read_only,
             memory: memory.next_multiple_of(1 << 20),
             vcpus: vcpus(job.resources.cpus, &mut warnings),
@@ -199,14 +188,9 @@ impl MicroVm {
 
 /// Folders of the host as shares of the machine, and where they are mounted.
 fn folders(mounts: &[job::Mount]) -> Result<(Vec<SharedFolder>, Vec<Mount>), BodyError> {
+    folders_only(mounts, "a microVM")?;
     let mut folders = (Vec::new(), Vec::new());
     for (number, mount) in mounts.iter().enumerate() {
-        if !mount.source.is_dir() {
-            return Err(unsupported(
-                &format!("{}, a single file, in a microVM", mount.source.display()),
-                "name the folder that it is in, or use --as container",
-            ));
-        }
         let tag = format!("mount{number}");
         folders.0.push(SharedFolder {
             path: mount.source.clone(),
@@ -304,21 +288,13 @@ impl Body for MicroVm {
             true => None,
             false => Some(guest.statistics().map_err(failed)?),
         };
-        // The worker is the machine.
-        let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-        let resident = fs::read_to_string("/proc/self/statm").ok().and_then(|text| {
-            let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
-            Some(pages * rustix::param::page_size() as u64)
-        });
         let traffic = guest.traffic();
         Ok(Stats {
-            cpu_nanoseconds: Some(cpu.tv_sec as u64 * 1_000_000_000 + cpu.tv_nsec as u64),
-            memory_bytes: resident,
             memory_limit: Some(self.config.memory),
             processes: inside.map(|inside| inside.processes),
             network_received_bytes: traffic.map(|traffic| traffic.bytes_out),
             network_sent_bytes: traffic.map(|traffic| traffic.bytes_in),
-            ..Stats::default()
+            ..Stats::of_this_process()
         })
     }
 

@@ -12,6 +12,7 @@ use guise_worker::job::{self, Form, Job};
 use guise_worker::place::Place;
 
 use super::{kernel, pinned};
+use crate::choose::Content;
 use crate::named::Named;
 use crate::server::no_network;
 use crate::{Daemon, choose, networks};
@@ -28,12 +29,21 @@ pub fn of(
     let failed = |error: guise_image::Error| ApiError::internal(error).exit_code(125);
     let image = daemon.images.image_of(&pinned(place)?, &spec.image, None).map_err(failed)?;
     let session = daemon.images.session().map_err(failed)?;
-    let guise = choose::choose(spec).guise;
+    let guise = choose::choose(spec, Content::of(&image)).guise;
+    let program = program(spec, &image, console)?;
     let form = match guise {
         Guise::Microvm => {
             let root = session.erofs(&image, Limits::default(), &Silent).map_err(failed)?;
             let kernel::Files { kernel, modules, cache } = kernel::files(daemon, &session)?;
             Form::Microvm { root, kernel, modules, cache, engine: engine(spec.engine) }
+        }
+        Guise::Wasm => {
+            let program = match image.module() {
+                Some(module) => job::Module::File(session.blob_path(module.digest)),
+                None => job::Module::Inside(inside(&program, &image)),
+            };
+            let layers = session.layer_dirs(&image, Limits::default(), &Silent).map_err(failed)?;
+            Form::Wasm { program, layers }
         }
         Guise::Auto | Guise::Container => {
             let layers = session.layer_dirs(&image, Limits::default(), &Silent).map_err(failed)?;
@@ -53,7 +63,7 @@ pub fn of(
         state: place.state.clone(),
         run: place.run.clone(),
         form,
-        program: program(spec, &image, console)?,
+        program: if guise == Guise::Wasm { sandboxed(program, spec) } else { program },
         time_limit: spec.timeout_seconds.map(Duration::from_secs),
         stop_signal: stop_signal.as_deref().and_then(parse_signal).unwrap_or(SIGTERM),
         resources: job::Resources {
@@ -104,6 +114,8 @@ fn network(spec: &InstanceSpec, guise: Guise) -> job::Network {
         Network::None => job::Network::None,
         // A machine's network needs nothing of the host's.
         Network::Auto if guise == Guise::Microvm => job::Network::User,
+        // Sockets are for programs that were meant to have them.
+        Network::Auto if guise == Guise::Wasm => job::Network::None,
         // Ports that were asked for are worth an error.
         Network::Auto if !spec.ports.is_empty() || may_have_a_tap() => job::Network::User,
         Network::Auto => job::Network::None,
@@ -126,7 +138,14 @@ fn may_have_a_tap() -> bool {
 /// The program that the image and the spec say together.
 fn program(spec: &InstanceSpec, image: &Image, console: Option<Size>) -> Result<Program, ApiError> {
     let process = image.config.config.clone().unwrap_or_default();
-    let mut argv = spec.entrypoint.clone().unwrap_or(process.entrypoint);
+    let own_name = image.module().map(|_| vec![own_name(&spec.image)]);
+    if own_name.is_some() && spec.entrypoint.is_some() {
+        return Err(ApiError::invalid(format!("image {} is one program", spec.image))
+            .hint("leave --entrypoint away")
+            .exit_code(125));
+    }
+    let entrypoint = spec.entrypoint.clone().or(own_name);
+    let mut argv = entrypoint.unwrap_or(process.entrypoint);
     if !spec.command.is_empty() {
         argv.extend(spec.command.iter().cloned());
     } else if spec.entrypoint.is_none() {
@@ -151,6 +170,30 @@ fn program(spec: &InstanceSpec, image: &Image, console: Option<Size>) -> Result<
         terminal: spec.tty.then(|| console.unwrap_or_default()),
         stdin: spec.stdin,
     })
+}
+
+/// What a program calls itself that has no path in an image.
+fn own_name(image: &str) -> String {
+    image.rsplit('/').next().unwrap_or(image).to_owned()
+}
+
+/// The path in the image of the program that is to run.
+fn inside(program: &Program, image: &Image) -> String {
+    let name = program.argv.first().map_or("", String::as_str);
+    if name.starts_with('/') {
+        return name.to_owned();
+    }
+    let process = image.config.config.as_ref();
+    format!("{}/{name}", process.map_or("", |process| &process.working_dir))
+}
+
+/// What an image says about users and directories is not for WebAssembly programs.
+fn sandboxed(program: Program, spec: &InstanceSpec) -> Program {
+    Program {
+        cwd: spec.workdir.clone().unwrap_or_default(),
+        user: spec.user.clone().unwrap_or_default(),
+        ..program
+    }
 }
 
 /// A volume's folder, or the path that was said.

@@ -11,8 +11,8 @@ fn instance(resources: Resources, guise: Guise) -> Instance {
         generation: 1,
         revision: 1,
         removing: false,
-        spec: InstanceSpec { resources, guise, ..InstanceSpec::default() },
-        status: InstanceStatus::default(),
+        spec: InstanceSpec { resources, ..InstanceSpec::default() },
+        status: InstanceStatus { guise, ..InstanceStatus::default() },
     }
 }
 
@@ -61,7 +61,9 @@ fn each_limit_is_kept_and_asks_for_a_number() {
     let none = project(Quota { instances: Some(0), ..Quota::default() });
     assert_eq!(reserve(&none, &nothing).unwrap_err().code, Code::Exhausted);
     let disk = project(Quota { disk_bytes: Some(1 << 40), ..Quota::default() });
-    let container = instance(much.spec.resources.clone(), Guise::Container);
-    assert_eq!(reserve(&disk, &container).unwrap_err().code, Code::Unsupported);
+    for guise in [Guise::Container, Guise::Wasm] {
+        let other = instance(much.spec.resources.clone(), guise);
+        assert_eq!(reserve(&disk, &other).unwrap_err().code, Code::Unsupported);
+    }
     assert!(reserve(&disk, &much).is_ok());
 }

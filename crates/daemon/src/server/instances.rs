@@ -16,9 +16,10 @@ use super::App;
 use super::answer::{Answer, Body, Found, MadeAnswer, Query, Refused, made};
 use super::guard::Caller;
 use super::volumes;
+use crate::choose::{self, Content};
 use crate::named::Named;
 use crate::table::{Entry, Gone, Keep};
-use crate::{choose, launch, link, random, reconcile};
+use crate::{launch, link, random, reconcile};
 
 const LONGEST_NAME: usize = 63;
 
@@ -151,7 +152,8 @@ pub async fn create(
                 .hint(format!("choose another --name, or remove it: guise rm {name}")),
         ));
     }
-    if choose::choose(&spec).guise == Guise::Microvm {
+    // Only who asks for a machine gets one.
+    if spec.guise == Guise::Microvm {
         launch::check_kernel(&daemon)?;
     }
     if let Some(network) = &spec.join
@@ -165,8 +167,13 @@ pub async fn create(
         }
     }
     let id = random::digits(12)?;
-    let digest = match launch::pin_image(&daemon, &id, &spec.image).await {
-        Ok(digest) => digest,
+    let pinned = launch::pin_image(&daemon, &id, &spec).await.and_then(|image| {
+        let content = Content::of(&image);
+        let chosen = choose::choose(&spec, content);
+        choose::check(chosen.guise, content).map(|()| (image, chosen))
+    });
+    let (image, chosen) = match pinned {
+        Ok(pinned) => pinned,
         Err(error) => {
             reconcile::abandon(&daemon, &id).await;
             return Err(error.into());
@@ -182,7 +189,12 @@ pub async fn create(
         revision: 0,
         removing: false,
         spec,
-        status: InstanceStatus { digest, ..InstanceStatus::default() },
+        status: InstanceStatus {
+            guise: chosen.guise,
+            chosen_because: chosen.reasons.join("; "),
+            digest: image.descriptor.digest.to_string(),
+            ..InstanceStatus::default()
+        },
     };
     let kept = daemon.objects.create(&mut instance, key.as_ref()).await;
     if !matches!(kept, Ok(true)) {
@@ -206,6 +218,9 @@ pub async fn create(
 fn check_reach(caller: &Caller, spec: &InstanceSpec) -> Result<(), ApiError> {
     if let Some(mount) = spec.mounts.iter().find(|mount| mount.volume().is_none()) {
         caller.check_host(&format!("a path of the host ({})", mount.source))?;
+    }
+    if let Some(file) = spec.file() {
+        caller.check_host(&format!("a file of the host ({})", file.display()))?;
     }
     if spec.network == Network::Host {
         caller.check_host("the host's own network")?;
@@ -244,9 +259,15 @@ fn made_before(daemon: &App, id: &str, spec: &InstanceSpec) -> MadeAnswer<Instan
     post, path = "/v1/explain", request_body = InstanceSpec,
     responses((status = 200, body = Explanation), (status = 400, body = ApiError))
 )]
-pub async fn explain(Body(spec): Body<InstanceSpec>) -> Answer<Explanation> {
+pub async fn explain(
+    State(daemon): State<App>,
+    Body(spec): Body<InstanceSpec>,
+) -> Answer<Explanation> {
     check(&spec)?;
-    Ok(Json(choose::choose(&spec)))
+    let content = launch::content(&daemon, &spec);
+    let explained = choose::choose(&spec, content);
+    choose::check(explained.guise, content)?;
+    Ok(Json(explained))
 }
 
 /// An instance, by its name, its id, or the beginning of one.

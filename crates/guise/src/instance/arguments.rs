@@ -1,7 +1,7 @@
 //! What `guise run`, `create` and `exec` take, and the spec that it makes.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use guise_api::{Engine, Guise, InstanceSpec, Mount, Network, Port, Protocol, Resources, Restart};
@@ -15,6 +15,7 @@ use crate::image::parse_size;
   guise run -it debian:12 sh
   guise run --rm debian:12 true
   guise run -d --name web -v data:/srv -e MODE=fast registry.example/web:1
+  guise run --rm -v data:/data ./app.wasm first second
   guise run --rm --timeout 60 debian:12 sh -c 'might take for ever'
   guise run --explain debian:12")]
 pub struct Run {
@@ -40,7 +41,7 @@ pub struct Create {
 
 #[derive(Args)]
 pub struct Options {
-    /// What to run it as: auto, container or microvm
+    /// What to run it as: auto, container, microvm or wasm
     #[arg(long = "as", value_name = "GUISE", default_value = "auto", value_parser = parse_guise)]
     guise: Guise,
     /// What executes a microVM: auto, kvm or soft
@@ -119,7 +120,7 @@ pub struct Options {
     /// Whether to fetch the image: missing, always, never
     #[arg(long, default_value = "missing", value_parser = ["missing", "always", "never"])]
     pub pull: String,
-    /// What to run: debian:12, registry.example/app:1
+    /// What to run: debian:12, registry.example/app:1, ./app.wasm
     pub image: String,
     /// The program and its arguments [default: the image's]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -146,7 +147,7 @@ impl Options {
             (key.to_owned(), value.to_owned())
         });
         Ok(InstanceSpec {
-            image: self.image.clone(),
+            image: image(&self.image)?,
             guise: self.guise,
             engine: self.engine,
             entrypoint: self.entrypoint.clone().map(|program| vec![program]),
@@ -177,6 +178,18 @@ impl Options {
             ..InstanceSpec::default()
         })
     }
+}
+
+/// An image's name, or the absolute path of a program: what begins like a path, or ends like a
+/// program and is there.
+fn image(said: &str) -> Result<String, Failure> {
+    let bad = |why: &str| Failure::usage(format!("{said}: {why}"));
+    let is_file = said.ends_with(".wasm") && Path::new(said).is_file();
+    if !said.starts_with(['/', '.']) && !is_file {
+        return Ok(said.to_owned());
+    }
+    let path = std::path::absolute(said).map_err(|error| bad(&error.to_string()))?;
+    path.to_str().map(str::to_owned).ok_or_else(|| bad("its path is not UTF-8"))
 }
 
 /// Variables without a value get this process's, or are left out.
@@ -241,7 +254,8 @@ fn parse_guise(text: &str) -> Result<Guise, String> {
         "auto" => Ok(Guise::Auto),
         "container" => Ok(Guise::Container),
         "microvm" => Ok(Guise::Microvm),
-        _ => Err("it is auto, container or microvm".to_owned()),
+        "wasm" => Ok(Guise::Wasm),
+        _ => Err("it is auto, container, microvm or wasm".to_owned()),
     }
 }
 

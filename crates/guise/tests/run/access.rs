@@ -93,6 +93,8 @@ fn a_token_reaches_as_far_as_its_role() {
     }
     let mount = ["run", "--rm", "-v", "/etc:/host", BOX, "true"];
     open.refused(&worker, "lab", &mount, "is for admins of project lab");
+    let file = ["run", "--rm", "/etc/passwd"];
+    open.refused(&worker, "lab", &file, "is for admins of project lab");
     let network = ["run", "--rm", "--network", "host", BOX, "true"];
     open.refused(&worker, "lab", &network, "is for admins of project lab");
     open.refused(&worker, "lab", &["token", "ls"], "no admin in all projects");

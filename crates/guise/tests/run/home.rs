@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub enum Guise {
     Container,
     Microvm,
+    /// Its programs are not the image's: see `wasm`.
+    Wasm,
 }
 
 impl Guise {
@@ -30,6 +32,7 @@ impl Guise {
         match self {
             Guise::Container => &["--as", "container"],
             Guise::Microvm => &["--as", "microvm", "--engine", "soft"],
+            Guise::Wasm => &["--as", "wasm"],
         }
     }
 
@@ -38,6 +41,7 @@ impl Guise {
         match self {
             Guise::Container => 'c',
             Guise::Microvm => 'm',
+            Guise::Wasm => 'w',
         }
     }
 }

@@ -18,3 +18,4 @@ mod survival;
 mod tasks;
 mod terminal;
 mod tour;
+mod wasm;

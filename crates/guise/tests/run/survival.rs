@@ -208,6 +208,8 @@ fn a_daemon_killed_anywhere_loses_nothing() {
 fn many_lives_leave_nothing_behind() {
     let cycles = std::env::var("GUISE_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(50);
     let Some(home) = Home::new("cycles", Guise::Container) else { return };
+    let hello = guise_testkit::programs::hello().unwrap();
+    let hello = hello.to_str().unwrap();
     home.good(&["run", "--rm", BOX, "true"]);
     let groups = || {
         let named = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
@@ -215,9 +217,20 @@ fn many_lives_leave_nothing_behind() {
     };
     let before = groups();
     for cycle in 0..cycles {
-        match cycle % 3 {
-            0 => assert_eq!(home.guise(&["run", "--rm", BOX, "sh", "-c", "exit 2"]).code, 2),
-            1 => assert_eq!(home.good(&["run", "--rm", "-t", BOX, "echo", "hi"]), "hi"),
+        match cycle % 10 {
+            0 | 3 | 6 => {
+                assert_eq!(home.guise(&["run", "--rm", BOX, "sh", "-c", "exit 2"]).code, 2);
+            }
+            1 | 4 => assert_eq!(home.good(&["run", "--rm", "-t", BOX, "echo", "hi"]), "hi"),
+            2 | 5 | 8 => {
+                let said = home.good(&["run", "--rm", "--as", "wasm", hello, "all"]);
+                assert_eq!(said, "A WebAssembly program says: hello, all");
+            }
+            7 => {
+                let machine = ["run", "--rm", "--as", "microvm", "--engine", "soft", BOX];
+                let said = home.guise(&[&machine[..], &["sh", "-c", "exit 5"]].concat());
+                assert_eq!(said.code, 5, "{said:?}");
+            }
             _ => {
                 let id = home.good(&["run", "-d", BOX, "sleep", "1000"]);
                 home.good(&["rm", "-f", &id]);

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::source::Source;
-use super::{docker, oci};
+use super::{docker, module, oci};
 use crate::codec::Compression;
 use crate::error::IoContext;
 use crate::limits::Limits;
@@ -29,6 +29,10 @@ pub fn import(
     limits: Limits,
     progress: &dyn Progress,
 ) -> Result<Imported> {
+    if module::is_module(path)? {
+        let target = module::import_module(session, path)?;
+        return Ok(Imported { target, name: None });
+    }
     let source = Source::open(session, path)?;
     let imported = if source.file("index.json")?.is_some() {
         oci::import(session, &source, which, progress)?

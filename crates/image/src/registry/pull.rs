@@ -147,10 +147,7 @@ fn fetch_image(
     if manifest.config.media_type != media::KERNEL_CONFIG {
         let config =
             session.small_blob("the configuration", &manifest.config, limits::CONFIG_BYTES)?;
-        let config = Config::parse(&config)?;
-        if config.rootfs.diff_ids.len() != manifest.layers.len() {
-            return Err(Error::malformed("the image", "manifest and configuration disagree"));
-        }
+        let config = Config::of(manifest, &config, &target.digest.to_string())?;
         if let Some(platform) = platform
             && !config.platform().serves(platform)
         {

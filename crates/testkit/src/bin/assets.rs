@@ -1,10 +1,10 @@
 //! Fetches and builds everything that tests boot, so that they run offline, or with
-//! `first-boot` only what a first look needs.
+//! `first-boot` or `first-run` only what a first look needs.
 
 use std::process::ExitCode;
 
 use guise_testkit::assets::Kernel;
-use guise_testkit::{TestkitError, assets, baremetal, debian_root, initramfs};
+use guise_testkit::{TestkitError, assets, baremetal, debian_root, initramfs, programs};
 
 fn main() -> ExitCode {
     match prepare() {
@@ -17,10 +17,13 @@ fn main() -> ExitCode {
 }
 
 fn prepare() -> Result<(), TestkitError> {
-    if std::env::args().nth(1).as_deref() == Some("first-boot") {
-        Kernel::Debian12Cloud.image()?;
-        initramfs::shell()?;
-        return Ok(());
+    match std::env::args().nth(1).as_deref() {
+        Some("first-boot") => {
+            Kernel::Debian12Cloud.image()?;
+            return initramfs::shell().map(drop);
+        }
+        Some("first-run") => return programs::hello().map(drop),
+        _ => {}
     }
     for kernel in Kernel::ALL {
         let image = kernel.image()?;
@@ -35,6 +38,7 @@ fn prepare() -> Result<(), TestkitError> {
     println!("{:<16} {}", "disk", debian_root::image()?.display());
     println!("{:<16} {}", "its RAM disk", debian_root::ram_disk(Kernel::Debian12Cloud)?.display());
     println!("{:<16} {}", "iperf3", initramfs::with_iperf3(Kernel::Debian12Cloud)?.display());
+    println!("{:<16} {}", "WebAssembly", programs::hello()?.display());
     for program in baremetal::Program::ALL {
         println!("{:<16} {}", program.name(), program.image()?.display());
     }

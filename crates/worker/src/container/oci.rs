@@ -14,10 +14,10 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
-use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::system;
 use crate::body::{BodyError, Exit, Process, Program, Session, Size};
+use crate::terminal;
 
 const SIGKILL: i32 = 9;
 
@@ -238,7 +238,7 @@ impl Running {
             });
         };
         let input = match stdin {
-            true => Some(Box::new(TerminalInput(File::from(terminal.try_clone()?))) as _),
+            true => Some(Box::new(terminal::Input(File::from(terminal.try_clone()?))) as _),
             false => None,
         };
         let output = File::from(terminal.try_clone()?);
@@ -268,8 +268,7 @@ impl Process for Running {
 
     fn resize(&self, size: Size) -> Result<(), BodyError> {
         let Some(terminal) = &self.terminal else { return Ok(()) };
-        let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
-        tcsetwinsize(terminal, size).map_err(|e| system("set the terminal's size")(e.into()))
+        terminal::set_size(terminal, size)
     }
 
     fn wait(&self) -> Result<Exit, BodyError> {
@@ -279,26 +278,5 @@ impl Process for Running {
             .wait_while(ended, |ended| ended.is_none())
             .unwrap_or_else(PoisonError::into_inner);
         ended.ok_or(BodyError::NotRunning)
-    }
-}
-
-/// A terminal's input, whose end is typed.
-struct TerminalInput(File);
-
-impl Write for TerminalInput {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Drop for TerminalInput {
-    fn drop(&mut self) {
-        const END_OF_TRANSMISSION: &[u8] = &[4];
-        // The program may be gone.
-        let _ = self.0.write(END_OF_TRANSMISSION);
     }
 }

@@ -1,4 +1,4 @@
-//! The system calls that a machine's worker makes. Everything else is refused.
+//! The system calls that a shut-in worker makes. Everything else is refused.
 
 use guise_container::spec::{Seccomp, SyscallArg, SyscallRule};
 
@@ -95,9 +95,6 @@ const ALLOWED: &[&str] = &[
     "unlink",
     "unlinkat",
     "utimensat",
-    "io_uring_enter",
-    "io_uring_register",
-    "io_uring_setup",
     // Sockets.
     "accept",
     "accept4",
@@ -173,6 +170,9 @@ const ALLOWED: &[&str] = &[
     "uname",
 ];
 
+/// What a machine's disks are driven by.
+const OF_RINGS: &[&str] = &["io_uring_enter", "io_uring_register", "io_uring_setup"];
+
 /// What a guest does with a folder that is shared with it, and a machine without one never
 /// does: the daemon would follow a link in the instance's own folder.
 const OF_SHARES: &[&str] = &["linkat", "mknodat", "symlinkat"];
@@ -208,10 +208,17 @@ fn masked(index: u32, mask: u64, value: u64) -> SyscallArg {
     SyscallArg { index, value: mask, value_two: value, op: "SCMP_CMP_MASKED_EQ".to_owned() }
 }
 
-pub fn allowed(shares: bool) -> Seccomp {
+/// What is done besides what every worker does.
+pub struct Of {
+    pub rings: bool,
+    pub shares: bool,
+}
+
+pub fn allowed(of: Of) -> Seccomp {
     let mut syscalls = vec![
         rule(ALLOWED, Vec::new()),
-        rule(if shares { OF_SHARES } else { &[] }, Vec::new()),
+        rule(if of.rings { OF_RINGS } else { &[] }, Vec::new()),
+        rule(if of.shares { OF_SHARES } else { &[] }, Vec::new()),
         rule(&["clone"], vec![masked(0, CLONE_THREAD | NAMESPACES, CLONE_THREAD)]),
         // Its flags are in memory, where a filter cannot look; the library then uses clone.
         SyscallRule {

@@ -1,5 +1,6 @@
-//! The jail of a machine's worker, from inside: this program, in a worker's place, tries
-//! what a guest that broke its machine would try. Nothing of it may work.
+//! The jail of a machine's worker, and that of a WebAssembly program's, from inside: this
+//! program, in a worker's place, tries what a guest that broke out would try. Nothing of it may
+//! work.
 //!
 //! A jail is entered by a process with one thread, so this test has no harness: it starts
 //! itself again as the prisoner, and is to it what the daemon is.
@@ -29,6 +30,8 @@ struct Outside {
     port: u16,
     networked: bool,
     shares: bool,
+    /// It runs a WebAssembly program and no machine.
+    wasm: bool,
 }
 
 impl Outside {
@@ -40,17 +43,21 @@ impl Outside {
             self.port.to_string(),
             self.networked.to_string(),
             self.shares.to_string(),
+            self.wasm.to_string(),
         ]
     }
 
     fn of(arguments: &[String]) -> Option<Outside> {
-        let [first, folder, victim, port, networked, shares] = arguments else { return None };
+        let [first, folder, victim, port, networked, shares, wasm] = arguments else {
+            return None;
+        };
         (first == PRISONER).then(|| Outside {
             folder: folder.into(),
             victim: victim.parse().unwrap(),
             port: port.parse().unwrap(),
             networked: networked == "true",
             shares: shares == "true",
+            wasm: wasm == "true",
         })
     }
 
@@ -105,16 +112,21 @@ fn main() -> ExitCode {
     let mut failed = false;
     for networked in [false, true] {
         for shares in [false, true] {
-            failed |= !imprison(networked, shares);
+            failed |= !imprison(networked, shares, false);
         }
+        // A program's root is shared with it at any rate.
+        failed |= !imprison(networked, true, true);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn be_prisoner(outside: &Outside) -> ExitCode {
+    let (job, image) = (outside.job(), outside.path("image"));
     let kernel = PreparedKernel { kernel: outside.path("kernel"), initrd: outside.path("initrd") };
-    let jail =
-        guise_worker::jail::of(&outside.job(), &outside.path("image"), &kernel, Engine::Soft);
+    let jail = match outside.wasm {
+        true => guise_worker::jail::of_program(&job, &job.state.join("upper"), Some(&image), false),
+        false => guise_worker::jail::of(&job, &image, &kernel, Engine::Soft),
+    };
     let entered = jail.enter(|| {
         println!("map me");
         let mut line = String::new();
@@ -135,10 +147,12 @@ fn be_prisoner(outside: &Outside) -> ExitCode {
 }
 
 /// Runs a prisoner, and says whether it could do what it should and nothing else.
-fn imprison(networked: bool, shares: bool) -> bool {
+fn imprison(networked: bool, shares: bool, wasm: bool) -> bool {
     let home = tempfile::tempdir().unwrap();
     let folder = home.path().to_owned();
-    for name in ["own/state", "own/run", "other/state", "other/run", "share", "modules", "cache"] {
+    for name in
+        ["own/state/upper", "own/run", "other/state", "other/run", "share", "modules", "cache"]
+    {
         fs::create_dir_all(folder.join(name)).unwrap();
     }
     for name in ["image", "kernel", "initrd", "secret", "other/state/writes.img", "share/file"] {
@@ -153,6 +167,7 @@ fn imprison(networked: bool, shares: bool) -> bool {
         port: server.local_addr().unwrap().port(),
         networked,
         shares,
+        wasm,
     };
     let hidden = UnixListener::bind_addr(&outside.abstract_name()).unwrap();
     // It works from here.
@@ -161,7 +176,8 @@ fn imprison(networked: bool, shares: bool) -> bool {
     let untouched = victim.0.try_wait().unwrap().is_none();
     drop((victim, other, hidden, server));
     println!(
-        "test prisoner with{} a network, with{} shares ... {}",
+        "test {} prisoner with{} a network, with{} shares ... {}",
+        if wasm { "a program's" } else { "a machine's" },
         if networked { "" } else { "out" },
         if shares { "" } else { "out" },
         if passed && untouched { "ok" } else { "FAILED" }

@@ -11,15 +11,10 @@ use guise_container::rootfs::path::{RootDir, clean};
 use guise_image::tar::{Entry, Kind, Reader, Time, Writer};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RawMode};
 
-use super::system;
-use crate::body::BodyError;
+use crate::body::{BodyError, failed, system};
 
 /// Folders in folders; deeper trees are refused rather than followed.
 const MAX_DEPTH: usize = 256;
-
-fn failed(error: impl std::fmt::Display) -> BodyError {
-    BodyError::Failed(error.to_string())
-}
 
 pub fn copy_out(root: OwnedFd, path: &str, archive: &mut dyn Write) -> Result<(), BodyError> {
     let root = RootDir::new(root);
