@@ -38,6 +38,9 @@ pub enum ClientError {
     /// Nobody listens there.
     #[error("cannot reach the daemon at {at}: {source}")]
     Unreachable { at: String, source: std::io::Error },
+    /// Somebody listens there who may not be the daemon that is meant.
+    #[error("the daemon at {at} is not to be trusted: {why}")]
+    Untrusted { at: String, why: String },
     /// The daemon went away in the middle.
     #[error("the daemon at {at} did not answer: {why}")]
     Broken { at: String, why: String },
@@ -115,10 +118,13 @@ impl Client {
 
     /// Connects, to see whether somebody is there.
     pub async fn connect(&self) -> Result<Box<dyn Stream>, ClientError> {
-        self.route
-            .open()
-            .await
-            .map_err(|source| ClientError::Unreachable { at: self.route.to_string(), source })
+        self.route.open().await.map_err(|source| {
+            let at = self.route.to_string();
+            match route::distrust(&source) {
+                Some(why) => ClientError::Untrusted { at, why },
+                None => ClientError::Unreachable { at, source },
+            }
+        })
     }
 
     /// What goes with every request: who asks, and in which project.
@@ -233,20 +239,7 @@ impl Client {
 
     /// An answer that goes on: its parts, as they come.
     pub async fn stream(&self, path: &str) -> Result<Parts, ClientError> {
-        self.parts(Method::GET, path, Bytes::new()).await
-    }
-
-    /// The same for a request with a body, which may be sent twice.
-    pub async fn post_stream(
-        &self,
-        path: &str,
-        body: &impl Serialize,
-    ) -> Result<Parts, ClientError> {
-        self.parts(Method::POST, path, self.json(body)?).await
-    }
-
-    async fn parts(&self, method: Method, path: &str, body: Bytes) -> Result<Parts, ClientError> {
-        let attempt = async |_: u32| self.send(method.clone(), path, body.clone()).await;
+        let attempt = async |_: u32| self.send(Method::GET, path, Bytes::new()).await;
         let answer = self.persist(Twice::May, attempt).await?;
         Ok(Parts { body: answer.into_body(), client: self.clone(), line: Vec::new() })
     }

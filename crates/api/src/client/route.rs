@@ -128,6 +128,38 @@ impl std::fmt::Display for Route {
     }
 }
 
+/// What is wrong with what another host showed of itself, and what to do about it.
+pub(super) fn distrust(error: &std::io::Error) -> Option<String> {
+    let error = error.get_ref()?.downcast_ref::<TlsError>()?;
+    let TlsError::InvalidCertificate(why) = error else {
+        return Some(format!("{error}; it may listen without TLS, or be no daemon at all"));
+    };
+    let owner = "its owner is told of the right one by guise info";
+    Some(match why {
+        CertificateError::UnknownIssuer => format!(
+            "nobody vouches for its certificate; say which one it has with --fingerprint: {owner}"
+        ),
+        CertificateError::ApplicationVerificationFailure => {
+            format!("its certificate has another fingerprint than the one that was said; {owner}")
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "its certificate has expired; whoever owns the daemon gives it another one with \
+             --tls-cert"
+                .to_owned()
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "its certificate is for the future; see that both hosts have the right time".to_owned()
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            format!(
+                "its certificate is for another name; use that one, or say which certificate it \
+                 has with --fingerprint: {owner}"
+            )
+        }
+        _ => format!("{error}; {owner}"),
+    })
+}
+
 fn config(trust: &Trust) -> Result<ClientConfig, RouteError> {
     let failed = |path: &str, why: &dyn std::fmt::Display| RouteError::Roots {
         path: path.to_owned(),

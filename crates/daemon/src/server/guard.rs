@@ -55,6 +55,9 @@ const fn look(path: &'static str, need: Need) -> Rule {
     Rule { method: Method::GET, path, need, told: false }
 }
 
+/// What to do about a role that does not suffice.
+const TOKENS: &str = "whoever owns the daemon makes tokens for it: guise token create";
+
 const VIEW: Need = Need::In(Role::Viewer);
 const USE: Need = Need::In(Role::Operator);
 const RULE: Need = Need::Everywhere(Role::Admin);
@@ -132,7 +135,8 @@ impl Caller {
         Err(ApiError::new(
             Code::Forbidden,
             format!("{what} is for admins of project {}", self.project),
-        ))
+        )
+        .hint(TOKENS))
     }
 }
 
@@ -184,7 +188,7 @@ fn allow(
     let lacks = |role: Role, place: &str| {
         let who = &identity.who;
         Err(ApiError::new(Code::Forbidden, format!("{who} is no {} in {place}", role.name()))
-            .hint("whoever owns the daemon makes tokens for it: guise token create"))
+            .hint(TOKENS))
     };
     match need {
         Need::Known => {}

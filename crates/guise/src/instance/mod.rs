@@ -33,6 +33,9 @@ impl From<ClientError> for Failure {
         match error {
             ClientError::Api(error) => error.into(),
             ClientError::Dead(message) => Failure { code: 125, message },
+            ClientError::Unreachable { .. } if other_host().is_some() => Failure::failed(format!(
+                "{error}; see that guise daemon --listen runs there, and that nothing is in the way"
+            )),
             other => Failure::failed(other),
         }
     }

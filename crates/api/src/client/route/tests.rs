@@ -28,3 +28,21 @@ fn fingerprints_have_one_form() {
         assert!(matches!(refused, Err(RouteError::Fingerprint(_))), "{bad}");
     }
 }
+
+#[test]
+fn what_is_not_trusted_comes_with_a_way_out() {
+    let told = |error: TlsError| distrust(&std::io::Error::other(error)).unwrap();
+    for (why, hint) in [
+        (CertificateError::UnknownIssuer, "--fingerprint"),
+        (CertificateError::ApplicationVerificationFailure, "guise info"),
+        (CertificateError::Expired, "--tls-cert"),
+        (CertificateError::NotValidYet, "time"),
+        (CertificateError::NotValidForName, "another name"),
+        (CertificateError::BadSignature, "guise info"),
+    ] {
+        let line = told(TlsError::InvalidCertificate(why));
+        assert!(line.contains(hint) && line.lines().count() == 1, "{line}");
+    }
+    assert!(told(TlsError::HandshakeNotComplete).contains("without TLS"));
+    assert_eq!(distrust(&std::io::ErrorKind::ConnectionRefused.into()), None);
+}
