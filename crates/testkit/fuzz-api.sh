@@ -18,7 +18,7 @@ trap finish EXIT
 trap 'exit 130' INT TERM
 
 if ! test -x "$tools/bin/schemathesis"; then
-    python3 -m venv "$tools"
+    python3 -m venv "$tools" || { echo "schemathesis needs a venv: apt-get install python3-venv"; exit 1; }
     "$tools/bin/pip" install --quiet 'schemathesis>=4,<5'
 fi
 
@@ -35,7 +35,6 @@ for _ in $(seq 600); do
 done
 token=$("$guise" token create --grant '*=admin' fuzzer)
 
-# Its tokens stay what they are, or it would lock itself out; streams end by themselves.
 cat >"$place/schemathesis.toml" <<END
 base-url = "http://$address"
 headers = { Authorization = "Bearer $token" }
@@ -48,10 +47,43 @@ parameters = { follow = "false" }
 END
 unset HTTPS_PROXY HTTP_PROXY
 cd "$place"
-"$tools/bin/schemathesis" run "http://$address/v1/openapi.json" \
-    --max-examples "$examples" --request-timeout 30 --workers 2 \
-    --exclude-path-regex '/follow$' \
-    --checks not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,unsupported_method ||
-    { tail -20 "$place/log"; exit 1; }
-kill -0 "$daemon"
-"$guise" ps >/dev/null
+
+# What it leaves out: streams that end when the client does, and waiting for what goes on.
+fuzz() {
+    "$tools/bin/schemathesis" run "http://$address/v1/openapi.json" \
+        --max-examples "$examples" --request-timeout 30 --workers 2 \
+        --exclude-path-regex '/follow$|/wait$' \
+        --checks not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,unsupported_method \
+        "$@" || { tail -20 "$place/log"; exit 1; }
+    kill -0 "$daemon"
+    "$guise" ps >/dev/null
+}
+fuzz
+
+# Names at random are hardly ever those of something: once more with things that there are.
+if test "$(id -u)" != 0 || ! test -x /bin/busybox; then
+    echo "not run: requests about an instance: needs root and a static busybox"
+    exit 0
+fi
+mkdir -p box/bin
+cp /bin/busybox box/bin/busybox
+ln -s busybox box/bin/sh
+ln -s busybox box/bin/sleep
+tar -C box -cf box.tar bin
+"$guise" image --store "$GUISE_IMAGES" import -q box.tar box:1
+for kind in volume network project; do
+    "$guise" $kind create it
+done
+"$guise" token create --grant it=viewer it
+"$guise" run --detach --name it --as container --restart always box:1 \
+    sh -c 'trap exit TERM; while :; do sleep 1000 & wait; done'
+cat >>schemathesis.toml <<END
+[[operations]]
+include-path-regex = "{name}"
+parameters = { name = "it" }
+[[operations]]
+include-path-regex = "/(stop|restart)$"
+parameters = { name = "it", seconds = 1 }
+END
+fuzz --exclude-method DELETE --exclude-path-regex '/follow$|/wait$|/rename$' --include-path-regex '{name}'
+"$guise" rm -f it >/dev/null
