@@ -29,6 +29,7 @@ use crate::{DaemonError, Listen, tls};
 /// How long a request's head may take, and how long a connection may be idle between two.
 const HEAD_PATIENCE: Duration = Duration::from_secs(15);
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
+/// The connection notices up to as much late as it is told to hold.
 const LARGEST_HEAD: usize = 64 << 10;
 const MOST_HEADERS: usize = 64;
 /// Connections of other hosts: all of them, and those of one address.
@@ -135,7 +136,7 @@ where
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_PATIENCE)
-        .max_buf_size(LARGEST_HEAD)
+        .max_buf_size(LARGEST_HEAD / 2)
         .max_headers(MOST_HEADERS)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades()
