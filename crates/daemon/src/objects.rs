@@ -114,7 +114,7 @@ impl Objects {
     }
 
     fn one<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, ApiError> {
-        let entry = self.store.get(key).map_err(ApiError::internal)?;
+        let entry = self.store.get(key).map_err(refused)?;
         entry.as_ref().map(parse).transpose().map_err(ApiError::internal)
     }
 
@@ -294,6 +294,9 @@ fn refused(error: StateError) -> ApiError {
     match error {
         StateError::Io { .. } => ApiError::new(Code::Exhausted, error.to_string())
             .hint("nothing was changed; see that the disk has room and can be written to"),
+        StateError::Key(_) => ApiError::invalid(error.to_string()),
+        StateError::TooLarge { .. } => ApiError::new(Code::TooLarge, error.to_string())
+            .hint("make what is asked for smaller"),
         other => ApiError::internal(other),
     }
 }

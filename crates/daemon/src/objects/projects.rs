@@ -49,7 +49,7 @@ impl Objects {
     /// A project, and what must still be so when it is written.
     pub(super) fn project_to_change(&self, name: &str) -> Result<(Project, Check), ApiError> {
         let key = key_of(name);
-        match self.store.get(&key).map_err(ApiError::internal)? {
+        match self.store.get(&key).map_err(super::refused)? {
             Some(entry) => {
                 let project = parse(&entry).map_err(ApiError::internal)?;
                 Ok((project, Check::Modified(key, entry.modified)))

@@ -61,6 +61,9 @@ fn check(spec: &InstanceSpec) -> Result<(), ApiError> {
             check_name(volume)?;
         }
     }
+    if let Some(network) = &spec.join {
+        check_name(network)?;
+    }
     if spec.join.is_some() && spec.network == Network::Host {
         return invalid("the host's own network has no named networks beside it".to_owned());
     }
