@@ -295,8 +295,9 @@ fn refused(error: StateError) -> ApiError {
         StateError::Io { .. } => ApiError::new(Code::Exhausted, error.to_string())
             .hint("nothing was changed; see that the disk has room and can be written to"),
         StateError::Key(_) => ApiError::invalid(error.to_string()),
-        StateError::TooLarge { .. } => ApiError::new(Code::TooLarge, error.to_string())
-            .hint("make what is asked for smaller"),
+        StateError::TooLarge { .. } => {
+            ApiError::new(Code::TooLarge, error.to_string()).hint("make what is asked for smaller")
+        }
         other => ApiError::internal(other),
     }
 }

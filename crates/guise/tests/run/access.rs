@@ -305,6 +305,20 @@ fn lists_come_in_pages_and_changes_since_them() {
         ("POST", "/v1/volumes", json!([]), 400),
         ("POST", "/v1/volumes", json!({"name": "x", "odd": 1}), 400),
         ("GET", "/v1/volumes?limit=many", Value::Null, 400),
+        ("POST", "/v1/instances", json!({"spec": {"image": BOX, "join": "\u{d0}"}}), 400),
+        // More than the store takes, and more than anybody is listened to.
+        (
+            "POST",
+            "/v1/instances",
+            json!({"spec": {"image": BOX, "command": ["x".repeat(1 << 20)]}}),
+            413,
+        ),
+        (
+            "POST",
+            "/v1/instances",
+            json!({"spec": {"image": BOX, "command": ["x".repeat(3 << 20)]}}),
+            413,
+        ),
         ("GET", "/v1/instances/%ff", Value::Null, 400),
         ("GET", "/v1/instances/nobody/exec", Value::Null, 404),
         ("GET", &format!("/v1/instances/{}/exec", first["id"].as_str().unwrap()), Value::Null, 400),
