@@ -20,7 +20,7 @@ pub const ANOTHER_RUNS: u8 = 3;
 #[derive(Args)]
 #[command(after_help = "Examples:
   guise daemon
-  guise daemon --listen 0.0.0.0:8443       # its log tells the certificate's fingerprint
+  guise daemon --listen 0.0.0.0:8443    # see its fingerprint: guise info
   guise daemon --listen [::]:8443 --tls-cert host.pem --tls-key host.key")]
 pub struct Arguments {
     /// What outlives a reboot [default: /var/lib/guise, or ~/.local/share/guise]
