@@ -2,7 +2,7 @@
 # Ubuntu machine with Rust and make.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages run boot test soak bench bench-container bench-image bench-run bench-cpu bench-io bench-disk bench-net lint
+.PHONY: help setup packages run boot test soak fuzz-api bench bench-container bench-image bench-run bench-cpu bench-io bench-disk bench-net lint
 
 CARGO ?= cargo
 GUISE := target/release/guise
@@ -42,7 +42,12 @@ soak: setup ## What takes too long for every test run: more cases, random guests
 	GUISE_TRANSFER_MIB=1024 $(CARGO) test --release --package guise --test end_to_end -- network::
 	GUISE_FUZZ_SECONDS=600 $(CARGO) test --release --package guise-virtio --test hostile_drivers
 	GUISE_CONTAINERS=1000 $(CARGO) test --release --package guise --test oci -- leaks::
+	$(MAKE) fuzz-api EXAMPLES=200
 	GUISE_DEVICE_SOAK=1 $(CARGO) test --release --package guise --test end_to_end -- upkeep:: devices:: control::
+
+fuzz-api: packages ## Send the API what its description allows, and what it does not (EXAMPLES=n)
+	@$(CARGO) build --quiet --release --package guise
+	@sh crates/testkit/fuzz-api.sh $(GUISE) $(or $(EXAMPLES),50)
 
 bench: setup ## Time a boot
 	@$(CARGO) build --quiet --release --package guise

@@ -1,11 +1,12 @@
-//! The client: HTTP over the daemon's socket, one connection a request.
+//! The client: HTTP over the way to a daemon ([`Route`]), one connection a request.
 //!
 //! A daemon may be killed, or end, at any time. A request that may be done twice is
 //! repeated when the connection broke before its answer was complete; one that never
 //! reached a daemon is repeated in any case. Before each repetition somebody is asked to
 //! have a daemon run ([`Revive`]).
 
-use std::path::{Path, PathBuf};
+mod route;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,16 +16,19 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body as _, Incoming};
+use hyper::header::{AUTHORIZATION, HeaderValue};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{self, Message};
 
+pub use route::{DEFAULT_PORT, Route, RouteError, Stream, Trust, fingerprint};
+
 use crate::session::Frame;
-use crate::{ApiError, Code, PREFIX};
+use crate::{ApiError, Code, PREFIX, PROJECT_HEADER, Page};
 
 /// No answer other than a stream is larger.
 const MAX_ANSWER: u64 = 64 << 20;
@@ -32,14 +36,17 @@ const MAX_ANSWER: u64 = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens there.
-    #[error("cannot reach the daemon at {socket}: {source}")]
-    Unreachable { socket: PathBuf, source: std::io::Error },
+    #[error("cannot reach the daemon at {at}: {source}")]
+    Unreachable { at: String, source: std::io::Error },
+    /// Somebody listens there who may not be the daemon that is meant.
+    #[error("the daemon at {at} is not to be trusted: {why}")]
+    Untrusted { at: String, why: String },
     /// The daemon went away in the middle.
-    #[error("the daemon at {socket} did not answer: {why}")]
-    Broken { socket: PathBuf, why: String },
+    #[error("the daemon at {at} did not answer: {why}")]
+    Broken { at: String, why: String },
     /// It speaks another language.
-    #[error("the daemon at {socket} gave an answer that is none: {why}")]
-    Garbled { socket: PathBuf, why: String },
+    #[error("the daemon at {at} gave an answer that is none: {why}")]
+    Garbled { at: String, why: String },
     /// No daemon could be brought to run.
     #[error("{0}")]
     Dead(String),
@@ -64,17 +71,21 @@ enum Twice {
     MayNot,
 }
 
-/// Where a daemon listens.
+/// Where a daemon listens, and who asks it.
 #[derive(Clone)]
 pub struct Client {
-    socket: PathBuf,
+    route: Route,
+    /// What proves who asks.
+    token: Option<HeaderValue>,
+    project: Option<HeaderValue>,
     revive: Option<Arc<dyn Revive>>,
 }
 
 impl Client {
     /// A client that takes it as it is when nobody listens.
-    pub fn new(socket: impl Into<PathBuf>) -> Client {
-        Client { socket: socket.into(), revive: None }
+    #[must_use]
+    pub fn new(route: Route) -> Client {
+        Client { route, token: None, project: None, revive: None }
     }
 
     /// One that has a daemon started, or started again.
@@ -83,24 +94,43 @@ impl Client {
         Client { revive: Some(revive), ..self }
     }
 
+    /// One that shows a token. None where it has characters that no token has.
     #[must_use]
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    pub fn with_token(self, token: &str) -> Option<Client> {
+        let mut value = HeaderValue::from_str(&format!("Bearer {token}")).ok()?;
+        value.set_sensitive(true);
+        Some(Client { token: Some(value), ..self })
+    }
+
+    /// One whose requests are about this project. None where that can be no name.
+    #[must_use]
+    pub fn in_project(self, project: &str) -> Option<Client> {
+        Some(Client { project: Some(HeaderValue::from_str(project).ok()?), ..self })
     }
 
     fn broken(&self, why: impl std::fmt::Display) -> ClientError {
-        ClientError::Broken { socket: self.socket.clone(), why: why.to_string() }
+        ClientError::Broken { at: self.route.to_string(), why: why.to_string() }
     }
 
     fn garbled(&self, why: impl std::fmt::Display) -> ClientError {
-        ClientError::Garbled { socket: self.socket.clone(), why: why.to_string() }
+        ClientError::Garbled { at: self.route.to_string(), why: why.to_string() }
     }
 
     /// Connects, to see whether somebody is there.
-    pub async fn connect(&self) -> Result<UnixStream, ClientError> {
-        UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| ClientError::Unreachable { socket: self.socket.clone(), source })
+    pub async fn connect(&self) -> Result<Box<dyn Stream>, ClientError> {
+        self.route.open().await.map_err(|source| {
+            let at = self.route.to_string();
+            match route::distrust(&source) {
+                Some(why) => ClientError::Untrusted { at, why },
+                None => ClientError::Unreachable { at, source },
+            }
+        })
+    }
+
+    /// What goes with every request: who asks, and in which project.
+    fn headers(&self) -> impl Iterator<Item = (&'static str, &HeaderValue)> {
+        let token = self.token.iter().map(|value| (AUTHORIZATION.as_str(), value));
+        token.chain(self.project.iter().map(|value| (PROJECT_HEADER, value)))
     }
 
     /// Tries until there is an answer, or no hope of one. The attempt is told how many
@@ -131,6 +161,28 @@ impl Client {
 
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.call(Method::GET, path, Bytes::new(), Twice::May).await
+    }
+
+    /// All of a list, page by page.
+    pub async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>, ClientError> {
+        let (mut all, mut after) = (Vec::new(), String::new());
+        loop {
+            let page: Page<T> = self.get(&format!("{path}?after={after}")).await?;
+            all.extend(page.items);
+            match page.next {
+                Some(next) => after = next,
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// Puts something in the place of what is there.
+    pub async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        self.call(Method::PUT, path, self.json(body)?, Twice::May).await
     }
 
     /// Asks for what is not to be done twice.
@@ -187,20 +239,7 @@ impl Client {
 
     /// An answer that goes on: its parts, as they come.
     pub async fn stream(&self, path: &str) -> Result<Parts, ClientError> {
-        self.parts(Method::GET, path, Bytes::new()).await
-    }
-
-    /// The same for a request with a body, which may be sent twice.
-    pub async fn post_stream(
-        &self,
-        path: &str,
-        body: &impl Serialize,
-    ) -> Result<Parts, ClientError> {
-        self.parts(Method::POST, path, self.json(body)?).await
-    }
-
-    async fn parts(&self, method: Method, path: &str, body: Bytes) -> Result<Parts, ClientError> {
-        let attempt = async |_: u32| self.send(method.clone(), path, body.clone()).await;
+        let attempt = async |_: u32| self.send(Method::GET, path, Bytes::new()).await;
         let answer = self.persist(Twice::May, attempt).await?;
         Ok(Parts { body: answer.into_body(), client: self.clone(), line: Vec::new() })
     }
@@ -225,13 +264,15 @@ impl Client {
             .await
             .map_err(|e| self.broken(e))?;
         tokio::spawn(connection);
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(format!("{PREFIX}{path}"))
             .header("host", "guise")
-            .header("content-type", "application/json")
-            .body(Full::new(body))
-            .map_err(|e| self.garbled(e))?;
+            .header("content-type", "application/json");
+        for (name, value) in self.headers() {
+            request = request.header(name, value);
+        }
+        let request = request.body(Full::new(body)).map_err(|e| self.garbled(e))?;
         let answer = sender.send_request(request).await.map_err(|e| self.broken(e))?;
         if answer.status().is_success() {
             return Ok(answer);
@@ -249,7 +290,11 @@ impl Client {
         let attempt = async |_: u32| {
             let stream = self.connect().await?;
             let url = format!("ws://guise{PREFIX}{path}");
-            match tokio_tungstenite::client_async(url, stream).await {
+            let mut request = url.into_client_request().map_err(|e| self.garbled(e))?;
+            for (name, value) in self.headers() {
+                request.headers_mut().insert(name, value.clone());
+            }
+            match tokio_tungstenite::client_async(request, stream).await {
                 Ok((socket, _)) => Ok(Session::new(socket, self)),
                 Err(tungstenite::Error::Http(answer)) => {
                     let status = answer.status();
@@ -315,18 +360,18 @@ pub struct Session {
 
 /// The end of a session that frames go into.
 pub struct Sender {
-    socket: SplitSink<WebSocketStream<UnixStream>, Message>,
+    socket: SplitSink<WebSocketStream<Box<dyn Stream>>, Message>,
     client: Client,
 }
 
 /// The end of a session that frames come out of.
 pub struct Receiver {
-    socket: SplitStream<WebSocketStream<UnixStream>>,
+    socket: SplitStream<WebSocketStream<Box<dyn Stream>>>,
     client: Client,
 }
 
 impl Session {
-    fn new(socket: WebSocketStream<UnixStream>, client: &Client) -> Session {
+    fn new(socket: WebSocketStream<Box<dyn Stream>>, client: &Client) -> Session {
         let (sink, stream) = socket.split();
         Session {
             sender: Sender { socket: sink, client: client.clone() },

@@ -24,6 +24,18 @@ pub struct ApiError {
 pub enum Code {
     /// The request says what cannot be.
     Invalid,
+    /// Nobody is known by the token that came with the request, or there was none.
+    Unauthorized,
+    /// The caller's role does not allow it.
+    Forbidden,
+    /// This path has no such method.
+    Method,
+    /// The request is too large.
+    TooLarge,
+    /// The request did not come to its end in time.
+    Late,
+    /// What happened so long ago is not known any more.
+    Gone,
     /// There is no such object.
     NotFound,
     /// The instance's image is not in the store yet.
@@ -50,6 +62,12 @@ impl Code {
     pub fn http_status(self) -> u16 {
         match self {
             Code::Invalid => 400,
+            Code::Unauthorized => 401,
+            Code::Forbidden => 403,
+            Code::Method => 405,
+            Code::Late => 408,
+            Code::Gone => 410,
+            Code::TooLarge => 413,
             Code::NotFound | Code::ImageMissing | Code::KernelMissing => 404,
             Code::Conflict | Code::State | Code::Exhausted => 409,
             Code::Unsupported | Code::NotStarted => 422,

@@ -8,8 +8,10 @@ use utoipa::ToSchema;
 pub struct Event {
     /// RFC 3339.
     pub time: String,
-    /// `instance`, `volume` or `image`.
+    /// `instance`, `volume`, `network`, `image`, `project` or `token`.
     pub kind: String,
+    #[serde(default = "crate::default_project")]
+    pub project: String,
     pub id: String,
     pub name: String,
     /// `created`, `started`, `exited`, `failed`, `paused`, `resumed`, `renamed`, `removed`, …

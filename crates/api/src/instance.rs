@@ -11,8 +11,10 @@ use utoipa::ToSchema;
 pub struct Instance {
     /// Twelve hexadecimal digits, never used again.
     pub id: String,
-    /// Unique at any time; may be changed.
+    /// Unique in its project at any time; may be changed.
     pub name: String,
+    #[serde(default = "crate::default_project")]
+    pub project: String,
     /// RFC 3339.
     pub created: String,
     /// Counts changes of `spec`.

@@ -6,21 +6,30 @@
 //! vocabulary: the daemon serves them, [`client`] sends them, and the OpenAPI
 //! description is made of them.
 
+mod access;
 pub mod client;
 mod error;
 mod event;
+mod image;
 mod instance;
+mod list;
 mod network;
 pub mod session;
 mod system;
+mod task;
 mod volume;
 
+pub(crate) use access::default_project;
+pub use access::*;
 pub use error::{ApiError, Code};
 pub use event::Event;
+pub use image::{Image, Pull, Push};
 pub use instance::*;
+pub use list::{Change, Page, Paging};
 pub use network::{NamedNetwork, NewNetwork};
-pub use system::{Pull, PullNews, SystemInfo};
-pub use volume::Volume;
+pub use system::SystemInfo;
+pub use task::{Task, TaskState, Work};
+pub use volume::{NewVolume, Volume};
 
 /// The version in every path.
 pub const PREFIX: &str = "/v1";

@@ -6,6 +6,8 @@ use utoipa::ToSchema;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NamedNetwork {
     pub name: String,
+    #[serde(default = "crate::default_project")]
+    pub project: String,
     /// RFC 3339.
     pub created: String,
     /// The instances' addresses: 10.90.1.0/24, say.

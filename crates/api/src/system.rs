@@ -1,4 +1,4 @@
-//! The daemon itself, and images as far as it fetches them.
+//! The daemon itself.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -13,25 +13,10 @@ pub struct SystemInfo {
     pub images: String,
     pub instances: usize,
     pub running: usize,
-}
-
-/// Which image to fetch.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Pull {
-    pub image: String,
-    /// Only if the store does not have it.
+    /// Where it listens for other hosts, if it does.
     #[serde(default)]
-    pub missing: bool,
-}
-
-/// One line of the answer to a pull.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum PullNews {
-    /// What is being done.
-    Note(String),
-    /// It is in the store: its digest.
-    Done(String),
-    Failed(crate::ApiError),
+    pub listens: Option<String>,
+    /// What its certificate is known by: `sha256:` and hexadecimal digits.
+    #[serde(default)]
+    pub fingerprint: Option<String>,
 }

@@ -1,11 +1,13 @@
 //! Where a daemon keeps things.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use guise_worker::place::Place;
 
-use crate::DaemonError;
 use crate::admission::Rules;
+use crate::named::Named;
+use crate::{DaemonError, tls};
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -19,6 +21,18 @@ pub struct Config {
     pub kernel: Option<PathBuf>,
     /// How much memory is given out.
     pub memory: Rules,
+    /// For whom the API is there beside this user.
+    pub listen: Option<Listen>,
+}
+
+/// Where other hosts reach the API.
+#[derive(Clone, Debug)]
+pub struct Listen {
+    pub address: SocketAddr,
+    /// Without TLS, which only this host's own addresses may be.
+    pub plain: bool,
+    /// The certificate, if it is not to be the daemon's own.
+    pub certificate: Option<tls::Files>,
 }
 
 /// What the environment says about memory: `GUISE_KEEP_MEMORY` in MiB, `GUISE_OVERCOMMIT`.
@@ -58,7 +72,7 @@ impl Config {
         };
         let images = variable("GUISE_IMAGES").unwrap_or_else(|| state.join("images"));
         let kernel = variable("GUISE_KERNEL").filter(|path| !path.as_os_str().is_empty());
-        Ok(Config { state, run, images, kernel, memory: memory_rules()? })
+        Ok(Config { state, run, images, kernel, memory: memory_rules()?, listen: None })
     }
 
     #[must_use]
@@ -74,18 +88,32 @@ impl Config {
         Place { state: self.state.join("instances").join(id), run: self.instance_run(id) }
     }
 
+    /// The certificate that is made where none is given.
+    pub(crate) fn tls(&self) -> PathBuf {
+        self.state.join("tls")
+    }
+
     /// Where the switch of a named network listens: a folder of its own, which is all that
     /// a worker sees of networks.
-    pub(crate) fn switch(&self, name: &str) -> PathBuf {
-        self.run.join("n").join(name).join(name)
+    pub(crate) fn switch(&self, network: &Named) -> PathBuf {
+        let folder = network.to_string().replace('/', "+");
+        self.run.join("n").join(folder).join(&network.name)
     }
 
-    /// The books of named networks: who has which address.
-    pub(crate) fn networks(&self) -> PathBuf {
-        self.state.join("networks")
+    /// What lasts of a project.
+    fn project(&self, name: &str) -> PathBuf {
+        if name == guise_api::DEFAULT_PROJECT {
+            return self.state.clone();
+        }
+        self.state.join("projects").join(name)
     }
 
-    pub(crate) fn volume(&self, name: &str) -> PathBuf {
-        self.state.join("volumes").join(name)
+    /// The books of a project's named networks: who has which address.
+    pub(crate) fn networks(&self, project: &str) -> PathBuf {
+        self.project(project).join("networks")
+    }
+
+    pub(crate) fn volume(&self, volume: &Named) -> PathBuf {
+        self.project(&volume.project).join("volumes").join(&volume.name)
     }
 }

@@ -13,6 +13,7 @@ use guise_image::spec::Descriptor;
 use guise_worker::place::Place;
 
 use crate::choose::Content;
+use crate::named::Named;
 use crate::table::Entry;
 use crate::{Daemon, admission};
 pub use kernel::check as check_kernel;
@@ -116,8 +117,8 @@ pub async fn launch(daemon: &Arc<Daemon>, entry: &Arc<Entry>) -> Result<Born, Ap
     let console = *entry.console.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let place = daemon.config.place(&entry.id);
     admit(daemon, &instance)?;
-    if let Some(network) = &instance.spec.join {
-        daemon.networks.ensure(daemon, network).await?;
+    if let Some(network) = Named::network_of(&instance) {
+        daemon.networks.ensure(daemon, &network).await?;
     }
     let (preparing, prepared_place) = (daemon.clone(), place.clone());
     let prepare = move || -> Result<(), ApiError> {

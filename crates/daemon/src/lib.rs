@@ -1,8 +1,15 @@
 //! The control plane of one host and one user.
 //!
 //! ```text
-//! config     where things are
-//! objects    instances, volumes and networks in the store
+//! config     where things are, and who is listened to
+//! objects    everything that is kept, in the store
+//! named      names, which are unique in a project
+//! quota      what projects may have together
+//! access     who asks, and what they may do
+//! audit      who asked for what, and how it went
+//! changes    what has become of objects, for whoever watches
+//! tasks      work that takes long
+//! tls        the certificate for other hosts
 //! table      every instance of this daemon, with what is known of it
 //! reconcile  one task per instance: makes what is into what is wanted
 //! launch     from an instance to a worker that runs it
@@ -19,17 +26,25 @@
 //! the store, workers live on, and the task of each instance begins by looking at what
 //! is there.
 
+mod access;
 mod admission;
+mod audit;
+mod changes;
 mod choose;
 mod config;
 mod events;
 mod launch;
 mod link;
+mod named;
 mod networks;
 mod objects;
+mod quota;
+mod random;
 mod reconcile;
 mod server;
 mod table;
+mod tasks;
+mod tls;
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -41,8 +56,9 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub use config::Config;
+pub use config::{Config, Listen};
 pub use server::openapi;
+pub use tls::Files as TlsFiles;
 
 /// Why a daemon could not begin, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +83,15 @@ pub enum DaemonError {
     NoHome,
     #[error("GUISE_KEEP_MEMORY={0} is no number of MiB")]
     KeepMemory(String),
+    #[error("certificate {0}: {1}")]
+    Certificate(PathBuf, String),
+    #[error(
+        "{0} is reached from other hosts, and without TLS everybody on the way could read and use \
+         tokens; leave out --plain, or listen at 127.0.0.1 or ::1"
+    )]
+    Plain(std::net::SocketAddr),
+    #[error("listen at {0}: {1}")]
+    Listen(std::net::SocketAddr, std::io::Error),
 }
 
 fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> DaemonError {
@@ -82,21 +107,36 @@ pub(crate) struct Daemon {
     table: table::Table,
     events: events::Events,
     networks: networks::Networks,
+    tasks: tasks::Tasks,
+    audit: audit::Audit,
+    /// Where other hosts reach it.
+    door: Option<server::Door>,
 }
 
 /// Serves until a signal asks to end. Workers are left running.
 pub async fn run(config: Config) -> Result<(), DaemonError> {
     let lock = take_place(&config)?;
     let store = EmbeddedStore::open(&config.state.join("state.redb"))?;
+    let (remote, door) = match &config.listen {
+        Some(listen) => {
+            let (remote, door) = server::Remote::open(listen, &config.tls()).await?;
+            (Some(remote), Some(door))
+        }
+        None => (None, None),
+    };
     let daemon = Arc::new(Daemon {
         objects: objects::Objects::new(Arc::new(store))?,
         images: guise_image::Store::open(&config.images)?,
         table: table::Table::default(),
         events: events::Events::default(),
         networks: networks::Networks::default(),
+        tasks: tasks::Tasks::default(),
+        audit: audit::Audit::new(config.state.join("audit.log")),
+        door,
         config,
     });
     reconcile::resume(&daemon)?;
+    tasks::resume(&daemon)?;
     // Last: who can connect is served.
     let listener = listen(&daemon.config.socket())?;
     let mut terminate =
@@ -107,12 +147,16 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
     };
     tracing::info!("serving at {}", daemon.config.socket().display());
+    if let Some(door) = &daemon.door {
+        let by = door.fingerprint.as_deref().unwrap_or("this host only, without TLS");
+        tracing::info!("serving at {} as well ({by})", door.address);
+    }
     let socket = daemon.config.socket();
-    let served = server::serve(listener, daemon, until).await;
+    server::serve(listener, remote, daemon, until).await;
     // Before the lock: who finds the lock free finds no socket of somebody else.
     let _ = std::fs::remove_file(&socket);
     drop(lock);
-    served.map_err(io("serve", socket))
+    Ok(())
 }
 
 /// Makes the directories, and takes them if nobody else has.

@@ -26,6 +26,7 @@ use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::process::Command;
 
 use crate::Daemon;
+use crate::named::Named;
 use crate::server::no_network;
 
 /// Frames as large as the user-mode network's.
@@ -35,8 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
 pub struct Networks {
-    /// The switches that run, by their networks' names.
-    switches: tokio::sync::Mutex<BTreeMap<String, Arc<OwnedFd>>>,
+    /// The switches that run, by their networks.
+    switches: tokio::sync::Mutex<BTreeMap<Named, Arc<OwnedFd>>>,
     /// It is known which instances live, and so which switches are needed.
     settled: AtomicBool,
 }
@@ -111,8 +112,8 @@ async fn has_ended(process: &Arc<OwnedFd>, patience: Option<Duration>) -> bool {
 
 impl Networks {
     /// Has the network's switch run.
-    pub async fn ensure(&self, daemon: &Arc<Daemon>, name: &str) -> Result<(), ApiError> {
-        let network = daemon.objects.network(name)?.ok_or_else(|| no_network(name))?;
+    pub async fn ensure(&self, daemon: &Arc<Daemon>, name: &Named) -> Result<(), ApiError> {
+        let network = daemon.objects.network(name)?.ok_or_else(|| no_network(&name.name))?;
         let mut switches = self.switches.lock().await;
         let socket = daemon.config.switch(name);
         if let Some(process) = listener_of(&socket) {
@@ -141,15 +142,16 @@ impl Networks {
             Ok(networks) => networks,
             Err(error) => return tracing::warn!("networks: {error}"),
         };
-        let needed: BTreeSet<String> = daemon
+        let needed: BTreeSet<Named> = daemon
             .table
             .all()
             .iter()
             .map(|entry| entry.instance())
             .filter(|instance| instance.status.phase.is_alive())
-            .filter_map(|instance| instance.spec.join.clone())
+            .filter_map(|instance| Named::network_of(&instance))
             .collect();
-        for NamedNetwork { name, .. } in networks {
+        for network in networks {
+            let name = Named::new(network.project, network.name);
             if needed.contains(&name) {
                 if let Err(error) = self.ensure(daemon, &name).await {
                     tracing::warn!("network {name}: {error}");
@@ -161,7 +163,7 @@ impl Networks {
     }
 
     /// Ends a network's switch, if it runs.
-    pub async fn end(&self, daemon: &Arc<Daemon>, name: &str) {
+    pub async fn end(&self, daemon: &Arc<Daemon>, name: &Named) {
         let mut switches = self.switches.lock().await;
         switches.remove(name);
         let socket = daemon.config.switch(name);
@@ -177,20 +179,20 @@ impl Networks {
 /// Takes a switch into the books, and looks after it.
 fn adopt(
     daemon: &Arc<Daemon>,
-    switches: &mut BTreeMap<String, Arc<OwnedFd>>,
-    name: &str,
+    switches: &mut BTreeMap<Named, Arc<OwnedFd>>,
+    name: &Named,
     process: OwnedFd,
 ) {
     let process = Arc::new(process);
-    switches.insert(name.to_owned(), process.clone());
-    let (daemon, name) = (daemon.clone(), name.to_owned());
+    switches.insert(name.clone(), process.clone());
+    let (daemon, name) = (daemon.clone(), name.clone());
     tokio::spawn(look_after(daemon, name, process));
 }
 
 /// Waits for a switch's end, and has it started again if it is needed.
 fn look_after(
     daemon: Arc<Daemon>,
-    name: String,
+    name: Named,
     process: Arc<OwnedFd>,
 ) -> futures_util::future::BoxFuture<'static, ()> {
     Box::pin(async move {
@@ -239,7 +241,7 @@ async fn start(
         .arg("switch")
         .arg(socket)
         .arg("--state")
-        .arg(daemon.config.networks())
+        .arg(daemon.config.networks(&network.project))
         .args(["--subnet", &network.subnet, "--mtu", &MTU.to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::null())

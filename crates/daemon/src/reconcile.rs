@@ -20,6 +20,7 @@ use guise_worker::place::End;
 use tokio::sync::mpsc;
 
 use crate::launch::{self, Born};
+use crate::named::Named;
 use crate::table::{Entry, Keep};
 use crate::{Daemon, DaemonError, link, networks};
 use plan::{Action, plan};
@@ -295,9 +296,9 @@ impl Task {
     /// Its addresses on the named network.
     async fn addresses(&self) -> Vec<String> {
         let instance = self.entry.instance();
-        match &instance.spec.join {
+        match Named::network_of(&instance) {
             Some(network) => {
-                let socket = self.daemon.config.switch(network);
+                let socket = self.daemon.config.switch(&network);
                 networks::addresses(socket, networks::host_name(&instance.name)).await
             }
             None => Vec::new(),

@@ -1,26 +1,34 @@
-//! The API: routes over the daemon's socket, which only its owner can open.
+//! The API: what is served, to whom, and its description.
 
 mod answer;
+mod description;
+mod door;
+mod guard;
+mod images;
 mod instances;
 mod metrics;
 mod networks;
+mod projects;
 mod sessions;
 mod streams;
 mod system;
+mod tasks;
+mod tokens;
 mod volumes;
 
 use std::future::Future;
-use std::io;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{get, post};
+use axum::middleware::from_fn_with_state;
+use axum::routing::{delete, get, post, put};
 use tokio::net::UnixListener;
-use utoipa::OpenApi;
 
 use crate::Daemon;
 
-pub use instances::no_network;
+pub use description::openapi;
+pub use door::{Door, Remote};
+pub use instances::{check_name, no_network};
 
 /// What handlers are given.
 type App = Arc<Daemon>;
@@ -28,23 +36,42 @@ type App = Arc<Daemon>;
 /// Serves until the future ends. Sessions that are open then are cut.
 pub async fn serve(
     listener: UnixListener,
+    remote: Option<Remote>,
     daemon: App,
     until: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
-    let server = axum::serve(listener, routes(daemon)).into_future();
+) {
+    let router = routes(daemon);
+    let others = router.clone();
+    let others = async move {
+        match remote {
+            Some(remote) => remote.serve(others).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
-        served = server => served,
-        () = until => Ok(()),
+        () = door::serve_own(listener, router) => {}
+        () = others => {}
+        () = until => {}
     }
 }
 
+/// Everything that is served. What a request needs is in the guard's rules.
 fn routes(daemon: App) -> Router {
     let v1 = Router::new()
         .route("/system", get(system::info))
         .route("/openapi.json", get(system::description))
         .route("/metrics", get(metrics::metrics))
         .route("/events", get(streams::events))
-        .route("/images/pull", post(streams::pull))
+        .route("/changes", get(streams::changes))
+        .route("/audit", get(tokens::audit))
+        .route("/images", get(images::list))
+        .route("/images/{name}", delete(images::remove))
+        .route("/images/pull", post(images::pull))
+        .route("/images/push", post(images::push))
+        .route("/tasks", get(tasks::list))
+        .route("/tasks/{id}", get(tasks::inspect))
+        .route("/tasks/{id}/follow", get(streams::follow_task))
+        .route("/tasks/{id}/cancel", post(tasks::cancel))
         .route("/explain", post(instances::explain))
         .route("/instances", get(instances::list).post(instances::create))
         .route("/instances/{name}", get(instances::inspect).delete(instances::remove))
@@ -63,54 +90,17 @@ fn routes(daemon: App) -> Router {
         .route("/instances/{name}/copy-out", get(sessions::copy_out))
         .route("/instances/{name}/copy-in", get(sessions::copy_in))
         .route("/networks", get(networks::list).post(networks::create))
-        .route("/networks/{name}", axum::routing::delete(networks::remove))
+        .route("/networks/{name}", delete(networks::remove))
         .route("/volumes", get(volumes::list).post(volumes::create))
-        .route("/volumes/{name}", axum::routing::delete(volumes::remove))
+        .route("/volumes/{name}", delete(volumes::remove))
+        .route("/projects", get(projects::list).post(projects::create))
+        .route("/projects/{name}", put(projects::change).delete(projects::remove))
+        .route("/tokens", get(tokens::list).post(tokens::create))
+        .route("/tokens/{name}", delete(tokens::remove))
         .fallback(answer::nothing_there);
-    Router::new().nest(guise_api::PREFIX, v1).fallback(answer::nothing_there).with_state(daemon)
-}
-
-/// The API's description, made of its types.
-#[derive(OpenApi)]
-#[openapi(
-    info(title = "Guise", description = "Instances, images, volumes of one host"),
-    paths(
-        system::info,
-        metrics::metrics,
-        streams::events,
-        streams::pull,
-        instances::explain,
-        instances::list,
-        instances::create,
-        instances::inspect,
-        instances::remove,
-        instances::start,
-        instances::stop,
-        instances::restart,
-        instances::kill,
-        instances::pause,
-        instances::resume,
-        instances::rename,
-        instances::wait,
-        instances::stats,
-        sessions::attach,
-        sessions::exec,
-        sessions::logs,
-        sessions::copy_out,
-        sessions::copy_in,
-        networks::list,
-        networks::create,
-        networks::remove,
-        volumes::list,
-        volumes::create,
-        volumes::remove,
-    )
-)]
-struct Description;
-
-/// The OpenAPI description as JSON.
-#[must_use]
-pub fn openapi() -> String {
-    // It is made of text and numbers: there is nothing that JSON cannot say.
-    Description::openapi().to_pretty_json().unwrap_or_default()
+    Router::new()
+        .nest(guise_api::PREFIX, v1)
+        .fallback(answer::nothing_there)
+        .layer(from_fn_with_state(daemon.clone(), guard::guard))
+        .with_state(daemon)
 }

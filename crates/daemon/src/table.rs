@@ -121,6 +121,7 @@ impl Entry {
         }
         let after = Arc::new(after);
         self.current.send_replace(after.clone());
+        objects.changes.instance(&after);
         self.wake.notify_one();
         Ok(after)
     }
@@ -152,6 +153,11 @@ pub struct Table {
 }
 
 impl Table {
+    /// By its whole id.
+    pub fn get(&self, id: &str) -> Option<Arc<Entry>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
     pub fn all(&self) -> Vec<Arc<Entry>> {
         self.entries.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
@@ -171,14 +177,14 @@ impl Table {
         });
     }
 
-    /// By name, by id, or by the beginning of an id that no other has.
-    pub fn find(&self, said: &str) -> Result<Arc<Entry>, ApiError> {
+    /// By name, by id, or by the beginning of an id that no other of the project has.
+    pub fn find(&self, project: &str, said: &str) -> Result<Arc<Entry>, ApiError> {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(named) = entries.values().find(|entry| entry.instance().name == said) {
+        let own = || entries.values().filter(|entry| entry.instance().project == project);
+        if let Some(named) = own().find(|entry| entry.instance().name == said) {
             return Ok(named.clone());
         }
-        let mut matching =
-            entries.values().filter(|entry| !said.is_empty() && entry.id.starts_with(said));
+        let mut matching = own().filter(|entry| !said.is_empty() && entry.id.starts_with(said));
         match (matching.next(), matching.next()) {
             (Some(only), None) => Ok(only.clone()),
             (Some(_), Some(_)) => Err(ApiError::invalid(format!(

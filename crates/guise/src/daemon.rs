@@ -1,11 +1,12 @@
 //! `guise daemon`: the control plane, and the workers that it starts.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use guise_daemon::{Config, DaemonError};
+use guise_daemon::{Config, DaemonError, Listen, TlsFiles};
 use tracing::Level;
 
 use crate::Failure;
@@ -17,6 +18,10 @@ pub const ANOTHER_RUNS: u8 = 3;
 ///
 /// Every command about instances starts one for this user by itself, unless one runs.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  guise daemon
+  guise daemon --listen 0.0.0.0:8443    # see its fingerprint: guise info
+  guise daemon --listen [::]:8443 --tls-cert host.pem --tls-key host.key")]
 pub struct Arguments {
     /// What outlives a reboot [default: /var/lib/guise, or ~/.local/share/guise]
     #[arg(long, value_name = "DIR")]
@@ -30,6 +35,18 @@ pub struct Arguments {
     /// How much to log: error, warn, info, debug
     #[arg(long, default_value = "info")]
     log: Level,
+    /// Serve other hosts here as well, by TLS to who has a token
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+    /// The certificate for that [default: the daemon's own, which it makes]
+    #[arg(long, value_name = "FILE", requires_all = ["listen", "tls_key"])]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's key
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Without TLS, which only an address of this host itself may be
+    #[arg(long, requires = "listen", conflicts_with = "tls_cert")]
+    plain: bool,
     /// In a session of its own, as commands start it
     #[arg(long, hide = true)]
     background: bool,
@@ -56,6 +73,14 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     if let Some(images) = arguments.images {
         config.images = absolute(images)?;
     }
+    config.listen = arguments.listen.map(|address| Listen {
+        address,
+        plain: arguments.plain,
+        certificate: arguments
+            .tls_cert
+            .zip(arguments.tls_key)
+            .map(|(certificate, key)| TlsFiles { certificate, key }),
+    });
     if arguments.background {
         // It fails only for the leader of a session, which then has one of its own.
         let _ = rustix::process::setsid();

@@ -3,22 +3,16 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::Failure;
+use crate::print::{Output, whole};
 
 /// What this host can do, what it cannot, and what to change.
 #[derive(Args)]
 pub struct Arguments {
-    /// How to print the report
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    #[command(flatten)]
     output: Output,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Output {
-    Table,
-    Json,
 }
 
 /// Wider lines are hard to read even where there is room.
@@ -27,10 +21,11 @@ const DEFAULT_WIDTH: usize = 80;
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let report = guise_doctor::examine();
-    let text = match arguments.output {
-        Output::Table => report.table(width(), std::io::stdout().is_terminal()),
-        Output::Json => serde_json::to_string_pretty(&report).map_err(Failure::failed)? + "\n",
-    };
+    if !arguments.output.is_table() {
+        whole(&report, arguments.output.format())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let text = report.table(width(), std::io::stdout().is_terminal());
     crate::pipe::end_with_the_reader();
     std::io::stdout().write_all(text.as_bytes()).map_err(Failure::failed)?;
     Ok(ExitCode::SUCCESS)

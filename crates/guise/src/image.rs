@@ -2,6 +2,7 @@
 
 mod build;
 mod progress;
+mod remote;
 mod show;
 
 use std::path::PathBuf;
@@ -13,6 +14,8 @@ use guise_image::{Limits, Name, Pull, Store, archive, registry};
 
 use progress::Bars;
 pub use show::{human_size, parse_size};
+
+use crate::print::{Format, Output};
 
 #[derive(Args)]
 pub struct ImageArgs {
@@ -54,11 +57,14 @@ enum ImageCommand {
     /// List images
     Ls {
         #[command(flatten)]
-        output: OutputArgs,
+        output: Output,
     },
-    /// Show what an image is and how it starts, as JSON
+    /// Show what an image is and how it starts
     Inspect {
         name: Name,
+        /// How to print
+        #[arg(short, long, value_enum, default_value = "json")]
+        output: Format,
         #[arg(long)]
         platform: Option<Platform>,
     },
@@ -117,7 +123,7 @@ enum ImageCommand {
         #[command(flatten)]
         limits: LimitArgs,
         #[command(flatten)]
-        output: OutputArgs,
+        output: Output,
         /// Print nothing but the result and errors
         #[arg(short, long)]
         quiet: bool,
@@ -143,20 +149,6 @@ impl LimitArgs {
     fn limits(&self) -> Limits {
         Limits { unpacked_bytes: self.max_unpacked, ..Limits::default() }
     }
-}
-
-#[derive(Args)]
-struct OutputArgs {
-    /// How to print
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Output,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-enum Output {
-    #[default]
-    Table,
-    Json,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -191,6 +183,9 @@ enum Form {
 
 /// Runs the subcommand. Errors are one line on stderr.
 pub fn run(args: ImageArgs) -> ExitCode {
+    if let Some(host) = crate::instance::other_host() {
+        return crate::report(remote::run(args.command, &host));
+    }
     match dispatch(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -231,9 +226,9 @@ fn dispatch(args: ImageArgs) -> guise_build::Result<()> {
             }
             Ok(())
         }
-        ImageCommand::Ls { output } => Ok(show::list(&store, output.output)?),
-        ImageCommand::Inspect { name, platform } => {
-            Ok(show::inspect(&store, &name, platform.as_ref())?)
+        ImageCommand::Ls { output } => Ok(show::list(&store, output.format())?),
+        ImageCommand::Inspect { name, output, platform } => {
+            Ok(show::inspect(&store, &name, platform.as_ref(), output)?)
         }
         ImageCommand::Push { name, to, quiet } => {
             let bars = Bars::new(quiet);
@@ -282,7 +277,7 @@ fn dispatch(args: ImageArgs) -> guise_build::Result<()> {
             let bars = Bars::new(quiet);
             let made = show::make(&store, &name, form, platform.as_ref(), limits.limits(), &bars);
             bars.finish();
-            show::print_made(&made?, output.output);
+            show::print_made(&made?, output.format());
             Ok(())
         }
         ImageCommand::Build(args) => build::run(&store, args),

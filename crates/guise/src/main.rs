@@ -11,6 +11,7 @@ mod image;
 mod instance;
 mod oci;
 mod pipe;
+mod print;
 mod switch;
 
 use std::ffi::OsString;
@@ -23,6 +24,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 #[derive(Parser)]
 #[command(name = "guise", version, max_term_width = 100)]
 struct Cli {
+    #[command(flatten)]
+    way: instance::Way,
     #[command(subcommand)]
     command: Command,
 }
@@ -45,6 +48,17 @@ enum Command {
     /// Networks on which instances find each other by name
     #[command(subcommand)]
     Network(instance::Network),
+    /// Long work that goes on by itself: images that are fetched or sent
+    #[command(subcommand)]
+    Task(instance::Task),
+    /// Objects that belong together, with a quota
+    #[command(subcommand)]
+    Project(instance::Project),
+    /// Who may use the daemon from other hosts, and for what
+    #[command(subcommand)]
+    Token(instance::Token),
+    Audit(instance::Audit),
+    Info(instance::Info),
     Boot(boot::Arguments),
     Daemon(daemon::Arguments),
     /// Disk images: make, inspect, convert, change
@@ -107,6 +121,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
+    instance::choose(cli.way);
     match cli.command {
         Command::Run(arguments) => report(instance::run(arguments)),
         Command::Create(arguments) => report(instance::create(arguments)),
@@ -118,6 +133,11 @@ fn main() -> ExitCode {
         Command::Events(arguments) => report(instance::events(arguments)),
         Command::Volume(command) => report(instance::volume(command)),
         Command::Network(command) => report(instance::network(command)),
+        Command::Task(command) => report(instance::task(command)),
+        Command::Project(command) => report(instance::project(command)),
+        Command::Token(command) => report(instance::token(command)),
+        Command::Audit(arguments) => report(instance::audit(arguments)),
+        Command::Info(arguments) => report(instance::info(arguments)),
         Command::Boot(arguments) => report(boot::run(arguments)),
         Command::Daemon(arguments) => report(daemon::run(arguments)),
         Command::Disk(arguments) => disk::run(arguments),

@@ -12,6 +12,9 @@ pub enum Error {
     #[error("{what} {}: {source}", path.display())]
     Io { what: &'static str, path: PathBuf, source: io::Error },
 
+    #[error("it was cancelled")]
+    Cancelled,
+
     #[error("{0:?} is not an image name: {1}")]
     BadName(String, &'static str),
 

@@ -3,7 +3,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::Digest;
 
@@ -14,6 +14,11 @@ pub trait Progress: Send + Sync {
 
     /// A line for people, about what is neither a blob nor bytes.
     fn note(&self, line: &str);
+
+    /// Whether nobody wants the operation any more.
+    fn cancelled(&self) -> bool {
+        false
+    }
 }
 
 /// Counts the bytes of one blob. Whoever shows it reads the counter.
@@ -25,7 +30,8 @@ pub struct Meter {
 #[derive(Debug, Default)]
 struct Counter {
     bytes: AtomicU64,
-    finished: std::sync::atomic::AtomicBool,
+    finished: AtomicBool,
+    cancelled: AtomicBool,
 }
 
 impl Meter {
@@ -47,6 +53,16 @@ impl Meter {
         self.counter.finished.load(Ordering::Relaxed)
     }
 
+    /// Whoever reads through this meter gets an error from now on.
+    pub fn cancel(&self) {
+        self.counter.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.counter.cancelled.load(Ordering::Relaxed)
+    }
+
     /// Counts what is read.
     pub fn reader<R: Read>(&self, inner: R) -> Metered<R> {
         Metered { inner, meter: self.clone() }
@@ -61,6 +77,9 @@ pub struct Metered<R> {
 
 impl<R: Read> Read for Metered<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.meter.is_cancelled() {
+            return Err(io::Error::other("cancelled"));
+        }
         let n = self.inner.read(buffer)?;
         self.meter.add(n as u64);
         Ok(n)

@@ -13,6 +13,7 @@ use guise_worker::place::Place;
 
 use super::{kernel, pinned};
 use crate::choose::Content;
+use crate::named::Named;
 use crate::server::no_network;
 use crate::{Daemon, choose, networks};
 
@@ -53,7 +54,7 @@ pub fn of(
     let stop_signal = spec.stop_signal.clone().or(Some(process.stop_signal.clone()));
     let stop_signal = stop_signal.filter(|name| !name.is_empty());
     let mounts: Result<Vec<job::Mount>, ApiError> =
-        spec.mounts.iter().map(|mount| resolve(daemon, mount)).collect();
+        spec.mounts.iter().map(|mount| resolve(daemon, &instance.project, mount)).collect();
     Ok(Job {
         id: instance.id.clone(),
         life: spec.starts,
@@ -74,7 +75,9 @@ pub fn of(
         read_only: spec.read_only,
         mounts: mounts?,
         network: network(spec, guise),
-        plug: spec.join.as_deref().map(|name| plug(daemon, instance, name)).transpose()?,
+        plug: Named::network_of(instance)
+            .map(|network| plug(daemon, instance, &network))
+            .transpose()?,
         ports: spec
             .ports
             .iter()
@@ -94,8 +97,8 @@ pub fn of(
 }
 
 /// The instance's port of a named network's switch.
-fn plug(daemon: &Daemon, instance: &Instance, name: &str) -> Result<job::Plug, ApiError> {
-    let network = daemon.objects.network(name)?.ok_or_else(|| no_network(name))?;
+fn plug(daemon: &Daemon, instance: &Instance, name: &Named) -> Result<job::Plug, ApiError> {
+    let network = daemon.objects.network(name)?.ok_or_else(|| no_network(&name.name))?;
     Ok(job::Plug {
         socket: daemon.config.switch(name),
         name: networks::host_name(&instance.name),
@@ -194,10 +197,10 @@ fn sandboxed(program: Program, spec: &InstanceSpec) -> Program {
 }
 
 /// A volume's folder, or the path that was said.
-fn resolve(daemon: &Daemon, mount: &Mount) -> Result<job::Mount, ApiError> {
+fn resolve(daemon: &Daemon, project: &str, mount: &Mount) -> Result<job::Mount, ApiError> {
     let source = match mount.volume() {
         Some(volume) => {
-            let path = daemon.config.volume(volume);
+            let path = daemon.config.volume(&Named::new(project, volume));
             std::fs::create_dir_all(&path).map_err(ApiError::internal)?;
             path
         }

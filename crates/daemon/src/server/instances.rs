@@ -1,22 +1,25 @@
 //! Instances: what is wanted of them.
 
-use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
+use axum::{Extension, Json};
 use guise_api::{
     ApiError, Code, Create, Ended, Explanation, Guise, Instance, InstanceSpec, InstanceStatus,
-    Network, Phase, Stats,
+    Network, Page, Paging, Phase, Stats,
 };
 use guise_container::state::timestamp;
 use guise_worker::body::Size;
 use guise_worker::control::{Reply, Request};
 use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::App;
-use super::answer::{Answer, Body, Refused};
+use super::answer::{Answer, Body, Found, MadeAnswer, Query, Refused, made};
+use super::guard::Caller;
 use super::volumes;
 use crate::choose::{self, Content};
+use crate::named::Named;
 use crate::table::{Entry, Gone, Keep};
-use crate::{launch, link, reconcile};
+use crate::{launch, link, random, reconcile};
 
 const LONGEST_NAME: usize = 63;
 
@@ -58,6 +61,9 @@ fn check(spec: &InstanceSpec) -> Result<(), ApiError> {
             check_name(volume)?;
         }
     }
+    if let Some(network) = &spec.join {
+        check_name(network)?;
+    }
     if spec.join.is_some() && spec.network == Network::Host {
         return invalid("the host's own network has no named networks beside it".to_owned());
     }
@@ -84,16 +90,6 @@ fn check(spec: &InstanceSpec) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Random bits as hexadecimal digits.
-fn random(digits: usize) -> Result<String, ApiError> {
-    let mut bytes = [0; 8];
-    let mut source = std::fs::File::open("/dev/urandom").map_err(ApiError::internal)?;
-    std::io::Read::read_exact(&mut source, &mut bytes).map_err(ApiError::internal)?;
-    let mut text = format!("{:016x}", u64::from_ne_bytes(bytes));
-    text.truncate(digits);
-    Ok(text)
-}
-
 /// A name for an instance that was given none: the image's last part and some digits.
 fn made_up(image: &str) -> Result<String, ApiError> {
     let last = image.rsplit('/').next().unwrap_or(image);
@@ -104,15 +100,24 @@ fn made_up(image: &str) -> Result<String, ApiError> {
         .collect();
     let base =
         if base.starts_with(|c: char| c.is_ascii_alphanumeric()) { base } else { "i".into() };
-    Ok(format!("{base}-{}", random(4)?))
+    Ok(format!("{base}-{}", random::digits(4)?))
 }
 
-#[utoipa::path(get, path = "/v1/instances", responses((status = 200, body = Vec<Instance>)))]
-pub async fn list(State(daemon): State<App>) -> Json<Vec<Instance>> {
-    let mut all: Vec<Instance> =
-        daemon.table.all().iter().map(|entry| Instance::clone(&entry.instance())).collect();
-    all.sort_by(|a, b| a.created.cmp(&b.created));
-    Json(all)
+/// Instances of the project.
+#[utoipa::path(
+    get, path = "/v1/instances", params(Paging),
+    responses((status = 200, body = Page<Instance>))
+)]
+pub async fn list(
+    State(daemon): State<App>,
+    Extension(caller): Extension<Caller>,
+    Query(paging): Query<Paging>,
+) -> Answer<Page<Instance>> {
+    // Before the list: what changes meanwhile is told again.
+    let revision = daemon.objects.revision()?;
+    let all = daemon.table.all().into_iter().map(|entry| Instance::clone(&entry.instance()));
+    let seen = all.filter(|instance| caller.sees(&instance.project)).collect();
+    Ok(Json(paging.of(seen, revision, |instance| instance.id.clone())))
 }
 
 /// Makes an instance. One with `running` in its spec starts at once.
@@ -123,21 +128,28 @@ pub async fn list(State(daemon): State<App>) -> Json<Vec<Instance>> {
         (status = 404, body = ApiError), (status = 409, body = ApiError),
     )
 )]
-pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Answer<Instance> {
+pub async fn create(
+    State(daemon): State<App>,
+    Extension(caller): Extension<Caller>,
+    Body(asked): Body<Create>,
+) -> MadeAnswer<Instance> {
     let Create { name, key, mut spec, attach, rows, columns } = asked;
     check(&spec)?;
-    if let Some(key) = &key {
-        check_name(key)?;
-        if let Some(id) = daemon.objects.request(key)? {
-            return made_before(&daemon, &id);
-        }
+    check_reach(&caller, &spec)?;
+    let project = caller.project;
+    let key = key.map(|key| check_name(&key).map(|()| Named::new(&project, key))).transpose()?;
+    if let Some(key) = &key
+        && let Some(id) = daemon.objects.request(key)?
+    {
+        return made_before(&daemon, &id, &spec);
     }
     let name = match name {
         Some(name) => name,
         None => made_up(&spec.image)?,
     };
     check_name(&name)?;
-    if daemon.table.all().iter().any(|entry| entry.instance().name == name) {
+    let taken = |other: &Instance| other.name == name && other.project == project;
+    if daemon.table.all().iter().any(|entry| taken(&entry.instance())) {
         return Err(Refused(
             ApiError::new(Code::Conflict, format!("the name {name} is taken"))
                 .hint(format!("choose another --name, or remove it: guise rm {name}")),
@@ -148,16 +160,16 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
         launch::check_kernel(&daemon)?;
     }
     if let Some(network) = &spec.join
-        && daemon.objects.network(network)?.is_none()
+        && daemon.objects.network(&Named::new(&project, network))?.is_none()
     {
         return Err(no_network(network).into());
     }
     for mount in &spec.mounts {
         if let Some(volume) = mount.volume() {
-            volumes::ensure(&daemon, volume).await?;
+            volumes::ensure(&daemon, &Named::new(&project, volume)).await?;
         }
     }
-    let id = random(12)?;
+    let id = random::digits(12)?;
     let pinned = launch::pin_image(&daemon, &id, &spec).await.and_then(|image| {
         let content = Content::of(&image);
         let chosen = choose::choose(&spec, content);
@@ -174,6 +186,7 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
     let mut instance = Instance {
         id,
         name,
+        project,
         created: timestamp(),
         generation: 1,
         revision: 0,
@@ -186,10 +199,10 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
             ..InstanceStatus::default()
         },
     };
-    let made = daemon.objects.create(&mut instance, key.as_deref()).await;
-    if !matches!(made, Ok(true)) {
+    let kept = daemon.objects.create(&mut instance, key.as_ref()).await;
+    if !matches!(kept, Ok(true)) {
         reconcile::abandon(&daemon, &instance.id).await;
-        made?;
+        kept?;
         return Err(ApiError::new(Code::Conflict, "a request with this key is under way").into());
     }
     daemon.events.instance(&instance, "created", None);
@@ -201,7 +214,21 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
     }
     daemon.table.insert(entry.clone());
     reconcile::begin(&daemon, entry);
-    Ok(Json(instance))
+    made(&instance.name.clone(), instance)
+}
+
+/// Refuses what reaches the host itself to those who may not.
+fn check_reach(caller: &Caller, spec: &InstanceSpec) -> Result<(), ApiError> {
+    if let Some(mount) = spec.mounts.iter().find(|mount| mount.volume().is_none()) {
+        caller.check_host(&format!("a path of the host ({})", mount.source))?;
+    }
+    if let Some(file) = spec.file() {
+        caller.check_host(&format!("a file of the host ({})", file.display()))?;
+    }
+    if spec.network == Network::Host {
+        caller.check_host("the host's own network")?;
+    }
+    Ok(())
 }
 
 pub fn no_network(name: &str) -> ApiError {
@@ -211,19 +238,26 @@ pub fn no_network(name: &str) -> ApiError {
 }
 
 /// What an earlier request with the same key has made.
-fn made_before(daemon: &App, id: &str) -> Answer<Instance> {
-    match daemon.table.find(id) {
-        Ok(entry) => Ok(Json(Instance::clone(&entry.instance()))),
-        Err(_) => Err(Refused(
-            ApiError::new(
-                Code::Conflict,
-                format!("this request has made instance {id} before, which has been removed since"),
-            )
-            .hint("for another instance, choose another key"),
-        )),
+fn made_before(daemon: &App, id: &str, spec: &InstanceSpec) -> MadeAnswer<Instance> {
+    let other = |why: String| {
+        Err(Refused(ApiError::new(Code::Conflict, why).hint("for another one, choose another key")))
+    };
+    let Some(entry) = daemon.table.get(id) else {
+        return other(format!(
+            "this request has made instance {id} before, which has been removed since"
+        ));
+    };
+    let instance = entry.instance();
+    // What has been changed since it was made is no part of what was asked for then.
+    let InstanceSpec { running, paused, starts, stop_seconds, .. } = instance.spec;
+    let asked = InstanceSpec { running, paused, starts, stop_seconds, ..spec.clone() };
+    if asked != instance.spec {
+        return other(format!("a request with this key has made instance {id}, which is another"));
     }
+    made(&instance.name, Instance::clone(&instance))
 }
 
+/// Which guise an instance would get here, and why.
 #[utoipa::path(
     post, path = "/v1/explain", request_body = InstanceSpec,
     responses((status = 200, body = Explanation), (status = 400, body = ApiError))
@@ -239,24 +273,36 @@ pub async fn explain(
     Ok(Json(explained))
 }
 
+/// An instance, by its name, its id, or the beginning of one.
 #[utoipa::path(
     get, path = "/v1/instances/{name}", params(("name" = String, Path)),
     responses((status = 200, body = Instance), (status = 404, body = ApiError))
 )]
-pub async fn inspect(State(daemon): State<App>, Path(name): Path<String>) -> Answer<Instance> {
-    Ok(Json(Instance::clone(&daemon.table.find(&name)?.instance())))
+pub async fn inspect(Found(entry): Found) -> Answer<Instance> {
+    Ok(Json(Instance::clone(&entry.instance())))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct Removal {
     /// Although it runs.
     #[serde(default)]
+    #[param(required = false)]
     force: bool,
+    /// Answer when it has gone; otherwise at once.
+    #[serde(default = "yes")]
+    #[param(required = false)]
+    wait: bool,
 }
 
+fn yes() -> bool {
+    true
+}
+
+/// Removes an instance and what it wrote.
 #[utoipa::path(
     delete, path = "/v1/instances/{name}",
-    params(("name" = String, Path), ("force" = Option<bool>, Query)),
+    params(("name" = String, Path), Removal),
     responses(
         (status = 200, body = Instance), (status = 404, body = ApiError),
         (status = 409, body = ApiError),
@@ -264,10 +310,9 @@ pub struct Removal {
 )]
 pub async fn remove(
     State(daemon): State<App>,
-    Path(name): Path<String>,
+    Found(entry): Found,
     Query(removal): Query<Removal>,
 ) -> Answer<Instance> {
-    let entry = daemon.table.find(&name)?;
     let mark = |instance: &mut Instance| {
         if instance.status.phase.is_alive() && !removal.force {
             return Err(ApiError::new(Code::State, format!("{} runs", instance.name))
@@ -279,7 +324,8 @@ pub async fn remove(
     };
     let marked = entry.change(&daemon.objects, Keep::Durably, mark).await?;
     hurry(&daemon, &marked, 0);
-    Ok(Json(Instance::clone(&*entry.until(|_| false).await)))
+    let answer = if removal.wait { entry.until(|_| false).await } else { marked };
+    Ok(Json(Instance::clone(&answer)))
 }
 
 /// Wants this life to have begun, or without a number: another one, unless it lives.
@@ -311,7 +357,10 @@ fn no_such_life(instance: &Instance, life: u64) -> ApiError {
 }
 
 /// Waits until this life has begun, or could not.
-async fn begun(entry: &Entry, life: u64) -> Answer<Instance> {
+async fn begun(entry: &Entry, life: u64, wait: bool) -> Answer<Instance> {
+    if !wait {
+        return Ok(Json(Instance::clone(&entry.instance())));
+    }
     let instance = entry
         .until(|instance| {
             let status = &instance.status;
@@ -327,15 +376,21 @@ async fn begun(entry: &Entry, life: u64) -> Answer<Instance> {
 }
 
 /// Which life is wanted: a request that says so may be repeated.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct Life {
     #[serde(default)]
     life: Option<u64>,
+    /// Answer when it has begun, or could not; otherwise at once.
+    #[serde(default = "yes")]
+    #[param(required = false)]
+    wait: bool,
 }
 
+/// Starts an instance.
 #[utoipa::path(
     post, path = "/v1/instances/{name}/start",
-    params(("name" = String, Path), ("life" = Option<u64>, Query)),
+    params(("name" = String, Path), Life),
     responses(
         (status = 200, body = Instance), (status = 404, body = ApiError),
         (status = 422, body = ApiError),
@@ -343,21 +398,27 @@ pub struct Life {
 )]
 pub async fn start(
     State(daemon): State<App>,
-    Path(name): Path<String>,
+    Found(entry): Found,
     Query(asked): Query<Life>,
 ) -> Answer<Instance> {
-    let entry = daemon.table.find(&name)?;
     let life = want_running(&daemon, &entry, asked.life).await?;
-    begun(&entry, life).await
+    begun(&entry, life, asked.wait).await
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct Patience {
     /// Seconds until it is killed, a day at the most.
     #[serde(default)]
+    #[param(maximum = 86400)]
     seconds: Option<u32>,
+    /// For a restart: which life is wanted. A request that says so may be repeated.
     #[serde(default)]
     life: Option<u64>,
+    /// Answer when it is done; otherwise at once.
+    #[serde(default = "yes")]
+    #[param(required = false)]
+    wait: bool,
 }
 
 impl Patience {
@@ -383,18 +444,18 @@ fn hurry(daemon: &App, instance: &Instance, seconds: u32) {
     tokio::spawn(async move { link::request(&socket, &request).await });
 }
 
+/// Asks an instance to end, and ends it when it does not.
 #[utoipa::path(
     post, path = "/v1/instances/{name}/stop",
-    params(("name" = String, Path), ("seconds" = Option<u32>, Query)),
+    params(("name" = String, Path), Patience),
     responses((status = 200, body = Instance), (status = 404, body = ApiError))
 )]
 pub async fn stop(
     State(daemon): State<App>,
-    Path(name): Path<String>,
+    Found(entry): Found,
     Query(patience): Query<Patience>,
 ) -> Answer<Instance> {
     patience.check()?;
-    let entry = daemon.table.find(&name)?;
     let change = |instance: &mut Instance| {
         instance.spec.running = false;
         instance.spec.stop_seconds = patience.seconds.or(instance.spec.stop_seconds);
@@ -407,16 +468,18 @@ pub async fn stop(
     if let Some(seconds) = patience.seconds {
         hurry(&daemon, &asked, seconds);
     }
-    let stopped = entry.until(|instance| !instance.status.phase.is_alive()).await;
-    Ok(Json(Instance::clone(&stopped)))
+    let answer = if patience.wait {
+        entry.until(|instance| !instance.status.phase.is_alive()).await
+    } else {
+        asked
+    };
+    Ok(Json(Instance::clone(&answer)))
 }
 
+/// Stops an instance and starts it again.
 #[utoipa::path(
     post, path = "/v1/instances/{name}/restart",
-    params(
-        ("name" = String, Path), ("seconds" = Option<u32>, Query),
-        ("life" = Option<u64>, Query),
-    ),
+    params(("name" = String, Path), Patience),
     responses(
         (status = 200, body = Instance), (status = 404, body = ApiError),
         (status = 422, body = ApiError),
@@ -424,11 +487,10 @@ pub async fn stop(
 )]
 pub async fn restart(
     State(daemon): State<App>,
-    Path(name): Path<String>,
+    Found(entry): Found,
     Query(patience): Query<Patience>,
 ) -> Answer<Instance> {
     patience.check()?;
-    let entry = daemon.table.find(&name)?;
     let mut life = 0;
     let change = |instance: &mut Instance| {
         let next = instance.status.starts.max(instance.spec.starts) + 1;
@@ -448,7 +510,7 @@ pub async fn restart(
     if let Some(seconds) = patience.seconds {
         hurry(&daemon, &asked, seconds);
     }
-    begun(&entry, life).await
+    begun(&entry, life, patience.wait).await
 }
 
 /// The control socket of an instance that runs.
@@ -465,14 +527,16 @@ pub fn socket_of(daemon: &App, entry: &Entry) -> Result<std::path::PathBuf, ApiE
     Ok(daemon.config.place(&entry.id).socket())
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct Signal {
     signal: String,
 }
 
+/// Sends a signal to an instance's program.
 #[utoipa::path(
     post, path = "/v1/instances/{name}/kill",
-    params(("name" = String, Path), ("signal" = String, Query)),
+    params(("name" = String, Path), Signal),
     responses(
         (status = 200), (status = 400, body = ApiError), (status = 404, body = ApiError),
         (status = 409, body = ApiError),
@@ -480,20 +544,18 @@ pub struct Signal {
 )]
 pub async fn kill(
     State(daemon): State<App>,
-    Path(name): Path<String>,
+    Found(entry): Found,
     Query(asked): Query<Signal>,
 ) -> Answer<()> {
     let signal = guise_container::runtime::parse_signal(&asked.signal)
         .ok_or_else(|| ApiError::invalid(format!("{:?} is no signal", asked.signal)))?;
-    let entry = daemon.table.find(&name)?;
     let socket = socket_of(&daemon, &entry)?;
     link::request(&socket, &Request::Signal(signal)).await?;
     Ok(Json(()))
 }
 
-async fn want_paused(daemon: &App, name: &str, paused: bool) -> Answer<Instance> {
-    let entry = daemon.table.find(name)?;
-    socket_of(daemon, &entry)?;
+async fn want_paused(daemon: &App, entry: &Entry, paused: bool) -> Answer<Instance> {
+    socket_of(daemon, entry)?;
     let change = |instance: &mut Instance| {
         if instance.status.phase == Phase::Stopping {
             return Err(ApiError::new(Code::State, format!("{} is being stopped", instance.name)));
@@ -515,6 +577,7 @@ async fn want_paused(daemon: &App, name: &str, paused: bool) -> Answer<Instance>
     }
 }
 
+/// Stops an instance where it is.
 #[utoipa::path(
     post, path = "/v1/instances/{name}/pause", params(("name" = String, Path)),
     responses(
@@ -522,10 +585,11 @@ async fn want_paused(daemon: &App, name: &str, paused: bool) -> Answer<Instance>
         (status = 409, body = ApiError),
     )
 )]
-pub async fn pause(State(daemon): State<App>, Path(name): Path<String>) -> Answer<Instance> {
-    want_paused(&daemon, &name, true).await
+pub async fn pause(State(daemon): State<App>, Found(entry): Found) -> Answer<Instance> {
+    want_paused(&daemon, &entry, true).await
 }
 
+/// Lets a paused instance go on.
 #[utoipa::path(
     post, path = "/v1/instances/{name}/resume", params(("name" = String, Path)),
     responses(
@@ -533,18 +597,20 @@ pub async fn pause(State(daemon): State<App>, Path(name): Path<String>) -> Answe
         (status = 409, body = ApiError),
     )
 )]
-pub async fn resume(State(daemon): State<App>, Path(name): Path<String>) -> Answer<Instance> {
-    want_paused(&daemon, &name, false).await
+pub async fn resume(State(daemon): State<App>, Found(entry): Found) -> Answer<Instance> {
+    want_paused(&daemon, &entry, false).await
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct Renaming {
     to: String,
 }
 
+/// Gives an instance another name.
 #[utoipa::path(
     post, path = "/v1/instances/{name}/rename",
-    params(("name" = String, Path), ("to" = String, Query)),
+    params(("name" = String, Path), Renaming),
     responses(
         (status = 200, body = Instance), (status = 400, body = ApiError),
         (status = 404, body = ApiError), (status = 409, body = ApiError),
@@ -552,11 +618,10 @@ pub struct Renaming {
 )]
 pub async fn rename(
     State(daemon): State<App>,
-    Path(name): Path<String>,
+    Found(entry): Found,
     Query(renaming): Query<Renaming>,
 ) -> Answer<Instance> {
     check_name(&renaming.to)?;
-    let entry = daemon.table.find(&name)?;
     let before = entry.instance().name.clone();
     let change = |instance: &mut Instance| {
         instance.name = renaming.to;
@@ -572,8 +637,7 @@ pub async fn rename(
     post, path = "/v1/instances/{name}/wait", params(("name" = String, Path)),
     responses((status = 200, body = Ended), (status = 404, body = ApiError))
 )]
-pub async fn wait(State(daemon): State<App>, Path(name): Path<String>) -> Answer<Ended> {
-    let entry = daemon.table.find(&name)?;
+pub async fn wait(Found(entry): Found) -> Answer<Ended> {
     let _attached = entry.attach();
     let instance = entry.until(is_over).await;
     Ok(Json(end_of(&instance)))
@@ -596,6 +660,7 @@ pub fn end_of(instance: &Instance) -> Ended {
     }
 }
 
+/// What an instance uses now.
 #[utoipa::path(
     get, path = "/v1/instances/{name}/stats", params(("name" = String, Path)),
     responses(
@@ -603,8 +668,7 @@ pub fn end_of(instance: &Instance) -> Ended {
         (status = 409, body = ApiError),
     )
 )]
-pub async fn stats(State(daemon): State<App>, Path(name): Path<String>) -> Answer<Stats> {
-    let entry = daemon.table.find(&name)?;
+pub async fn stats(State(daemon): State<App>, Found(entry): Found) -> Answer<Stats> {
     let socket = socket_of(&daemon, &entry)?;
     match link::request(&socket, &Request::Stats).await? {
         Reply::Stats(stats) => Ok(Json(reconcile::stats_of(&entry.instance(), stats))),

@@ -3,10 +3,11 @@
 //! What goes wrong is told in the session itself, as an error frame: a client has one
 //! place to look.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::State;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use guise_api::session::{Frame, MAX_FRAME};
 use guise_api::{ApiError, Ended, Exec};
@@ -15,11 +16,13 @@ use guise_worker::control::Request;
 use guise_worker::log::{self, Position, Reader, Record, Stream};
 use serde::Deserialize;
 use tokio::net::UnixStream;
+use utoipa::IntoParams;
 
 use super::App;
+use super::answer::{Found, Query, Upgrade};
 use super::instances::{end_of, is_over, socket_of, want_running};
 use crate::link;
-use crate::table::Gone;
+use crate::table::{Entry, Gone};
 
 /// How often somebody who follows a log looks for more.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -127,61 +130,66 @@ async fn relay(client: &mut Client, worker: UnixStream) -> Result<Option<Frame>,
     last
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct Attach {
     /// Start it first.
     #[serde(default)]
+    #[param(required = false)]
     start: bool,
     /// Which of its lives is meant, also when it is over; otherwise the present one.
     #[serde(default)]
     life: Option<u64>,
     /// With what this life has printed already.
     #[serde(default)]
+    #[param(required = false)]
     past: bool,
     #[serde(default)]
+    #[param(required = false)]
     stdin: bool,
     #[serde(default)]
+    #[param(required = false)]
     rows: u16,
     #[serde(default)]
+    #[param(required = false)]
     columns: u16,
 }
 
 /// The streams of an instance's program.
 #[utoipa::path(
     get, path = "/v1/instances/{name}/attach",
-    params(("name" = String, Path),
-        ("start" = Option<bool>, Query), ("life" = Option<u64>, Query),
-        ("past" = Option<bool>, Query), ("stdin" = Option<bool>, Query),
-        ("rows" = Option<u16>, Query), ("columns" = Option<u16>, Query)),
-    responses((status = 101, description = "a session: frames over WebSocket"))
+    params(("name" = String, Path), Attach),
+    responses(
+        (status = 101, description = "a session: frames over WebSocket"),
+        (status = 400, body = ApiError), (status = 404, body = ApiError),
+    )
 )]
 pub async fn attach(
     State(daemon): State<App>,
-    Path(name): Path<String>,
+    Found(entry): Found,
     Query(asked): Query<Attach>,
-    upgrade: WebSocketUpgrade,
+    Upgrade(upgrade): Upgrade,
 ) -> Response {
     accept(upgrade, move |mut client| async move {
-        let result = attach_to(&daemon, &name, &asked, &mut client).await;
+        let result = attach_to(&daemon, &entry, &asked, &mut client).await;
         client.finish(result).await;
     })
 }
 
 async fn attach_to(
     daemon: &App,
-    name: &str,
+    entry: &Arc<Entry>,
     asked: &Attach,
     client: &mut Client,
 ) -> Result<Option<Frame>, ApiError> {
-    let entry = daemon.table.find(name)?;
     let attached = entry.attach_as_expected();
     let life = if asked.start {
         let size = Size { rows: asked.rows, columns: asked.columns };
         *entry.console.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(size);
-        want_running(daemon, &entry, asked.life).await?
+        want_running(daemon, entry, asked.life).await?
     } else {
         if asked.life.is_none() {
-            socket_of(daemon, &entry)?;
+            socket_of(daemon, entry)?;
         }
         asked.life.unwrap_or(entry.instance().spec.starts)
     };
@@ -229,28 +237,34 @@ async fn attach_to(
 #[utoipa::path(
     get, path = "/v1/instances/{name}/exec",
     params(("name" = String, Path)),
-    responses((status = 101, description = "a session: frames over WebSocket"))
+    responses(
+        (status = 101, description = "a session: frames over WebSocket"),
+        (status = 400, body = ApiError), (status = 404, body = ApiError),
+    )
 )]
 pub async fn exec(
     State(daemon): State<App>,
-    Path(name): Path<String>,
-    upgrade: WebSocketUpgrade,
+    Found(entry): Found,
+    Upgrade(upgrade): Upgrade,
 ) -> Response {
     accept(upgrade, move |mut client| async move {
-        let result = exec_in(&daemon, &name, &mut client).await;
+        let result = exec_in(&daemon, &entry, &mut client).await;
         client.finish(result).await;
     })
 }
 
 /// The first frame says what is to be run.
-async fn exec_in(daemon: &App, name: &str, client: &mut Client) -> Result<Option<Frame>, ApiError> {
+async fn exec_in(
+    daemon: &App,
+    entry: &Entry,
+    client: &mut Client,
+) -> Result<Option<Frame>, ApiError> {
     let Some(first) = client.next().await else { return Ok(None) };
     let asked: Exec = first.parse().map_err(|error| ApiError::invalid(error.to_string()))?;
     if asked.command.is_empty() {
         return Err(ApiError::invalid("there is no program to run"));
     }
-    let entry = daemon.table.find(name)?;
-    let socket = socket_of(daemon, &entry)?;
+    let socket = socket_of(daemon, entry)?;
     let place = daemon.config.place(&entry.id);
     let job = place.read_job().map_err(ApiError::internal)?;
     let base = job.map(|job| job.program).unwrap_or_default();
@@ -274,7 +288,8 @@ async fn exec_in(daemon: &App, name: &str, client: &mut Client) -> Result<Option
     relay(client, worker).await
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct Copy {
     path: String,
 }
@@ -282,37 +297,47 @@ pub struct Copy {
 /// A file or folder of an instance, as a tar archive in output frames.
 #[utoipa::path(
     get, path = "/v1/instances/{name}/copy-out",
-    params(("name" = String, Path), ("path" = String, Query)),
-    responses((status = 101, description = "a session: frames over WebSocket"))
+    params(("name" = String, Path), Copy),
+    responses(
+        (status = 101, description = "a session: frames over WebSocket"),
+        (status = 400, body = ApiError), (status = 404, body = ApiError),
+    )
 )]
 pub async fn copy_out(
     State(daemon): State<App>,
-    Path(name): Path<String>,
+    Found(entry): Found,
     Query(copy): Query<Copy>,
-    upgrade: WebSocketUpgrade,
+    Upgrade(upgrade): Upgrade,
 ) -> Response {
-    copy_with(daemon, name, Request::CopyOut { path: copy.path }, upgrade)
+    copy_with(daemon, entry, Request::CopyOut { path: copy.path }, upgrade)
 }
 
 /// A tar archive, in input frames, into a folder of an instance.
 #[utoipa::path(
     get, path = "/v1/instances/{name}/copy-in",
-    params(("name" = String, Path), ("path" = String, Query)),
-    responses((status = 101, description = "a session: frames over WebSocket"))
+    params(("name" = String, Path), Copy),
+    responses(
+        (status = 101, description = "a session: frames over WebSocket"),
+        (status = 400, body = ApiError), (status = 404, body = ApiError),
+    )
 )]
 pub async fn copy_in(
     State(daemon): State<App>,
-    Path(name): Path<String>,
+    Found(entry): Found,
     Query(copy): Query<Copy>,
-    upgrade: WebSocketUpgrade,
+    Upgrade(upgrade): Upgrade,
 ) -> Response {
-    copy_with(daemon, name, Request::CopyIn { path: copy.path }, upgrade)
+    copy_with(daemon, entry, Request::CopyIn { path: copy.path }, upgrade)
 }
 
-fn copy_with(daemon: App, name: String, request: Request, upgrade: WebSocketUpgrade) -> Response {
+fn copy_with(
+    daemon: App,
+    entry: Arc<Entry>,
+    request: Request,
+    upgrade: WebSocketUpgrade,
+) -> Response {
     accept(upgrade, move |mut client| async move {
         let copy = async {
-            let entry = daemon.table.find(&name)?;
             let worker = link::session(&socket_of(&daemon, &entry)?, &request).await?;
             relay(&mut client, worker).await
         };
@@ -321,43 +346,47 @@ fn copy_with(daemon: App, name: String, request: Request, upgrade: WebSocketUpgr
     })
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct Logs {
     #[serde(default)]
+    #[param(required = false)]
     follow: bool,
     /// Only so many last lines.
     #[serde(default)]
     tail: Option<usize>,
     #[serde(default)]
+    #[param(required = false)]
     timestamps: bool,
 }
 
 /// What an instance has printed.
 #[utoipa::path(
     get, path = "/v1/instances/{name}/logs",
-    params(("name" = String, Path), ("follow" = Option<bool>, Query),
-        ("tail" = Option<usize>, Query), ("timestamps" = Option<bool>, Query)),
-    responses((status = 101, description = "a session: frames over WebSocket"))
+    params(("name" = String, Path), Logs),
+    responses(
+        (status = 101, description = "a session: frames over WebSocket"),
+        (status = 400, body = ApiError), (status = 404, body = ApiError),
+    )
 )]
 pub async fn logs(
     State(daemon): State<App>,
-    Path(name): Path<String>,
+    Found(entry): Found,
     Query(asked): Query<Logs>,
-    upgrade: WebSocketUpgrade,
+    Upgrade(upgrade): Upgrade,
 ) -> Response {
     accept(upgrade, move |mut client| async move {
-        let result = logs_of(&daemon, &name, &asked, &mut client).await;
+        let result = logs_of(&daemon, &entry, &asked, &mut client).await;
         client.finish(result).await;
     })
 }
 
 async fn logs_of(
     daemon: &App,
-    name: &str,
+    entry: &Entry,
     asked: &Logs,
     client: &mut Client,
 ) -> Result<Option<Frame>, ApiError> {
-    let entry = daemon.table.find(name)?;
     let directory = daemon.config.place(&entry.id).log();
     let mut from: Option<Position> = None;
     if let Some(count) = asked.tail {

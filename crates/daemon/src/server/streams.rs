@@ -1,21 +1,25 @@
 //! Answers that go on: a JSON value on each line.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 
+use axum::Extension;
 use axum::body::{Body as Answer, Bytes};
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use guise_api::{ApiError, Event, Pull, PullNews};
-use guise_image::progress::{Meter, Progress};
-use guise_image::{Digest, Name};
+use guise_api::{ApiError, Change, Code, Event, Task};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
+use utoipa::IntoParams;
 
 use super::App;
-use super::answer::{Body, Refused};
+use super::answer::{Name, Query, Refused};
+use super::guard::Caller;
+use super::tasks;
+use crate::named::Named;
 
 /// An answer whose lines come out of a channel.
 fn lines<T: Serialize + Send + 'static>(receiver: mpsc::Receiver<T>) -> Response {
@@ -28,22 +32,32 @@ fn lines<T: Serialize + Send + 'static>(receiver: mpsc::Receiver<T>) -> Response
     ([(CONTENT_TYPE, "application/x-ndjson")], Answer::from_stream(lines)).into_response()
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct Following {
+    /// And those that come.
     #[serde(default)]
+    #[param(required = false)]
     follow: bool,
 }
 
 /// The last events, and with `follow` those that come.
 #[utoipa::path(
-    get, path = "/v1/events", params(("follow" = Option<bool>, Query)),
-    responses((status = 200, description = "an event on each line", body = Event))
+    get, path = "/v1/events", params(Following),
+    responses((
+        status = 200, description = "an event on each line",
+        content_type = "application/x-ndjson", body = Event
+    ))
 )]
-pub async fn events(State(daemon): State<App>, Query(following): Query<Following>) -> Response {
+pub async fn events(
+    State(daemon): State<App>,
+    Extension(caller): Extension<Caller>,
+    Query(following): Query<Following>,
+) -> Response {
     let (last, mut live) = daemon.events.listen();
     let (sender, receiver) = mpsc::channel(64);
     tokio::spawn(async move {
-        for event in last {
+        for event in last.into_iter().filter(|event| caller.sees(&event.project)) {
             if sender.send(event).await.is_err() {
                 return;
             }
@@ -58,6 +72,7 @@ pub async fn events(State(daemon): State<App>, Query(following): Query<Following
                 () = sender.closed() => return,
             };
             match event {
+                Ok(event) if !caller.sees(&event.project) => {}
                 Ok(event) => {
                     if sender.send(event).await.is_err() {
                         return;
@@ -72,53 +87,173 @@ pub async fn events(State(daemon): State<App>, Query(following): Query<Following
     lines(receiver)
 }
 
-/// Fetches an image. The last line is how that ended.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Since {
+    /// The `revision` of a list or of a change; without it, from now on.
+    #[serde(default)]
+    since: Option<u64>,
+    /// And those that come.
+    #[serde(default)]
+    #[param(required = false)]
+    follow: bool,
+}
+
+/// One line of an answer that may end with an error.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Line {
+    Change(Box<Change>),
+    Failed { error: ApiError },
+}
+
+/// What has become of objects since a list was read, and with `follow` what becomes of them.
+///
+/// Each line is an object as it is now; what changed twice may be told once. A line with
+/// `error` is the last: read the list again, and go on from there.
 #[utoipa::path(
-    post, path = "/v1/images/pull", request_body = Pull,
+    get, path = "/v1/changes", params(Since),
     responses(
-        (status = 200, description = "news on each line", body = PullNews),
+        (
+            status = 200, description = "a change on each line",
+            content_type = "application/x-ndjson", body = Change
+        ),
         (status = 400, body = ApiError),
+        (status = 410, description = "it is too long ago", body = ApiError),
     )
 )]
-pub async fn pull(State(daemon): State<App>, Body(asked): Body<Pull>) -> Result<Response, Refused> {
-    let name: Name = asked
-        .image
-        .parse()
-        .map_err(|error: guise_image::Error| ApiError::invalid(error.to_string()))?;
+pub async fn changes(
+    State(daemon): State<App>,
+    Extension(caller): Extension<Caller>,
+    Query(asked): Query<Since>,
+) -> Result<Response, Refused> {
+    // First this, so that nothing falls between the past and what comes.
+    let mut live = daemon.objects.changes.listen();
+    let past = match asked.since {
+        Some(since) => past(&daemon, &caller, since)?,
+        None => Vec::new(),
+    };
     let (sender, receiver) = mpsc::channel(64);
-    tokio::task::spawn_blocking(move || {
-        let pull = guise_image::Pull { missing: asked.missing, ..guise_image::Pull::default() };
-        let teller = Teller(sender.clone());
-        let last = match pull.run(&daemon.images, &name, &teller) {
-            Ok(target) => {
-                daemon.events.tell(
-                    "image",
-                    &target.digest.to_string(),
-                    &asked.image,
-                    "pulled",
-                    None,
-                );
-                PullNews::Done(target.digest.to_string())
+    tokio::spawn(async move {
+        for change in past {
+            if sender.send(Line::Change(Box::new(change))).await.is_err() {
+                return;
             }
-            Err(error) => PullNews::Failed(ApiError::internal(error).exit_code(125)),
-        };
-        // Nobody may wait for it.
-        let _ = sender.blocking_send(last);
+        }
+        if !asked.follow {
+            return;
+        }
+        loop {
+            let change = tokio::select! {
+                change = live.recv() => change,
+                () = sender.closed() => return,
+            };
+            let line = match change {
+                Ok(change) if !caller.sees(&change.project) => continue,
+                Ok(change) => Line::Change(Box::new(Change::clone(&change))),
+                Err(RecvError::Lagged(missed)) => {
+                    let why = format!("{missed} changes came faster than they were read");
+                    let error = ApiError::new(Code::Gone, why)
+                        .hint("list what there is, and go on from that list's revision");
+                    let _ = sender.send(Line::Failed { error }).await;
+                    return;
+                }
+                Err(RecvError::Closed) => return,
+            };
+            if sender.send(line).await.is_err() {
+                return;
+            }
+        }
     });
     Ok(lines(receiver))
 }
 
-/// Progress as lines.
-struct Teller(mpsc::Sender<PullNews>);
-
-impl Progress for Teller {
-    fn start(&self, what: &'static str, digest: Digest, bytes: u64) -> Meter {
-        self.note(&format!("{what} {} ({} KiB)", digest.short(), bytes >> 10));
-        Meter::default()
+/// The present state of everything that was written since, and of every instance that lives:
+/// how one fares is not written.
+fn past(daemon: &App, caller: &Caller, since: u64) -> Result<Vec<Change>, ApiError> {
+    let mut keys: BTreeSet<String> = daemon.objects.written_since(since)?.into_iter().collect();
+    let revision = daemon.objects.revision()?;
+    let living = daemon.table.all().into_iter().map(|entry| entry.instance());
+    let living = living.filter(|instance| instance.status.phase.is_alive());
+    keys.extend(living.map(|instance| format!("instances/{}", instance.id)));
+    let mut past = Vec::new();
+    for key in keys {
+        let Some((folder, name)) = key.split_once('/') else { continue };
+        let (project, name) = name.split_once('/').unwrap_or((guise_api::DEFAULT_PROJECT, name));
+        let named = Named::new(project, name);
+        let json = |object: Result<serde_json::Value, serde_json::Error>| {
+            object.map(Some).map_err(ApiError::internal)
+        };
+        let (kind, project, object) = match folder {
+            "instances" => match daemon.table.get(name) {
+                Some(entry) => {
+                    let instance = entry.instance();
+                    let project = instance.project.clone();
+                    ("instance", project, json(serde_json::to_value(&*instance))?)
+                }
+                // Nobody knows any more whose it was; its id tells strangers nothing.
+                None => ("instance", caller.project.clone(), None),
+            },
+            "volumes" => {
+                let volume = daemon.objects.volume(&named)?.map(serde_json::to_value);
+                ("volume", named.project, volume.map(json).transpose()?.flatten())
+            }
+            "networks" => {
+                let network = daemon.objects.network(&named)?.map(serde_json::to_value);
+                ("network", named.project, network.map(json).transpose()?.flatten())
+            }
+            "projects" => {
+                let project = daemon.objects.project(name).ok().map(serde_json::to_value);
+                ("project", name.to_owned(), project.map(json).transpose()?.flatten())
+            }
+            "tasks" => match daemon.tasks.find(name) {
+                Ok(entry) => {
+                    let task = entry.task();
+                    ("task", task.project.clone(), json(serde_json::to_value(&*task))?)
+                }
+                Err(_) => ("task", caller.project.clone(), None),
+            },
+            _ => continue,
+        };
+        if caller.sees(&project) {
+            let id = name.to_owned();
+            past.push(Change { revision, kind: kind.to_owned(), project, id, object });
+        }
     }
+    Ok(past)
+}
 
-    fn note(&self, line: &str) {
-        // A pull goes on without somebody who watches.
-        let _ = self.0.blocking_send(PullNews::Note(line.to_owned()));
-    }
+/// A task whenever something is new of it, until it is over.
+#[utoipa::path(
+    get, path = "/v1/tasks/{id}/follow", params(("id" = String, Path)),
+    responses(
+        (
+            status = 200, description = "the task on each line; on the last it is over",
+            content_type = "application/x-ndjson", body = Task
+        ),
+        (status = 404, body = ApiError),
+    )
+)]
+pub async fn follow_task(
+    State(daemon): State<App>,
+    Extension(caller): Extension<Caller>,
+    Name(id): Name,
+) -> Result<Response, Refused> {
+    let entry = tasks::find(&daemon, &caller, &id)?;
+    let (sender, receiver) = mpsc::channel(4);
+    tokio::spawn(async move {
+        let mut watch = entry.watch();
+        loop {
+            let task = Task::clone(&watch.borrow_and_update());
+            let over = task.state.is_over();
+            if sender.send(task).await.is_err() || over {
+                return;
+            }
+            tokio::select! {
+                changed = watch.changed() => if changed.is_err() { return },
+                () = sender.closed() => return,
+            }
+        }
+    });
+    Ok(lines(receiver))
 }

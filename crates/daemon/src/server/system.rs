@@ -9,6 +9,7 @@ use guise_api::SystemInfo;
 use super::App;
 use super::answer::Answer;
 
+/// Who answers, and where it keeps things.
 #[utoipa::path(get, path = "/v1/system", responses((status = 200, body = SystemInfo)))]
 pub async fn info(State(daemon): State<App>) -> Answer<SystemInfo> {
     let all = daemon.table.all();
@@ -22,9 +23,16 @@ pub async fn info(State(daemon): State<App>) -> Answer<SystemInfo> {
         images: text(&daemon.config.images),
         instances: all.len(),
         running,
+        listens: daemon.door.as_ref().map(|door| door.address.to_string()),
+        fingerprint: daemon.door.as_ref().and_then(|door| door.fingerprint.clone()),
     }))
 }
 
+/// This description.
+#[utoipa::path(
+    get, path = "/v1/openapi.json",
+    responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value))
+)]
 pub async fn description() -> impl IntoResponse {
     ([(CONTENT_TYPE, "application/json")], super::openapi())
 }

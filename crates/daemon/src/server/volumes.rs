@@ -1,44 +1,65 @@
 //! Volumes.
 
-use axum::Json;
-use axum::extract::{Path, State};
-use guise_api::{ApiError, Code, Volume};
+use axum::extract::State;
+use axum::{Extension, Json};
+use guise_api::{ApiError, Code, Instance, NewVolume, Page, Paging, Volume};
 use guise_container::state::timestamp;
 
 use super::App;
-use super::answer::{Answer, Body, Refused};
-use super::instances::check_name;
+use super::answer::{Answer, Body, MadeAnswer, Name, Query, Refused, made};
+use super::check_name;
+use super::guard::Caller;
+use crate::named::Named;
 
 fn complete(daemon: &App, mut volume: Volume) -> Volume {
-    volume.path = daemon.config.volume(&volume.name).display().to_string();
-    let uses = |mount: &guise_api::Mount| mount.volume() == Some(volume.name.as_str());
+    let named = Named::new(&volume.project, &volume.name);
+    volume.path = daemon.config.volume(&named).display().to_string();
+    let uses = |instance: &Instance| {
+        let mut volumes = instance.spec.mounts.iter().filter_map(guise_api::Mount::volume);
+        instance.project == named.project && volumes.any(|mounted| mounted == named.name)
+    };
     volume.used_by = daemon
         .table
         .all()
         .iter()
         .map(|entry| entry.instance())
-        .filter(|instance| instance.spec.mounts.iter().any(uses))
+        .filter(|instance| uses(instance))
         .map(|instance| instance.name.clone())
         .collect();
     volume
 }
 
-#[utoipa::path(get, path = "/v1/volumes", responses((status = 200, body = Vec<Volume>)))]
-pub async fn list(State(daemon): State<App>) -> Answer<Vec<Volume>> {
-    let volumes = daemon.objects.volumes().map_err(ApiError::internal)?;
-    Ok(Json(volumes.into_iter().map(|volume| complete(&daemon, volume)).collect()))
+/// Volumes of the project.
+#[utoipa::path(
+    get, path = "/v1/volumes", params(Paging),
+    responses((status = 200, body = Page<Volume>))
+)]
+pub async fn list(
+    State(daemon): State<App>,
+    Extension(caller): Extension<Caller>,
+    Query(paging): Query<Paging>,
+) -> Answer<Page<Volume>> {
+    let revision = daemon.objects.revision()?;
+    let all = daemon.objects.volumes().map_err(ApiError::internal)?.into_iter();
+    let seen = all.filter(|volume| caller.sees(&volume.project));
+    let whole = seen.map(|volume| complete(&daemon, volume)).collect();
+    Ok(Json(
+        paging.of(whole, revision, |volume| Named::new(&volume.project, &volume.name).to_string()),
+    ))
 }
 
 /// Makes a volume if there is none of this name yet.
-pub async fn ensure(daemon: &App, name: &str) -> Result<Volume, ApiError> {
+pub async fn ensure(daemon: &App, named: &Named) -> Result<Volume, ApiError> {
+    let name = &named.name;
     check_name(name)?;
-    if let Some(volume) = daemon.objects.volume(name)? {
+    if let Some(volume) = daemon.objects.volume(named)? {
         return Ok(volume);
     }
-    std::fs::create_dir_all(daemon.config.volume(name))
+    std::fs::create_dir_all(daemon.config.volume(named))
         .map_err(|error| ApiError::host(format!("make volume {name}"), &error))?;
     let volume = Volume {
-        name: name.to_owned(),
+        name: name.clone(),
+        project: named.project.clone(),
         created: timestamp(),
         path: String::new(),
         used_by: Vec::new(),
@@ -48,25 +69,38 @@ pub async fn ensure(daemon: &App, name: &str) -> Result<Volume, ApiError> {
         Err(error) if error.code == Code::Conflict => {}
         other => other?,
     }
-    daemon.events.tell("volume", name, name, "created", None);
+    daemon.events.named("volume", named, "created");
     Ok(volume)
 }
 
+/// Makes a volume, unless there is one of this name already.
 #[utoipa::path(
-    post, path = "/v1/volumes", request_body = Volume,
+    post, path = "/v1/volumes", request_body = NewVolume,
     responses((status = 200, body = Volume), (status = 400, body = ApiError))
 )]
-pub async fn create(State(daemon): State<App>, Body(asked): Body<Volume>) -> Answer<Volume> {
-    let volume = ensure(&daemon, &asked.name).await?;
-    Ok(Json(complete(&daemon, volume)))
+pub async fn create(
+    State(daemon): State<App>,
+    Extension(caller): Extension<Caller>,
+    Body(asked): Body<NewVolume>,
+) -> MadeAnswer<Volume> {
+    let volume = ensure(&daemon, &Named::new(caller.project, asked.name)).await?;
+    made(&volume.name.clone(), complete(&daemon, volume))
 }
 
+/// Removes a volume that no instance names, and what is in it.
 #[utoipa::path(
     delete, path = "/v1/volumes/{name}", params(("name" = String, Path)),
     responses((status = 200), (status = 404, body = ApiError), (status = 409, body = ApiError))
 )]
-pub async fn remove(State(daemon): State<App>, Path(name): Path<String>) -> Answer<()> {
-    let volume = daemon.objects.volume(&name)?.ok_or_else(|| {
+pub async fn remove(
+    State(daemon): State<App>,
+    Extension(caller): Extension<Caller>,
+    Name(name): Name,
+) -> Answer<()> {
+    check_name(&name)?;
+    let named = Named::new(caller.project, name);
+    let name = &named.name;
+    let volume = daemon.objects.volume(&named)?.ok_or_else(|| {
         ApiError::new(Code::NotFound, format!("there is no volume {name}"))
             .hint("guise volume ls lists them")
     })?;
@@ -77,14 +111,14 @@ pub async fn remove(State(daemon): State<App>, Path(name): Path<String>) -> Answ
                 .hint(format!("remove the instance first: guise rm {user}")),
         ));
     }
-    daemon.objects.remove_volume(&name).await?;
-    let path = daemon.config.volume(&name);
+    daemon.objects.remove_volume(&named).await?;
+    let path = daemon.config.volume(&named);
     match tokio::task::spawn_blocking(move || std::fs::remove_dir_all(path)).await {
         Ok(Err(error)) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(ApiError::internal(format!("remove volume {name}: {error}")).into());
         }
         _ => {}
     }
-    daemon.events.tell("volume", &name, &name, "removed", None);
+    daemon.events.named("volume", &named, "removed");
     Ok(Json(()))
 }

@@ -7,7 +7,8 @@ use guise_image::spec::{Document, Platform, media};
 use guise_image::{Error, Limits, Name, Result, Store};
 use serde_json::{Value, json};
 
-use super::{Form, Output};
+use super::Form;
+use crate::print::{self, Format};
 
 /// 5368709120 as 5.0 GiB.
 pub fn human_size(bytes: u64) -> String {
@@ -42,34 +43,8 @@ pub fn parse_size(text: &str) -> std::result::Result<u64, String> {
         .ok_or_else(|| format!("{text:?} is not a size such as 500M or 64G"))
 }
 
-fn print_json(value: &Value) {
-    crate::pipe::end_with_the_reader();
-    println!("{value:#}");
-}
-
-/// Prints rows in columns as wide as they need to be.
-fn print_table(header: &[&str], rows: &[Vec<String>]) {
-    crate::pipe::end_with_the_reader();
-    let width = |column: usize| {
-        let cells = rows.iter().map(|row| row[column].chars().count());
-        cells.chain([header[column].len()]).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..header.len()).map(width).collect();
-    let line = |cells: Vec<&str>| {
-        let mut text = String::new();
-        for (cell, width) in cells.iter().zip(&widths) {
-            text.push_str(&format!("{cell:<width$}  "));
-        }
-        println!("{}", text.trim_end());
-    };
-    line(header.to_vec());
-    for row in rows {
-        line(row.iter().map(String::as_str).collect());
-    }
-}
-
 /// All names, what they are and how much room they take.
-pub fn list(store: &Store, output: Output) -> Result<()> {
+pub fn list(store: &Store, format: Format) -> Result<()> {
     let mut rows = Vec::new();
     let mut documents = Vec::new();
     for reference in store.references()? {
@@ -102,15 +77,20 @@ pub fn list(store: &Store, output: Output) -> Result<()> {
             "updated": reference.updated,
         }));
     }
-    match output {
-        Output::Table => print_table(&["NAME", "KIND", "DIGEST", "SIZE", "UPDATED"], &rows),
-        Output::Json => print_json(&Value::Array(documents)),
+    match format {
+        Format::Table => print::table(&["NAME", "KIND", "DIGEST", "SIZE", "UPDATED"], &rows),
+        other => print::json(&Value::Array(documents), other),
     }
     Ok(())
 }
 
 /// Everything about one image.
-pub fn inspect(store: &Store, name: &Name, platform: Option<&Platform>) -> Result<()> {
+pub fn inspect(
+    store: &Store,
+    name: &Name,
+    platform: Option<&Platform>,
+    format: Format,
+) -> Result<()> {
     let reference = store.reference(name)?;
     let value = match store.image(name, platform) {
         Ok(image) => json!({
@@ -137,7 +117,7 @@ pub fn inspect(store: &Store, name: &Name, platform: Option<&Platform>) -> Resul
         }
         Err(other) => return Err(other),
     };
-    print_json(&value);
+    print::json(&value, format);
     Ok(())
 }
 
@@ -172,18 +152,23 @@ pub fn make(
     }
 }
 
-pub fn print_made(made: &Made, output: Output) {
-    match (made, output) {
-        (Made::Layers(paths), Output::Json) => print_json(&json!({ "layers": paths })),
-        (Made::Erofs(path), Output::Json) => print_json(&json!({ "erofs": path })),
-        (Made::Kernel(kernel), Output::Json) => print_json(&json!({ "kernel": kernel })),
-        (Made::Layers(paths), Output::Table) => {
+pub fn print_made(made: &Made, format: Format) {
+    if format != Format::Table {
+        let value = match made {
+            Made::Layers(paths) => json!({ "layers": paths }),
+            Made::Erofs(path) => json!({ "erofs": path }),
+            Made::Kernel(kernel) => json!({ "kernel": kernel }),
+        };
+        return print::json(&value, format);
+    }
+    match made {
+        Made::Layers(paths) => {
             for path in paths {
                 println!("{}", path.display());
             }
         }
-        (Made::Erofs(path), Output::Table) => println!("{}", path.display()),
-        (Made::Kernel(kernel), Output::Table) => {
+        Made::Erofs(path) => println!("{}", path.display()),
+        Made::Kernel(kernel) => {
             println!("{}\n{}", kernel.vmlinuz.display(), kernel.modules.display());
         }
     }

@@ -1,15 +1,14 @@
 //! `run`, `create`, `exec`: a program begins.
 
-use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use guise_api::client::{Client, ClientError};
 use guise_api::session::Frame;
-use guise_api::{Code, Create as Request, Explanation, Instance, KERNEL, Pull, PullNews};
+use guise_api::{Code, Create as Request, Explanation, Instance, KERNEL, Pull, Task};
 
 use super::arguments::{Create, Exec, Options, Run};
 use super::console::{self, Console, Outcome};
-use super::{Done, remote};
+use super::{Done, remote, tasks};
 use crate::Failure;
 
 /// Whatever goes wrong before the program runs.
@@ -69,24 +68,8 @@ fn new_key() -> std::io::Result<String> {
 async fn fetch(client: &Client, image: &str) -> Result<(), Failure> {
     eprintln!("image {image} is not here yet; it is fetched");
     let pull = Pull { image: image.to_owned(), missing: false };
-    let mut news = client.post_stream("/images/pull", &pull).await?;
-    while let Some(line) = news.next_value::<PullNews>().await? {
-        match line {
-            PullNews::Note(line) if std::io::stderr().is_terminal() => {
-                eprint!("\r\x1b[K{line}");
-                let _ = std::io::stderr().flush();
-            }
-            PullNews::Note(line) => eprintln!("{line}"),
-            PullNews::Done(_) => {
-                if std::io::stderr().is_terminal() {
-                    eprint!("\r\x1b[K");
-                }
-                return Ok(());
-            }
-            PullNews::Failed(error) => return Err(error.into()),
-        }
-    }
-    Err(Failure::failed(format!("the daemon went away while it fetched {image}")))
+    let task: Task = client.post("/images/pull", &pull).await?;
+    tasks::attend(client, task).await.map(drop)
 }
 
 pub async fn create(arguments: Create) -> Done {
@@ -110,7 +93,7 @@ async fn start(arguments: Run) -> Done {
     if arguments.explain {
         let explanation: Explanation = client.post("/explain", &options.spec()?).await?;
         println!("{}", explanation.guise.name());
-        for reason in explanation.reasons {
+        for reason in &explanation.reasons {
             println!("  {reason}");
         }
         return Ok(ExitCode::SUCCESS);

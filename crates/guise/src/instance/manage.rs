@@ -2,14 +2,31 @@
 
 use std::process::ExitCode;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use guise_api::client::{Client, ClientError};
-use guise_api::{Ended, Instance, NamedNetwork, NewNetwork, Phase, Volume as ApiVolume};
+use guise_api::{Ended, Instance, NamedNetwork, NewNetwork, NewVolume, Phase, Volume as ApiVolume};
 
 use super::console::{self, Console};
-use super::print::{Format, Output, whole};
 use super::{Done, escaped, launch, remote};
 use crate::Failure;
+use crate::print::{Format, Output, whole};
+
+/// Whether a command comes back before what it asks for is done.
+#[derive(Args)]
+pub struct Waiting {
+    /// Come back when it is done [default]
+    #[arg(long)]
+    wait: bool,
+    /// Come back at once
+    #[arg(long, conflicts_with = "wait")]
+    no_wait: bool,
+}
+
+impl Waiting {
+    fn query(&self) -> &'static str {
+        if self.no_wait && !self.wait { "&wait=false" } else { "" }
+    }
+}
 
 #[derive(Subcommand)]
 pub enum Manage {
@@ -32,6 +49,8 @@ pub enum Manage {
         /// Pass input on
         #[arg(short, long)]
         interactive: bool,
+        #[command(flatten)]
+        waiting: Waiting,
         #[arg(required = true)]
         names: Vec<String>,
     },
@@ -40,6 +59,8 @@ pub enum Manage {
         /// Seconds until they are ended
         #[arg(short, long, value_name = "SECONDS")]
         time: Option<u32>,
+        #[command(flatten)]
+        waiting: Waiting,
         #[arg(required = true)]
         names: Vec<String>,
     },
@@ -48,6 +69,8 @@ pub enum Manage {
         /// Seconds until they are ended
         #[arg(short, long, value_name = "SECONDS")]
         time: Option<u32>,
+        #[command(flatten)]
+        waiting: Waiting,
         #[arg(required = true)]
         names: Vec<String>,
     },
@@ -56,6 +79,8 @@ pub enum Manage {
         /// Although they run
         #[arg(short, long)]
         force: bool,
+        #[command(flatten)]
+        waiting: Waiting,
         #[arg(required = true)]
         names: Vec<String>,
     },
@@ -145,7 +170,7 @@ pub enum Network {
 }
 
 /// Does the same to each; goes on after a failure, and fails in the end.
-async fn each<F>(names: Vec<String>, act: F) -> Done
+pub async fn each<F>(names: Vec<String>, act: F) -> Done
 where
     F: AsyncFn(&str) -> Result<String, ClientError>,
 {
@@ -180,34 +205,36 @@ pub async fn run(command: Manage) -> Done {
     };
     match command {
         Manage::Ps { all, quiet, output } => list(&client, all, quiet, &output).await,
-        Manage::Start { attach, interactive, names } if attach || interactive => {
+        Manage::Start { attach, interactive, names, .. } if attach || interactive => {
             let [name] = names.as_slice() else {
                 return Err(Failure::usage("only one instance can be attached to"));
             };
             start_attached(&client, name, interactive).await
         }
-        Manage::Start { names, .. } => {
+        Manage::Start { names, waiting, .. } => {
+            let wait = waiting.query();
             each(names, async |name| {
                 let life = next_life(name, false).await?;
-                of(format!("/instances/{name}/start?life={life}")).await
+                of(format!("/instances/{name}/start?life={life}{wait}")).await
             })
             .await
         }
-        Manage::Stop { time, names } => {
-            let query = patience(time);
+        Manage::Stop { time, waiting, names } => {
+            let query = patience(time) + waiting.query();
             each(names, async |name| of(format!("/instances/{name}/stop?{query}")).await).await
         }
-        Manage::Restart { time, names } => {
-            let query = patience(time);
+        Manage::Restart { time, waiting, names } => {
+            let query = patience(time) + waiting.query();
             each(names, async |name| {
                 let life = next_life(name, true).await?;
                 of(format!("/instances/{name}/restart?life={life}{query}")).await
             })
             .await
         }
-        Manage::Rm { force, names } => {
+        Manage::Rm { force, waiting, names } => {
+            let wait = waiting.query();
             each(names, async |name| {
-                client.delete(&format!("/instances/{name}?force={force}")).await?;
+                client.delete(&format!("/instances/{name}?force={force}{wait}")).await?;
                 Ok(name.to_owned())
             })
             .await
@@ -281,7 +308,8 @@ async fn start_attached(client: &Client, name: &str, interactive: bool) -> Done 
 }
 
 async fn list(client: &Client, all: bool, quiet: bool, output: &Output) -> Done {
-    let mut instances: Vec<Instance> = client.get("/instances").await?;
+    let mut instances: Vec<Instance> = client.list("/instances").await?;
+    instances.sort_by(|a, b| a.created.cmp(&b.created));
     if !all {
         instances.retain(|instance| instance.status.phase.is_alive());
     }
@@ -322,13 +350,7 @@ pub async fn volume(command: Volume) -> Done {
         Volume::Create { names } => {
             let mut code = ExitCode::SUCCESS;
             for name in names {
-                let volume = ApiVolume {
-                    name,
-                    created: String::new(),
-                    path: String::new(),
-                    used_by: Vec::new(),
-                };
-                match client.post::<ApiVolume>("/volumes", &volume).await {
+                match client.post::<ApiVolume>("/volumes", &NewVolume { name }).await {
                     Ok(made) => println!("{}", made.name),
                     Err(error) => {
                         eprintln!("guise: {}", Failure::from(error).message);
@@ -339,7 +361,7 @@ pub async fn volume(command: Volume) -> Done {
             Ok(code)
         }
         Volume::Ls { output } => {
-            let volumes: Vec<ApiVolume> = client.get("/volumes").await?;
+            let volumes: Vec<ApiVolume> = client.list("/volumes").await?;
             let header = ["NAME", "CREATED", "USED BY", "PATH"];
             output.print(&volumes, &header, |volumes| {
                 let row = |volume: &ApiVolume| {
@@ -374,7 +396,7 @@ pub async fn network(command: Network) -> Done {
             Ok(ExitCode::SUCCESS)
         }
         Network::Ls { output } => {
-            let networks: Vec<NamedNetwork> = client.get("/networks").await?;
+            let networks: Vec<NamedNetwork> = client.list("/networks").await?;
             let header = ["NAME", "SUBNET", "CREATED", "USED BY"];
             output.print(&networks, &header, |networks| {
                 let row = |network: &NamedNetwork| {

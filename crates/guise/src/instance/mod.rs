@@ -1,13 +1,14 @@
 //! `guise run`, `ps`, `exec` and the rest of what is done with instances: arguments
 //! become requests to the daemon, answers become text and an exit code.
 
+mod access;
 mod arguments;
 mod console;
 mod copy;
 mod launch;
 mod manage;
-mod print;
 mod remote;
+mod tasks;
 mod watch;
 
 use std::process::ExitCode;
@@ -15,8 +16,11 @@ use std::process::ExitCode;
 use guise_api::ApiError;
 use guise_api::client::ClientError;
 
+pub use access::{Audit, Info, Project, Token};
 pub use arguments::{Create, Exec, Run};
 pub use manage::{Manage, Network, Volume};
+pub use remote::{Way, choose, connect, other_host};
+pub use tasks::{Task, attend};
 pub use watch::{Events, Logs, Stats};
 
 use crate::Failure;
@@ -29,6 +33,9 @@ impl From<ClientError> for Failure {
         match error {
             ClientError::Api(error) => error.into(),
             ClientError::Dead(message) => Failure { code: 125, message },
+            ClientError::Unreachable { .. } if other_host().is_some() => Failure::failed(format!(
+                "{error}; see that guise daemon --listen runs there, and that nothing is in the way"
+            )),
             other => Failure::failed(other),
         }
     }
@@ -41,7 +48,7 @@ impl From<ApiError> for Failure {
 }
 
 /// Runs a command that talks with the daemon, on one thread.
-fn block_on<F: Future<Output = Done>>(command: F) -> Done {
+pub fn block_on<F: Future<Output = Done>>(command: F) -> Done {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -50,7 +57,7 @@ fn block_on<F: Future<Output = Done>>(command: F) -> Done {
 }
 
 /// A part of a URL.
-fn escaped(text: &str) -> String {
+pub fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
@@ -76,6 +83,26 @@ pub fn exec(arguments: Exec) -> Done {
 
 pub fn manage(command: Manage) -> Done {
     block_on(manage::run(command))
+}
+
+pub fn project(command: Project) -> Done {
+    block_on(access::project(command))
+}
+
+pub fn token(command: Token) -> Done {
+    block_on(access::token(command))
+}
+
+pub fn audit(arguments: Audit) -> Done {
+    block_on(access::audit(arguments))
+}
+
+pub fn info(arguments: Info) -> Done {
+    block_on(access::info(arguments))
+}
+
+pub fn task(command: Task) -> Done {
+    block_on(tasks::run(command))
 }
 
 pub fn volume(command: Volume) -> Done {

@@ -1,15 +1,16 @@
-//! The way to this user's daemon, which is started if none runs, also in the middle of a
-//! command when the one that ran has gone.
+//! The way to a daemon: this user's, which is started if none runs, also in the middle of a
+//! command when the one that ran has gone; or that of another host.
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use futures_util::future::BoxFuture;
-use guise_api::client::{Client, ClientError, Revive};
+use guise_api::client::{Client, ClientError, Revive, Route, Trust};
 use guise_daemon::Config;
 
 use crate::Failure;
@@ -18,9 +19,86 @@ use crate::daemon::ANOTHER_RUNS;
 /// How long a daemon may take to listen.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Which daemon is asked, and in whose name.
+#[derive(Args, Default)]
+pub struct Way {
+    /// The daemon of another host: https://HOST[:PORT] [env: GUISE_HOST]
+    #[arg(long, value_name = "URL", help_heading = "Daemon")]
+    host: Option<String>,
+    /// A file with the token for it [env: GUISE_TOKEN, the token itself]
+    #[arg(long, value_name = "FILE", help_heading = "Daemon")]
+    token_file: Option<PathBuf>,
+    /// The fingerprint of its certificate, as it tells it [env: GUISE_FINGERPRINT]
+    #[arg(long, value_name = "SHA256", help_heading = "Daemon")]
+    fingerprint: Option<String>,
+    /// Who vouches for its certificate, instead of this host's authorities [env: GUISE_CA_FILE]
+    #[arg(long, value_name = "FILE", help_heading = "Daemon")]
+    ca_file: Option<PathBuf>,
+    /// The project that is meant; * lists all [env: GUISE_PROJECT]
+    #[arg(long, value_name = "NAME", help_heading = "Daemon")]
+    project: Option<String>,
+}
+
+/// The way that this command line names: there is one for the whole process.
+static WAY: OnceLock<Way> = OnceLock::new();
+
+/// To be called once, before anything else here.
+pub fn choose(way: Way) {
+    // A second call would be the same command line.
+    let _ = WAY.set(way);
+}
+
+/// What was said, or else what the environment says.
+fn said(option: Option<&String>, variable: &str) -> Option<String> {
+    let environment = || std::env::var(variable).ok();
+    option.cloned().or_else(environment).filter(|text| !text.is_empty())
+}
+
+/// The daemon of another host, if one is named.
+pub fn other_host() -> Option<String> {
+    said(WAY.get().and_then(|way| way.host.as_ref()), "GUISE_HOST")
+}
+
 pub fn connect() -> Result<Client, Failure> {
-    let config = Config::of_this_user().map_err(Failure::failed)?;
-    Ok(Client::new(config.socket()).reviving(Arc::new(Starter(config))))
+    let none = Way::default();
+    let way = WAY.get().unwrap_or(&none);
+    let client = match other_host() {
+        Some(url) => elsewhere(way, &url)?,
+        None => {
+            let config = Config::of_this_user().map_err(Failure::failed)?;
+            let socket = Route::Socket(config.socket());
+            Client::new(socket).reviving(Arc::new(Starter(config)))
+        }
+    };
+    match said(way.project.as_ref(), "GUISE_PROJECT") {
+        Some(project) => client
+            .in_project(&project)
+            .ok_or_else(|| Failure::usage(format!("{project:?} is no project's name"))),
+        None => Ok(client),
+    }
+}
+
+fn elsewhere(way: &Way, url: &str) -> Result<Client, Failure> {
+    let file = |option: Option<&PathBuf>, variable| {
+        option.cloned().or_else(|| std::env::var_os(variable).map(PathBuf::from))
+    };
+    let trust = match said(way.fingerprint.as_ref(), "GUISE_FINGERPRINT") {
+        Some(fingerprint) => Trust::Fingerprint(fingerprint),
+        None => file(way.ca_file.as_ref(), "GUISE_CA_FILE").map_or(Trust::System, Trust::File),
+    };
+    let client = Client::new(Route::to(url, &trust).map_err(Failure::usage)?);
+    let token = match &way.token_file {
+        Some(path) => {
+            let text = std::fs::read_to_string(path);
+            text.map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?
+        }
+        None => std::env::var("GUISE_TOKEN").map_err(|_| {
+            Failure::usage("who asks another host needs a token: --token-file or GUISE_TOKEN")
+        })?,
+    };
+    client
+        .with_token(token.trim())
+        .ok_or_else(|| Failure::usage("the token has characters that no token has"))
 }
 
 /// Starts a daemon where none listens.

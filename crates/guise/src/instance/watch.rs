@@ -9,10 +9,10 @@ use guise_api::client::Client;
 use guise_api::session::Frame;
 use guise_api::{Event, Instance, Stats as Usage};
 
-use super::print::Output;
 use super::{Done, escaped, remote};
 use crate::Failure;
 use crate::image::human_size;
+use crate::print::Output;
 
 /// Show what an instance has printed
 #[derive(Args)]
@@ -83,7 +83,7 @@ pub async fn stats(arguments: Stats) -> Done {
 async fn usages(client: &Client, names: &[String]) -> Result<Vec<Usage>, Failure> {
     let mut usages = Vec::new();
     if names.is_empty() {
-        let instances: Vec<Instance> = client.get("/instances").await?;
+        let instances: Vec<Instance> = client.list("/instances").await?;
         for instance in instances.iter().filter(|instance| instance.status.phase.has_socket()) {
             // One that has just ended uses nothing.
             if let Ok(usage) = client.get(&format!("/instances/{}/stats", instance.id)).await {

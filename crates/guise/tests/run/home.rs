@@ -112,12 +112,21 @@ fn image() -> &'static [u8] {
 impl Home {
     /// A home with a running daemon; none, said aloud, where containers cannot be run.
     pub fn new(test: &str, guise: Guise) -> Option<Home> {
+        Home::with_daemon(test, guise, |_| ())
+    }
+
+    /// The same with a daemon that is told more.
+    pub fn with_daemon(
+        test: &str,
+        guise: Guise,
+        prepare: impl FnOnce(&mut Command),
+    ) -> Option<Home> {
         if !rustix::process::geteuid().is_root() {
             not_run(test, "needs root");
             return None;
         }
         let mut home = Home::without_daemon(test, guise)?;
-        home.start_daemon();
+        home.start_daemon_with(prepare);
         Some(home)
     }
 
@@ -250,6 +259,21 @@ impl Home {
         answer
     }
 
+    /// A request at the daemon's own socket: the answer's status and value.
+    #[track_caller]
+    pub fn request(
+        &self,
+        method: &str,
+        path: &str,
+        body: &serde_json::Value,
+    ) -> (u16, serde_json::Value) {
+        let stream = std::os::unix::net::UnixStream::connect(self.path("run/guise.sock")).unwrap();
+        let text = if body.is_null() { String::new() } else { body.to_string() };
+        let (status, answer) =
+            exchange(stream, &format!("{method} {path} HTTP/1.1"), text.as_bytes());
+        (status, serde_json::from_str(&answer).unwrap_or(serde_json::Value::String(answer)))
+    }
+
     /// Runs a command that has to succeed; what it printed.
     #[track_caller]
     pub fn good(&self, args: &[&str]) -> String {
@@ -309,9 +333,11 @@ impl Home {
 impl Drop for Home {
     fn drop(&mut self) {
         // Commands start a daemon if there is none.
-        let all = self.guise(&["ps", "-aq"]);
-        for id in all.out.lines() {
-            self.guise(&["rm", "-f", id]);
+        let all = self.guise(&["--project", "*", "ps", "-a", "-o", "json"]);
+        let all: Vec<serde_json::Value> = serde_json::from_str(&all.out).unwrap_or_default();
+        for instance in &all {
+            let text = |field: &str| instance[field].as_str().unwrap_or_default();
+            self.guise(&["--project", text("project"), "rm", "-f", text("id")]);
         }
         // A test that failed may have left some, whose switches would run on.
         let networks = fs::read_dir(self.path("state/networks")).into_iter().flatten().flatten();
@@ -327,6 +353,26 @@ impl Drop for Home {
         }
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+/// One request in plain HTTP: the answer's status and body.
+pub fn exchange(
+    mut stream: impl std::io::Read + std::io::Write,
+    head: &str,
+    body: &[u8],
+) -> (u16, String) {
+    let length = body.len();
+    write!(stream, "{head}\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n")
+        .unwrap();
+    write!(stream, "content-type: application/json\r\n\r\n").unwrap();
+    // Who is refused early may not be listened to any more.
+    let _ = stream.write_all(body);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let status = answer.split(' ').nth(1).and_then(|text| text.parse().ok()).unwrap_or(0);
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+    (status, body.unwrap_or_default())
 }
 
 pub fn said(output: Output) -> Said {

@@ -4,6 +4,7 @@
 //! Containers need root or user namespaces, and a busybox; where a machine lacks them
 //! the tests say so.
 
+mod access;
 mod clock;
 mod copying;
 mod guises;
@@ -14,6 +15,7 @@ mod network;
 mod plain_user;
 mod programs;
 mod survival;
+mod tasks;
 mod terminal;
 mod tour;
 mod wasm;

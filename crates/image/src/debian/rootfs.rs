@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::apt::{architecture, cannot_run, last_lines};
 use super::sources::{KEYRING, Mirrors};
 use super::{DebianError, Suite};
@@ -57,8 +59,10 @@ impl RootFs {
         let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
             unreachable!("both are piped");
         };
+        // It is not waited for before nobody would signal it any more.
+        let process = Pid::from_child(&child);
         let (stored, messages) = std::thread::scope(|scope| {
-            let messages = scope.spawn(|| relay(stderr, progress));
+            let messages = scope.spawn(|| relay(stderr, progress, process));
             let stored = store_layer(session, stdout);
             (stored, messages.join().unwrap_or_default())
         });
@@ -166,13 +170,18 @@ pub(super) fn store_layer(
     Ok((Descriptor::new(media::OCI_LAYER_GZIP, digest, size), diff_id))
 }
 
-/// Passes mmdebstrap's messages on as they come, and keeps them for an error.
-fn relay(stderr: impl Read, progress: &dyn Progress) -> String {
+/// Passes mmdebstrap's messages on as they come, and keeps them for an error. It is asked to
+/// end, and cleans up, when one comes that nobody wants any more.
+fn relay(stderr: impl Read, progress: &dyn Progress, process: Pid) -> String {
     let mut all = String::new();
     for line in BufReader::new(stderr).split(b'\n').map_while(std::result::Result::ok) {
         let line = String::from_utf8_lossy(&line);
         // Its bars redraw themselves with carriage returns.
         let line = line.rsplit('\r').next().unwrap_or("").trim_end();
+        if progress.cancelled() {
+            // It may have ended by itself.
+            let _ = kill_process(process, Signal::TERM);
+        }
         if let Some(step) = line.strip_prefix("I: ") {
             progress.note(step);
         }

@@ -209,6 +209,7 @@ fn fetch_blob(
         let broke_off = loop {
             match body.read(&mut buffer) {
                 Ok(0) => break None,
+                Ok(_) if meter.is_cancelled() => return Err(Error::Cancelled),
                 Ok(n) => {
                     partial.push(&buffer[..n])?;
                     meter.add(n as u64);

@@ -22,6 +22,10 @@ pub struct Output {
 }
 
 impl Output {
+    pub fn format(&self) -> Format {
+        self.output
+    }
+
     pub fn is_table(&self) -> bool {
         self.output == Format::Table
     }
@@ -43,16 +47,20 @@ impl Output {
 
 /// Prints all of a value; what has no table is JSON.
 pub fn whole(value: &impl Serialize, format: Format) -> Result<(), Failure> {
-    let value = serde_json::to_value(value).map_err(Failure::failed)?;
-    crate::pipe::end_with_the_reader();
-    match format {
-        Format::Yaml => print!("{}", yaml(&value)),
-        Format::Table | Format::Json => println!("{value:#}"),
-    }
+    json(&serde_json::to_value(value).map_err(Failure::failed)?, format);
     Ok(())
 }
 
-fn table(header: &[&str], rows: &[Vec<String>]) {
+/// The same for what is JSON already.
+pub fn json(value: &Value, format: Format) {
+    crate::pipe::end_with_the_reader();
+    match format {
+        Format::Yaml => print!("{}", yaml(value)),
+        Format::Table | Format::Json => println!("{value:#}"),
+    }
+}
+
+pub fn table(header: &[&str], rows: &[Vec<String>]) {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([header[column].len()]).max().unwrap_or(0)
