@@ -159,7 +159,7 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
     }
     let id = random(12)?;
     let pinned = launch::pin_image(&daemon, &id, &spec).await.and_then(|image| {
-        let content = Content::of(&image);
+        let content = image.as_ref().map_or(Content::Disk, Content::of);
         let chosen = choose::choose(&spec, content);
         choose::check(chosen.guise, content).map(|()| (image, chosen))
     });
@@ -182,7 +182,7 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
         status: InstanceStatus {
             guise: chosen.guise,
             chosen_because: chosen.reasons.join("; "),
-            digest: image.descriptor.digest.to_string(),
+            digest: image.map(|image| image.descriptor.digest.to_string()).unwrap_or_default(),
             ..InstanceStatus::default()
         },
     };

@@ -125,7 +125,10 @@ fn be_prisoner(outside: &Outside) -> ExitCode {
     let kernel = PreparedKernel { kernel: outside.path("kernel"), initrd: outside.path("initrd") };
     let jail = match outside.wasm {
         true => guise_worker::jail::of_program(&job, &job.state.join("upper"), Some(&image), false),
-        false => guise_worker::jail::of(&job, &image, &kernel, Engine::Soft),
+        false => {
+            let files = [&*image, &*kernel.kernel, &*kernel.initrd];
+            guise_worker::jail::of_machine(&job, &files, Engine::Soft)
+        }
     };
     let entered = jail.enter(|| {
         println!("map me");
