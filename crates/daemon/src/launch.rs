@@ -35,7 +35,8 @@ pub async fn pin_image(
         let files = |error| ApiError::host("make the instance's files", &error);
         if let Some(disk) = spec.disk() {
             std::fs::File::open(disk).map_err(|error| {
-                ApiError::invalid(format!("open the disk {}: {error}", disk.display())).exit_code(125)
+                ApiError::invalid(format!("open the disk {}: {error}", disk.display()))
+                    .exit_code(125)
             })?;
             place.create().map_err(files)?;
             return Ok(None);

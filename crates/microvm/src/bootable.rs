@@ -226,7 +226,8 @@ fn words_for(configuration: &str, kernel: &str) -> Option<String> {
     if !words.iter().any(|word| word.starts_with("root=") && !word.contains('$')) {
         return None;
     }
-    let kept = words.into_iter().filter(|word| !word.starts_with("console=") && !word.contains('$'));
+    let kept =
+        words.into_iter().filter(|word| !word.starts_with("console=") && !word.contains('$'));
     Some(kept.collect::<Vec<_>>().join(" "))
 }
 

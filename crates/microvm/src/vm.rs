@@ -97,8 +97,9 @@ impl Overlay {
             ..CreateRequest::new(&partial, FormatKind::Qcow2, size)
         };
         create(&request)?;
-        std::fs::rename(&partial, &self.writes)
-            .map_err(|error| VmError::Machine(MachineError::Host { doing: "keep the disk", source: error }))
+        std::fs::rename(&partial, &self.writes).map_err(|error| {
+            VmError::Machine(MachineError::Host { doing: "keep the disk", source: error })
+        })
     }
 
     fn policy(&self) -> BackingPolicy {
@@ -154,7 +155,8 @@ impl Vm {
         console: Box<dyn Write + Send>,
     ) -> Result<Vm, VmError> {
         let disk = config.disk.open()?;
-        let seed = DeviceOptions { readonly: true, ..DeviceOptions::new(&config.seed, FormatKind::Raw) };
+        let seed =
+            DeviceOptions { readonly: true, ..DeviceOptions::new(&config.seed, FormatKind::Raw) };
         let seed = BlockDevice::open(&seed)?;
         let port = config.plug.as_ref().map(Plug::join).transpose()?;
         let console = Mutex::new(console);
@@ -162,8 +164,7 @@ impl Vm {
         let machine = Arc::new(parts.machine()?);
         machine.resume();
         let state = State { machine: Some(machine.clone()), ..State::default() };
-        let shared =
-            Arc::new(Shared { parts, state: Mutex::new(state), changed: Condvar::new() });
+        let shared = Arc::new(Shared { parts, state: Mutex::new(state), changed: Condvar::new() });
         let inside = shared.clone();
         let thread = std::thread::Builder::new()
             .name("machine".to_owned())
@@ -264,9 +265,8 @@ impl Parts {
     fn machine(self: &Arc<Self>) -> Result<Machine, VmError> {
         let config = &self.config;
         let disk: Arc<dyn Node> = self.disk.node();
-        let bootable = bootable::extract(&disk, &config.folder).map_err(|source| {
-            VmError::NotBootable { path: config.disk.image.clone(), source }
-        })?;
+        let bootable = bootable::extract(&disk, &config.folder)
+            .map_err(|source| VmError::NotBootable { path: config.disk.image.clone(), source })?;
         let options = MachineConfig {
             memory: config.memory,
             addable_memory: 0,

@@ -68,11 +68,12 @@ impl Vm {
         };
         disk.make(job.resources.disk_bytes).map_err(failed)?;
         let seed = job.state.join("seed.img");
-        let folder = |(mount, share): (&job::Mount, &guise_microvm::devices::SharedFolder)| Folder {
-            tag: share.tag.clone(),
-            target: mount.target.clone(),
-            read_only: mount.read_only,
-        };
+        let folder =
+            |(mount, share): (&job::Mount, &guise_microvm::devices::SharedFolder)| Folder {
+                tag: share.tag.clone(),
+                target: mount.target.clone(),
+                read_only: mount.read_only,
+            };
         let told = Seed {
             id: &job.id,
             host_name: &job.host_name,
@@ -148,8 +149,8 @@ impl Body for Vm {
     fn start(&self) -> Result<Session, BodyError> {
         let mut engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
         let engine = engine.take().ok_or(BodyError::NotRunning)?;
-        let (output, console) =
-            pipe_with(PipeFlags::CLOEXEC).map_err(|error| system("make the console")(error.into()))?;
+        let (output, console) = pipe_with(PipeFlags::CLOEXEC)
+            .map_err(|error| system("make the console")(error.into()))?;
         let guest = Guest::start(engine, self.config.clone(), Box::new(File::from(console)))
             .map_err(failed)?;
         let keyboard = guest.keyboard();

@@ -16,4 +16,5 @@ mod programs;
 mod survival;
 mod terminal;
 mod tour;
+mod vm;
 mod wasm;

@@ -23,7 +23,8 @@ fn the_guest_finds_who_it_is() {
 fn what_the_user_wants_has_room() {
     for length in [0, 1, 1000, 1 << 20] {
         let wanted = "#".repeat(length);
-        let seed = Seed { id: "abc", host_name: "web", user_data: Some(&wanted), folders: Vec::new() };
+        let seed =
+            Seed { id: "abc", host_name: "web", user_data: Some(&wanted), folders: Vec::new() };
         assert!(read(seed.disk().unwrap(), "user-data") == wanted, "{length}");
     }
 }

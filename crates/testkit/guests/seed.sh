@@ -1,0 +1,10 @@
+#!/bin/sh
+# What cloud-init does with a seed, as far as tests look for it.
+set -e
+mkdir -p /run/seed
+mount -t vfat -o ro LABEL=CIDATA /run/seed
+hostname "$(sed -n 's/^local-hostname: //p' /run/seed/meta-data)"
+case $(head -c 2 /run/seed/user-data) in
+'#!') sh /run/seed/user-data ;;
+esac
+umount /run/seed
