@@ -4,8 +4,9 @@ and under QEMU's emulation: what it gets done, and for how much of the host's CP
 
     run.py GUISE KERNEL INITRD [SECONDS]
 
-The guest prints a line before and after each measurement; the process's CPU time is read at
-those lines, so that booting does not count. QEMU is left out where it is not installed.
+The guest prints a line before and after each measurement; the CPU time of the processes that
+run it is read at those lines, so that booting does not count. For QEMU that is also virtiofsd,
+which serves the shared directory (it wants to be root). What is not installed is left out.
 """
 
 import os
@@ -20,14 +21,28 @@ import time
 TICKS = os.sysconf("SC_CLK_TCK")
 DISK = 256 << 20
 SENT = 64 << 20
-FILES = 2000
+FILES = 5000
+LINE = 'console=ttyS0 quiet -- "{}"'
 
 
-def cpu_seconds(process):
-    """All threads, also those that have ended, and what the kernel does for them."""
-    with open(f"/proc/{process}/stat") as stat:
-        fields = stat.read().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+def cpu_seconds(processes):
+    """Of these processes and those that they started: all threads, also those that have
+    ended, and what the kernel does for them."""
+    spent, started = {}, {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as stat:
+                fields = stat.read().rsplit(")", 1)[1].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        spent[int(name)] = (int(fields[11]) + int(fields[12])) / TICKS
+        started.setdefault(int(fields[1]), []).append(int(name))
+    total, left = 0.0, list(processes)
+    while left:
+        process = left.pop()
+        total += spent.get(process, 0.0)
+        left += started.get(process, [])
+    return total
 
 
 def serve(listener):
@@ -73,20 +88,58 @@ def guest_script(port, seconds, shares):
     return "; ".join(steps)
 
 
-def run(command):
+def run(command, helpers=()):
     """Name of each measurement: what was done, wall seconds, CPU seconds."""
     results, begun = {}, {}
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
     ) as guest:
+        processes = [guest.pid, *helpers]
         for line in guest.stdout:
             words = line.split()
             if len(words) == 2 and words[0] == "begin":
-                begun[words[1]] = (time.monotonic(), cpu_seconds(guest.pid))
+                begun[words[1]] = (time.monotonic(), cpu_seconds(processes))
             elif len(words) == 4 and words[0] == "end" and words[1] in begun:
                 wall, cpu = begun[words[1]]
-                wall, cpu = time.monotonic() - wall, cpu_seconds(guest.pid) - cpu
+                wall, cpu = time.monotonic() - wall, cpu_seconds(processes) - cpu
                 results[words[1]] = (int(words[2]), wall, cpu)
+    return results
+
+
+def file_server(directory, path):
+    """QEMU's server of a shared directory, or nothing where there is none."""
+    folders = "/usr/libexec:/usr/lib/qemu:" + os.environ.get("PATH", "")
+    program = shutil.which("virtiofsd", path=folders)
+    if not program:
+        return None
+    command = [program, f"--socket-path={path}", "-o", f"source={directory}", "-o", "cache=auto"]
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not os.path.exists(path):
+        if server.poll() is not None:
+            return None
+        time.sleep(0.01)
+    return server
+
+
+def qemu(kernel, initrd, disk, scratch, seconds, port):
+    """The same guest under QEMU's emulation."""
+    command = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-display", "none"]
+    command += ["-serial", "stdio", "-monitor", "none", "-no-reboot", "-m", "768"]
+    command += ["-drive", f"file={disk},format=raw,if=none,id=d,aio=io_uring"]
+    command += ["-device", "virtio-blk-pci,drive=d", "-nic", "user,model=virtio-net-pci"]
+    command += ["-kernel", kernel, "-initrd", initrd]
+    shared, path = os.path.join(scratch, "shared-qemu"), os.path.join(scratch, "socket")
+    os.mkdir(shared)
+    server = file_server(shared, path)
+    if server:
+        command += ["-object", "memory-backend-memfd,id=m,size=768M,share=on"]
+        command += ["-machine", "memory-backend=m", "-chardev", f"socket,id=c,path={path}"]
+        command += ["-device", "vhost-user-fs-pci,chardev=c,tag=t"]
+    command += ["-append", LINE.format(guest_script(port, seconds, server is not None))]
+    results = run(command, [server.pid] if server else [])
+    # It ends with the last connection.
+    if server:
+        server.wait()
     return results
 
 
@@ -103,23 +156,15 @@ def main():
         os.mkdir(shared)
         with open(disk, "wb") as file:
             file.write(bytes(DISK))
-        line = 'console=ttyS0 quiet -- "{}"'
         ours = run(
             [guise, "boot", "--engine", "soft", "--kernel", kernel, "--initrd", initrd]
             + ["--memory", "768M", "--disk", f"{disk},format=raw", "--net", "user,host"]
             + ["--share", f"{shared},tag=t", "--timeout", "600"]
-            + ["--append", line.format(guest_script(port, seconds, True))]
+            + ["--append", LINE.format(guest_script(port, seconds, True))]
         )
         theirs = {}
         if shutil.which("qemu-system-x86_64"):
-            theirs = run(
-                ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "768", "-display", "none"]
-                + ["-serial", "stdio", "-monitor", "none", "-no-reboot"]
-                + ["-drive", f"file={disk},format=raw,if=none,id=d,aio=io_uring"]
-                + ["-device", "virtio-blk-pci,drive=d", "-nic", "user,model=virtio-net-pci"]
-                + ["-kernel", kernel, "-initrd", initrd]
-                + ["-append", line.format(guest_script(port, seconds, False))]
-            )
+            theirs = qemu(kernel, initrd, disk, scratch, seconds, port)
     print(f"{'':18}{'guise':>12}{'per CPU s':>12}{'QEMU':>12}{'per CPU s':>12}{'ratio':>8}")
     for name, (done, wall, cpu) in ours.items():
         row = f"{name:18}{done / wall:12.0f}{done / max(cpu, 0.01):12.0f}"

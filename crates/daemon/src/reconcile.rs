@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use crate::launch::{self, Born};
 use crate::table::{Entry, Keep};
-use crate::{Daemon, DaemonError, choose, link, networks};
+use crate::{Daemon, DaemonError, link, networks};
 use plan::{Action, plan};
 pub use remove::abandon;
 

@@ -68,6 +68,9 @@ pub struct Events {
     pub nmi_blocked: bool,
     pub sti_shadow: bool,
     pub mov_ss_shadow: bool,
+    /// Another vCPU has woken this one, which ends the HLT that it is in or comes to next:
+    /// it is to be woken from a wait that it has decided on, and may not have begun.
+    pub unhalted: bool,
     /// Debug exceptions of the last instruction, in the format of DR6.
     pub pending_debug: u64,
     /// TF, set before the last instruction, does not trap after it.

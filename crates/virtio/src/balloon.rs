@@ -158,9 +158,9 @@ impl Handler for Reports {
     fn process(&mut self, queue: &mut Queue, stopping: &AtomicBool) -> Result<Rest, QueueError> {
         while !stopping.load(Ordering::Relaxed) {
             let Some(chain) = queue.pop()? else { break };
-            let mut writer = chain.writer(queue.memory());
-            let free = writer.take(writer.remaining());
-            for segment in free {
+            let writer = chain.writer(queue.memory());
+            let length = writer.remaining();
+            for segment in writer.into_pieces(length) {
                 release(queue.memory(), segment.address, u64::from(segment.length));
             }
             queue.push(chain, 0)?;

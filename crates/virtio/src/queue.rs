@@ -86,6 +86,9 @@ pub struct Queue {
     memory: GuestMemory,
     config: QueueConfig,
     ring: Ring,
+    spare: chain::Spare,
+    /// Chains that have been taken and not been given back.
+    in_hand: usize,
 }
 
 impl Queue {
@@ -123,7 +126,7 @@ impl Queue {
         } else {
             Ring::Split(split::Split::new(config, position))
         };
-        Ok(Self { memory, config, ring })
+        Ok(Self { memory, config, ring, spare: chain::Spare::default(), in_hand: 0 })
     }
 
     pub fn memory(&self) -> &GuestMemory {
@@ -144,31 +147,52 @@ impl Queue {
 
     /// Takes the next chain that the driver made available.
     pub fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
-        match &mut self.ring {
-            Ring::Split(ring) => ring.pop(&self.memory),
-            Ring::Packed(ring) => ring.pop(&self.memory),
-        }
+        let chain = match &mut self.ring {
+            Ring::Split(ring) => ring.pop(&self.memory, &mut self.spare),
+            Ring::Packed(ring) => ring.pop(&self.memory, &mut self.spare),
+        }?;
+        self.in_hand += usize::from(chain.is_some());
+        Ok(chain)
+    }
+
+    /// How many chains have been taken and not been given back.
+    pub fn in_hand(&self) -> usize {
+        self.in_hand
     }
 
     /// Gives a chain back; `written` bytes of its writable part are new.
     pub fn push(&mut self, chain: Chain, written: u32) -> Result<(), QueueError> {
-        match &mut self.ring {
-            Ring::Split(ring) => ring.push_all(&self.memory, &[(chain, written)]),
-            Ring::Packed(ring) => ring.push_all(&self.memory, &[(chain, written)]),
-        }
+        let chains = [(chain, written)];
+        let result = self.give_back(&chains);
+        let [(chain, _)] = chains;
+        self.spare.keep(chain, self.config.size);
+        result
     }
 
     /// Gives several chains back, of which the driver sees either none or all.
-    pub fn push_all(&mut self, chains: Vec<(Chain, u32)>) -> Result<(), QueueError> {
+    pub fn push_all(&mut self, chains: &mut Vec<(Chain, u32)>) -> Result<(), QueueError> {
+        if chains.is_empty() {
+            return Ok(());
+        }
+        let result = self.give_back(chains);
+        for (chain, _) in chains.drain(..) {
+            self.spare.keep(chain, self.config.size);
+        }
+        result
+    }
+
+    fn give_back(&mut self, chains: &[(Chain, u32)]) -> Result<(), QueueError> {
+        self.in_hand = self.in_hand.saturating_sub(chains.len());
         match &mut self.ring {
-            Ring::Split(ring) => ring.push_all(&self.memory, &chains),
-            Ring::Packed(ring) => ring.push_all(&self.memory, &chains),
+            Ring::Split(ring) => ring.push_all(&self.memory, chains),
+            Ring::Packed(ring) => ring.push_all(&self.memory, chains),
         }
     }
 
     /// Undoes the last `pop`, whose chain this must be. Several are put back in the
     /// reverse order.
     pub fn put_back(&mut self, chain: &Chain) {
+        self.in_hand = self.in_hand.saturating_sub(1);
         match &mut self.ring {
             Ring::Split(ring) => ring.put_back(),
             Ring::Packed(ring) => ring.put_back(chain),

@@ -24,8 +24,6 @@ use crate::transport::Interrupt;
 pub enum Rest {
     /// It took all that the driver has made available.
     Drained,
-    /// The same, and what it has begun goes on when it waits.
-    Begun,
     /// It waits for the host's side, and not for the driver.
     WaitingForHost,
     /// It may not do more before so much time has passed.
@@ -146,14 +144,14 @@ fn serve(
             break;
         }
         let time = match rest {
-            Rest::Drained if lookout.sees(|| queue.is_waiting())? => continue,
-            Rest::Drained | Rest::Begun if queue.enable_notification()? => continue,
+            Rest::Drained if lookout.sees(queue.in_hand(), || queue.is_waiting())? => continue,
+            Rest::Drained if queue.enable_notification()? => continue,
             Rest::Until(time) => Some(time),
-            Rest::Drained | Rest::Begun | Rest::WaitingForHost => None,
+            Rest::Drained | Rest::WaitingForHost => None,
         };
         let begun = Instant::now();
         let rung = handler.wait(kick, time);
-        lookout.slept(begun.elapsed(), rung);
+        lookout.slept(queue.in_hand(), begun.elapsed(), rung);
     }
     handler.finish(queue)?;
     if queue.needs_interrupt()? {

@@ -403,7 +403,8 @@ impl Body for Wasm {
         let running = self.running()?;
         let asks = !grace.is_zero() && !IGNORED.contains(&self.stop_signal);
         running.kill(if asks { self.stop_signal } else { SIGKILL });
-        running.wait();
+        // How it ended is told by who waits for it.
+        let _ = running.wait();
         Ok(())
     }
 
@@ -421,7 +422,7 @@ impl Body for Wasm {
         // One that could not be started to its end has nothing left.
         if let Ok(running) = self.running() {
             running.kill(SIGKILL);
-            running.wait();
+            let _ = running.wait();
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 
-use io_uring::{IoUring, opcode, types};
+use io_uring::{IoUring, cqueue, opcode, types};
 
 use crate::error::{Error, Result};
 use crate::format::{FormatKind, Guard, Place, Run, State};
@@ -53,6 +53,14 @@ impl Buffer {
     /// completion was taken from the queue or the queue was dropped.
     pub unsafe fn borrowed(stretches: Vec<libc::iovec>) -> Self {
         Self::Borrowed(Borrowed(stretches))
+    }
+
+    /// The list of a borrowed one, whose memory can be used for another.
+    pub fn into_list(self) -> Option<Vec<libc::iovec>> {
+        match self {
+            Self::Owned(_) => None,
+            Self::Borrowed(Borrowed(stretches)) => Some(stretches),
+        }
     }
 
     /// Bytes in total.
@@ -217,9 +225,18 @@ pub struct Queue {
     batch: Option<usize>,
     under_way: usize,
     done: VecDeque<Completion>,
-    /// The kernel watches a bell, and has said that it rang.
-    bell_watched: bool,
+    bell: Bell,
+    /// It rang, and the caller has not been told.
     bell_rang: bool,
+}
+
+/// What the kernel does about the bell of `wait_also_for`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bell {
+    Unknown,
+    Watched,
+    /// It cannot tell of more than one ring.
+    Refused,
 }
 
 // SAFETY: the ring and the pointers in pending requests belong to the queue
@@ -247,7 +264,7 @@ impl Queue {
             batch: None,
             under_way: 0,
             done: VecDeque::new(),
-            bell_watched: false,
+            bell: Bell::Unknown,
             bell_rang: false,
         }
     }
@@ -436,11 +453,6 @@ impl Queue {
         }
     }
 
-    /// Whether something is to be handed to the kernel.
-    pub fn has_unsubmitted(&mut self) -> bool {
-        self.ring.as_mut().is_some_and(|ring| !ring.submission().is_empty())
-    }
-
     /// Hands everything to the kernel.
     pub fn submit(&mut self) -> Result<()> {
         self.close_batch();
@@ -494,9 +506,16 @@ impl Queue {
         }
     }
 
+    /// Whether `wait_also_for` can be used here.
+    pub fn can_watch(&self) -> bool {
+        self.ring.is_some() && self.bell != Bell::Refused
+    }
+
     /// Hands everything to the kernel, and waits until there is a completion to take or
-    /// `bell` can be read. Says whether the bell may have rung. It is to be the same bell
-    /// each time. Waiting in the ring costs one system call; beside its descriptor, three.
+    /// `bell`, an event descriptor, has been rung. Says whether it may have rung. It is to
+    /// be the same bell each time, and nobody has to read it: the kernel tells of each time
+    /// that it is rung. So a wait is one system call; beside the ring's descriptor it would
+    /// be three.
     pub fn wait_also_for(&mut self, bell: BorrowedFd<'_>) -> Result<bool> {
         self.close_batch();
         let failed = |error| Error::io("wait for", "io_uring", error);
@@ -507,15 +526,15 @@ impl Queue {
                 return Ok(std::mem::take(&mut self.bell_rang));
             }
             let Some(ring) = &mut self.ring else { return Ok(true) };
-            if !self.bell_watched {
+            if self.bell == Bell::Unknown {
                 let watch = opcode::PollAdd::new(types::Fd(bell.as_raw_fd()), libc::POLLIN as u32);
-                let watch = watch.build().user_data(BELL);
+                let watch = watch.multi(true).build().user_data(BELL);
                 // SAFETY: the entry leads to no memory.
                 if unsafe { ring.submission().push(&watch) }.is_err() {
                     ring.submit().map_err(failed)?;
                     continue;
                 }
-                self.bell_watched = true;
+                self.bell = Bell::Watched;
             }
             match ring.submit_and_wait(1) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
@@ -531,7 +550,12 @@ impl Queue {
             let Some(ring) = &mut self.ring else { return };
             let Some(entry) = ring.completion().next() else { return };
             if entry.user_data() == BELL {
-                (self.bell_watched, self.bell_rang) = (false, true);
+                self.bell_rang = true;
+                if entry.result() < 0 {
+                    self.bell = Bell::Refused;
+                } else if !cqueue::more(entry.flags()) {
+                    self.bell = Bell::Unknown;
+                }
                 continue;
             }
             let (slot, number) =

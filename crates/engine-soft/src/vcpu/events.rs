@@ -80,9 +80,15 @@ impl Cpu {
         result
     }
 
+    pub(super) fn take_attention(&mut self) -> u32 {
+        let bits = self.state.attention.swap(0, Ordering::SeqCst);
+        self.events.unhalted |= bits & attention::UNHALT != 0;
+        bits
+    }
+
     /// Looks at everything that may want attention. An answer ends the run.
     pub fn attend(&mut self) -> Option<Exit> {
-        let bits = self.state.attention.swap(0, Ordering::SeqCst);
+        let bits = self.take_attention();
         self.retired.clear();
         if bits & (attention::REQUEST | attention::EXCLUSIVE) != 0 {
             self.serve_requests();
@@ -236,7 +242,7 @@ impl Cpu {
 
     fn wait_for_events(&mut self, mut translator: Option<&mut Translator>) -> Option<Exit> {
         loop {
-            let bits = self.state.attention.swap(0, Ordering::SeqCst);
+            let bits = self.take_attention();
             if bits & (attention::REQUEST | attention::EXCLUSIVE) != 0 {
                 self.serve_requests();
             }
@@ -250,8 +256,9 @@ impl Cpu {
                     let pending = self.apic().pending();
                     let wakes = pending.has(Pending::NMI) && !self.events.nmi_blocked
                         || self.state.rflags & IF != 0 && self.has_interrupt()
-                        || bits & attention::UNHALT != 0;
+                        || self.events.unhalted;
                     if wakes {
+                        self.events.unhalted = false;
                         self.run = RunState::Running;
                         self.want(attention::INTERRUPT);
                         return None;

@@ -1,7 +1,7 @@
 //! A vCPU to and from the neutral state.
 
 use guise_engine::state::{
-    EventState, RegisterState, SegmentState, SystemState, TableState, means_nothing,
+    EventState, RegisterState, RunState, SegmentState, SystemState, TableState, means_nothing,
 };
 use guise_engine::{EngineError, VcpuState};
 
@@ -11,6 +11,7 @@ use crate::cpu::{Cpu, Events};
 use crate::fpu::neutral;
 use crate::paravirt::Paravirt;
 use crate::state::{CS, DS, ES, FS, GS, SS, Segment, Table};
+use crate::vm::shared::attention;
 
 fn segment_out(segment: &Segment) -> SegmentState {
     SegmentState {
@@ -40,8 +41,13 @@ fn table_in(table: &TableState) -> Table {
 
 impl Cpu {
     pub fn save(&mut self) -> Result<VcpuState, EngineError> {
-        // The neutral state has no place for an INIT or a start-up IPI under way.
+        // The neutral state has no place for an INIT, a start-up IPI or a kick under way.
         self.take_signals();
+        let bits = self.take_attention();
+        self.want(bits & !attention::UNHALT);
+        if self.run == RunState::Halted && std::mem::take(&mut self.events.unhalted) {
+            self.run = RunState::Running;
+        }
         let apic = self.apic().save(self.shared.time.now());
         let mut msrs = Vec::new();
         let stateful: Vec<u32> = self.shared.model.stateful_msrs().collect();

@@ -5,6 +5,7 @@
 
 mod control;
 mod descriptors;
+mod halts;
 mod keys;
 mod machine;
 mod memory;

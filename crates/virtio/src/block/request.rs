@@ -14,6 +14,9 @@ const GET_ID: u32 = 8;
 const DISCARD: u32 = 11;
 const WRITE_ZEROES: u32 = 13;
 
+/// Bytes in front of the data.
+const HEADER: usize = 16;
+
 /// A range may be unmapped.
 const UNMAP: u32 = 1;
 
@@ -37,8 +40,8 @@ impl Failure {
 /// A request whose bounds have been checked. Offsets and lengths are in bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Request {
-    Read { offset: u64, data: Vec<Segment> },
-    Write { offset: u64, data: Vec<Segment> },
+    Read { offset: u64, length: u64 },
+    Write { offset: u64, length: u64 },
     Flush,
     Identify,
     Discard(Vec<Range>),
@@ -64,7 +67,7 @@ impl Request {
     /// Bytes of data that it moves.
     pub fn bytes(&self) -> u64 {
         match self {
-            Request::Read { data, .. } | Request::Write { data, .. } => total(data),
+            Request::Read { length, .. } | Request::Write { length, .. } => *length,
             _ => 0,
         }
     }
@@ -77,19 +80,16 @@ impl Request {
         bounds: Bounds,
     ) -> Result<Result<Self, Failure>, QueueError> {
         let mut reader = chain.reader(memory);
-        let header: [u8; 16] = reader.read_array()?;
+        let header: [u8; HEADER] = reader.read_array()?;
         let [a, b, c, d, _, _, _, _, sector @ ..] = header;
         let (kind, sector) = (u32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(sector));
         let room = data_room(chain, memory)?;
         Ok(match kind {
-            READ => {
-                let data = chain.writer(memory).take(room);
-                bounds.place(sector, total(&data)).map(|offset| Request::Read { offset, data })
-            }
+            READ => bounds.place(sector, room).map(|offset| Request::Read { offset, length: room }),
             WRITE => bounds.changes().and_then(|()| {
-                let data = reader.take(reader.remaining());
-                let offset = bounds.place(sector, total(&data))?;
-                Ok(Request::Write { offset, data })
+                let length = reader.remaining();
+                let offset = bounds.place(sector, length)?;
+                Ok(Request::Write { offset, length })
             }),
             FLUSH => Ok(Request::Flush),
             GET_ID => Ok(Request::Identify),
@@ -142,8 +142,24 @@ impl Bounds {
     }
 }
 
-pub fn total(segments: &[Segment]) -> u64 {
-    segments.iter().map(|segment| u64::from(segment.length)).sum()
+/// The pieces of a read's data, of which there are so many bytes: room, up to the status.
+pub fn room_of<'a>(
+    chain: &'a Chain,
+    memory: &'a GuestMemory,
+    length: u64,
+) -> impl Iterator<Item = Segment> + 'a {
+    chain.writer(memory).into_pieces(length)
+}
+
+/// The pieces of a write's data, of which there are so many bytes: what follows the header.
+pub fn data_of<'a>(
+    chain: &'a Chain,
+    memory: &'a GuestMemory,
+    length: u64,
+) -> impl Iterator<Item = Segment> + 'a {
+    let mut reader = chain.reader(memory);
+    reader.skip(HEADER as u64);
+    reader.into_pieces(length)
 }
 
 /// Bytes that the device may write in front of the status, which is the last one.

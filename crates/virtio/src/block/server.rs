@@ -9,7 +9,7 @@ use std::time::Duration;
 use guise_disk::device::{self as disk, BlockDevice};
 
 use super::flusher::Flusher;
-use super::request::{Bounds, Failure, Range, Request, conclude, total};
+use super::request::{Bounds, Failure, Range, Request, conclude, data_of, room_of};
 use super::space::Space;
 use crate::queue::chain::Segment;
 use crate::queue::host::{mark, stretches};
@@ -31,6 +31,11 @@ pub struct Server {
     /// A request that waits for the rate limit.
     held: Option<(Chain, Request)>,
     flusher: Flusher,
+    /// What is done, until the driver gets all of it at once: each time that it is told
+    /// of something costs it and this thread a look at what the other has written.
+    done: Vec<(Chain, u32)>,
+    /// What the ring has given back, for their lists of pieces.
+    lists: Vec<disk::Buffer>,
     space: Arc<Space>,
     /// Requests that wait for space on the host, and how much of the news of it they know.
     stalled: Vec<Chain>,
@@ -40,9 +45,8 @@ pub struct Server {
 /// A read or write that the ring has, or a flush that the flusher has.
 struct Pending {
     chain: Chain,
-    /// Where a read's data went; empty for writes.
-    read: Vec<Segment>,
-    written: u64,
+    /// Bytes that a read puts into guest memory; of other requests none.
+    read: u64,
 }
 
 impl Server {
@@ -67,6 +71,8 @@ impl Server {
             free: Vec::new(),
             held: None,
             flusher,
+            done: Vec::new(),
+            lists: Vec::new(),
             space,
             stalled: Vec::new(),
             news,
@@ -74,27 +80,27 @@ impl Server {
     }
 
     /// Begins a request, and ends it if it needs no waiting.
-    fn begin(
-        &mut self,
-        queue: &mut Queue,
-        chain: Chain,
-        request: Request,
-    ) -> Result<(), QueueError> {
+    fn begin(&mut self, queue: &Queue, chain: Chain, request: Request) -> Result<(), QueueError> {
         let result = match request {
-            Request::Read { offset, data } => {
-                let pending = Pending { chain, written: total(&data), read: data.clone() };
-                return self.transfer(queue, pending, offset, &data, false);
+            Request::Read { offset, length } => {
+                let buffer = self.buffer(queue, room_of(&chain, queue.memory(), length))?;
+                let tag = self.keep(Pending { chain, read: length }) as u64;
+                self.ring.push(tag, disk::Request::Read { offset, buffer });
+                return Ok(());
             }
-            Request::Write { offset, data } => {
-                let pending = Pending { chain, written: 0, read: Vec::new() };
-                return self.transfer(queue, pending, offset, &data, true);
+            Request::Write { offset, length } => {
+                let buffer = self.buffer(queue, data_of(&chain, queue.memory(), length))?;
+                let tag = self.keep(Pending { chain, read: 0 }) as u64;
+                self.ring.push(tag, disk::Request::Write { offset, buffer });
+                return Ok(());
             }
             Request::Identify => {
                 let length = conclude(&chain, queue.memory(), &self.serial, Ok(0))?;
-                return queue.push(chain, length);
+                self.done.push((chain, length));
+                return Ok(());
             }
             Request::Flush => {
-                let tag = self.keep(Pending { chain, written: 0, read: Vec::new() });
+                let tag = self.keep(Pending { chain, read: 0 });
                 return match self.flusher.begin(tag) {
                     Some(result) => self.complete(queue, tag, result, false),
                     None => Ok(()),
@@ -113,7 +119,7 @@ impl Server {
     /// Gives a request back, unless it is to wait for space.
     fn settle(
         &mut self,
-        queue: &mut Queue,
+        queue: &Queue,
         chain: Chain,
         result: guise_disk::Result<u64>,
     ) -> Result<(), QueueError> {
@@ -124,12 +130,23 @@ impl Server {
             }
             result => result.map_err(failed),
         };
+        self.give_back(queue, chain, outcome)
+    }
+
+    /// The driver gets the request with the others that are done.
+    fn give_back(
+        &mut self,
+        queue: &Queue,
+        chain: Chain,
+        outcome: Result<u64, Failure>,
+    ) -> Result<(), QueueError> {
         let length = conclude(&chain, queue.memory(), &[], outcome)?;
-        queue.push(chain, length)
+        self.done.push((chain, length));
+        Ok(())
     }
 
     /// Begins what waits for space once more, if there is news.
-    fn retry(&mut self, queue: &mut Queue) -> Result<(), QueueError> {
+    fn retry(&mut self, queue: &Queue) -> Result<(), QueueError> {
         let news = self.space.news();
         if std::mem::replace(&mut self.news, news) == news {
             return Ok(());
@@ -165,56 +182,51 @@ impl Server {
         Ok(())
     }
 
-    fn transfer(
+    /// Guest memory for the ring.
+    fn buffer(
         &mut self,
-        queue: &mut Queue,
-        pending: Pending,
-        offset: u64,
-        data: &[Segment],
-        write: bool,
-    ) -> Result<(), QueueError> {
-        let stretches = stretches(queue.memory(), data)?;
+        queue: &Queue,
+        data: impl Iterator<Item = Segment>,
+    ) -> Result<disk::Buffer, QueueError> {
+        let list = self.lists.pop().and_then(disk::Buffer::into_list);
+        let mut list = list.unwrap_or_default();
+        list.clear();
+        stretches(queue.memory(), data, &mut list)?;
         // SAFETY: the stretches lie in guest memory, which this thread's queue holds for as
         // long as the ring lives: the ring is dropped with its handler, before the queue,
         // and waits for what is under way. The guest may write there meanwhile; what then
         // reaches the disk is the guest's own affair.
-        let buffer = unsafe { disk::Buffer::borrowed(stretches) };
-        let tag = self.keep(pending);
-        let request = if write {
-            disk::Request::Write { offset, buffer }
-        } else {
-            disk::Request::Read { offset, buffer }
-        };
-        self.ring.push(tag as u64, request);
-        Ok(())
+        Ok(unsafe { disk::Buffer::borrowed(list) })
     }
 
     /// Gives back what the ring has done.
     fn collect(&mut self, queue: &mut Queue) -> Result<(), QueueError> {
         while let Some(completion) = self.ring.take() {
+            self.lists.extend(completion.buffer);
             self.complete(queue, completion.tag as usize, completion.result, true)?;
         }
         while let Some((tag, result)) = self.flusher.take() {
             self.complete(queue, tag, result, false)?;
         }
-        Ok(())
+        queue.push_all(&mut self.done)
     }
 
     fn complete(
         &mut self,
-        queue: &mut Queue,
+        queue: &Queue,
         tag: usize,
         mut result: guise_disk::Result<()>,
         moved_data: bool,
     ) -> Result<(), QueueError> {
         let Some(pending) = self.pending.get_mut(tag).and_then(Option::take) else { return Ok(()) };
         self.free.push(tag);
-        if !pending.read.is_empty() {
-            mark(queue.memory(), &pending.read);
+        if pending.read > 0 {
+            let memory = queue.memory();
+            mark(memory, room_of(&pending.chain, memory, pending.read));
         } else if moved_data && self.write_through && result.is_ok() {
             result = self.device.flush();
         }
-        self.settle(queue, pending.chain, result.map(|()| pending.written))
+        self.settle(queue, pending.chain, result.map(|()| pending.read))
     }
 
     fn take(&mut self, queue: &mut Queue) -> Result<Option<(Chain, Request)>, QueueError> {
@@ -228,16 +240,15 @@ impl Server {
 
     /// Reads a chain. One that asks for what cannot be is given back at once.
     fn parse(
-        &self,
-        queue: &mut Queue,
+        &mut self,
+        queue: &Queue,
         chain: Chain,
     ) -> Result<Option<(Chain, Request)>, QueueError> {
         let bounds = Bounds { size: self.device.size(), read_only: self.read_only };
         match Request::parse(&chain, queue.memory(), bounds)? {
             Ok(request) => Ok(Some((chain, request))),
             Err(failure) => {
-                let length = conclude(&chain, queue.memory(), &[], Err(failure))?;
-                queue.push(chain, length)?;
+                self.give_back(queue, chain, Err(failure))?;
                 Ok(None)
             }
         }
@@ -263,19 +274,14 @@ impl Handler for Server {
             self.begin(queue, chain, request)?;
         }
         self.collect(queue)?;
-        let begun = rest == Rest::Drained && self.ring.has_unsubmitted();
-        Ok(if begun { Rest::Begun } else { rest })
+        Ok(rest)
     }
 
-    /// Hands requests over and waits in the ring for what is under way, and for the kick
-    /// beside it.
+    /// Hands requests over and waits in the ring, for what is under way and for the kick.
     fn wait(&mut self, kick: &Kick, time: Option<Duration>) -> bool {
-        if self.ring.under_way() == 0 {
-            return kick.wait_also_for(None, time);
-        }
-        if time.is_none() {
+        if time.is_none() && self.ring.can_watch() {
             match self.ring.wait_also_for(kick.fd().as_fd()) {
-                Ok(rung) => return rung && kick.wait_also_for(None, Some(Duration::ZERO)),
+                Ok(rung) => return rung,
                 Err(error) => tracing::warn!(%error, "requests are waited for beside the ring"),
             }
         }
@@ -304,10 +310,9 @@ impl Handler for Server {
         }
         // They cannot be put back, and there is nobody left to wait.
         for chain in std::mem::take(&mut self.stalled) {
-            let length = conclude(&chain, queue.memory(), &[], Err(Failure::Io))?;
-            queue.push(chain, length)?;
+            self.give_back(queue, chain, Err(Failure::Io))?;
         }
-        Ok(())
+        queue.push_all(&mut self.done)
     }
 }
 

@@ -95,10 +95,8 @@ impl Server {
     pub fn read(&self, arguments: &mut Arguments, data: &Data) -> Result<u64, Errno> {
         let handle = self.handles.get(arguments.long()?)?;
         let (offset, size) = (arguments.long()?, arguments.word()?);
-        let segments = front(&data.segments, size.into());
-        let pieces = stretches(data.memory, &segments).map_err(broken)?;
-        let result = transfer(handle.file()?, &pieces, offset, Way::FromFile);
-        mark(data.memory, &segments);
+        let result = transfer(handle.file()?, &data.stretches(size.into())?, offset, Way::FromFile);
+        mark(data.memory, data.front(size.into()));
         result
     }
 
@@ -110,8 +108,7 @@ impl Server {
     ) -> Result<Answer, Errno> {
         let handle = self.handles.get(arguments.long()?)?;
         let (offset, size, flags) = (arguments.long()?, arguments.word()?, arguments.word()?);
-        let segments = front(&data.segments, size.into());
-        let pieces = stretches(data.memory, &segments).map_err(broken)?;
+        let pieces = data.stretches(size.into())?;
         let written = match &*handle {
             // Pages go where they belong, also in a file that is otherwise appended to.
             Handle::File { append: true, .. } if flags & FROM_CACHE != 0 => {
@@ -184,19 +181,24 @@ pub fn passed_flags(flags: u32) -> OFlags {
     OFlags::from_bits_retain(flags) & passed
 }
 
-/// The first bytes of a list of pieces.
-fn front(segments: &[Segment], length: u64) -> Vec<Segment> {
-    let mut left = length;
-    let mut pieces = Vec::new();
-    for segment in segments {
-        if left == 0 {
-            break;
-        }
-        let length = u64::from(segment.length).min(left);
-        left -= length;
-        pieces.push(Segment { length: length as u32, ..*segment });
+impl Data<'_> {
+    /// The first bytes, as pieces.
+    fn front(&self, length: u64) -> impl Iterator<Item = Segment> {
+        let mut left = length;
+        self.segments.iter().map_while(move |segment| {
+            let length = u64::from(segment.length).min(left);
+            let ended = left == 0;
+            left -= length;
+            (!ended).then_some(Segment { length: length as u32, ..*segment })
+        })
     }
-    pieces
+
+    /// Where the first bytes are in this process.
+    fn stretches(&self, length: u64) -> Result<Vec<libc::iovec>, Errno> {
+        let mut list = Vec::with_capacity(self.segments.len());
+        stretches(self.memory, self.front(length), &mut list).map_err(broken)?;
+        Ok(list)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

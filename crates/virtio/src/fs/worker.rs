@@ -123,10 +123,10 @@ fn answer(server: &Server, queue: &Queue, chain: &Chain) -> Result<Option<u32>, 
     };
     let room = room.min(u64::from(MOST_DATA));
     let segments = match header.operation {
-        WRITE => reader.take(u64::from(MOST_DATA)),
+        WRITE => reader.into_pieces(u64::from(MOST_DATA)).collect(),
         READ => {
             writer.skip(ANSWER_HEADER as u64);
-            writer.take(room)
+            writer.into_pieces(room).collect()
         }
         _ => Vec::new(),
     };

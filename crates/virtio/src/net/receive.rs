@@ -24,6 +24,8 @@ pub struct Ring {
     pub queue: Queue,
     /// Chains that have been taken, with the room in each.
     held: VecDeque<(Chain, u64)>,
+    /// Those that a frame was laid into, until all of it is there.
+    filled: Vec<(Chain, u32)>,
 }
 
 pub struct Receiver {
@@ -75,7 +77,6 @@ impl Ring {
         let Some(count) = count.map(|last| last + 1) else { return Ok(()) };
         let header = header::build(offload, count as u16);
         let mut rest = [&header[..], frame];
-        let mut done = Vec::with_capacity(count);
         for (chain, _) in self.held.drain(..count) {
             let mut writer = chain.writer(self.queue.memory());
             let mut written = 0;
@@ -87,10 +88,10 @@ impl Ring {
                     break;
                 }
             }
-            done.push((chain, written as u32));
+            self.filled.push((chain, written as u32));
         }
         // The driver must not see the first without the others.
-        self.queue.push_all(done)
+        self.queue.push_all(&mut self.filled)
     }
 }
 
@@ -101,7 +102,8 @@ impl Receiver {
         mergeable: bool,
         limiter: Limiter,
     ) -> Self {
-        let ring = |(index, queue)| Ring { index, queue, held: VecDeque::new() };
+        let ring =
+            |(index, queue)| Ring { index, queue, held: VecDeque::new(), filled: Vec::new() };
         Self {
             rings: queues.into_iter().map(ring).collect(),
             shared,

@@ -1,9 +1,9 @@
 //! A chain of buffers: what a driver hands over as one request.
 
 use guise_engine::GuestMemory;
-use guise_engine::memory::vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use guise_engine::memory::vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{MAX_SEGMENTS, QueueError, read};
+use super::{MAX_SEGMENTS, QueueError};
 
 /// Flags of a descriptor.
 pub const NEXT: u16 = 1;
@@ -24,8 +24,35 @@ pub struct Chain {
     pub(super) id: u16,
     /// How many places it takes in a packed ring.
     pub(super) places: u16,
-    readable: Vec<Segment>,
-    writable: Vec<Segment>,
+    segments: Vec<Segment>,
+    /// How many of the segments are to be read; they are the first.
+    readable: usize,
+}
+
+/// Memory of chains that have been given back, for those to come: a queue that is in use
+/// asks the allocator for nothing.
+#[derive(Default)]
+pub(super) struct Spare {
+    lists: Vec<Vec<Segment>>,
+    /// The indirect table that is being read.
+    table: Vec<u8>,
+}
+
+impl Spare {
+    /// An empty chain.
+    pub fn chain(&mut self, id: u16) -> Chain {
+        let segments = self.lists.pop().unwrap_or_default();
+        Chain { id, places: 1, segments, readable: 0 }
+    }
+
+    /// A chain is done with. So many are kept at the most.
+    pub fn keep(&mut self, chain: Chain, most: u16) {
+        if self.lists.len() < usize::from(most) {
+            let mut segments = chain.segments;
+            segments.clear();
+            self.lists.push(segments);
+        }
+    }
 }
 
 /// A descriptor, in either ring's format.
@@ -64,10 +91,6 @@ impl Descriptor {
 }
 
 impl Chain {
-    pub(super) fn with_id(id: u16) -> Self {
-        Self { id, places: 1, ..Self::default() }
-    }
-
     /// Adds a buffer.
     pub(super) fn add(
         &mut self,
@@ -75,22 +98,19 @@ impl Chain {
         descriptor: Descriptor,
     ) -> Result<(), QueueError> {
         let Descriptor { address, length, flags, .. } = descriptor;
-        if self.readable.len() + self.writable.len() >= MAX_SEGMENTS {
+        if self.segments.len() >= MAX_SEGMENTS {
             return Err(QueueError::ChainLength);
         }
-        let (start, count) = (GuestAddress(address), length as usize);
-        // Nearly all lie in one region, which is quickly found.
-        if memory.get_slice(start, count).is_err() && !memory.check_range(start, count) {
+        if !is_inside(memory, address, length) {
             return Err(QueueError::Buffer { address, length });
         }
-        let segment = Segment { address, length };
-        if flags & WRITE != 0 {
-            self.writable.push(segment);
-        } else if self.writable.is_empty() {
-            self.readable.push(segment);
-        } else {
-            return Err(QueueError::Order);
+        if flags & WRITE == 0 {
+            if self.readable < self.segments.len() {
+                return Err(QueueError::Order);
+            }
+            self.readable += 1;
         }
+        self.segments.push(Segment { address, length });
         Ok(())
     }
 
@@ -101,6 +121,7 @@ impl Chain {
         memory: &GuestMemory,
         table: Descriptor,
         packed: bool,
+        spare: &mut Spare,
     ) -> Result<(), QueueError> {
         if table.flags & NEXT != 0 && !packed {
             return Err(QueueError::Indirect("is not the last of its chain"));
@@ -108,15 +129,16 @@ impl Chain {
         if table.length == 0 || !table.length.is_multiple_of(16) {
             return Err(QueueError::Indirect("is not a whole number of descriptors"));
         }
-        let count = table.length / 16;
-        if count as usize > MAX_SEGMENTS {
+        if table.length as usize / 16 > MAX_SEGMENTS {
             return Err(QueueError::ChainLength);
         }
+        spare.table.resize(table.length as usize, 0);
+        let read = memory.read_slice(&mut spare.table, GuestAddress(table.address));
+        read.map_err(|_| QueueError::Memory(table.address))?;
+        let (entries, _) = spare.table.as_chunks::<16>();
         let mut index = 0;
-        for _ in 0..count {
-            let offset = u64::from(index) * 16;
-            let address = table.address.checked_add(offset).ok_or(QueueError::Memory(offset))?;
-            let bytes = read(memory, address)?;
+        for _ in entries {
+            let bytes = *entries.get(index).ok_or(QueueError::DescriptorIndex(index as u16))?;
             let descriptor =
                 if packed { Descriptor::packed(bytes) } else { Descriptor::split(bytes) };
             if descriptor.flags & INDIRECT != 0 {
@@ -128,10 +150,7 @@ impl Chain {
             } else if descriptor.flags & NEXT == 0 {
                 return Ok(());
             } else {
-                index = u32::from(descriptor.link);
-                if index >= count {
-                    return Err(QueueError::DescriptorIndex(descriptor.link));
-                }
+                index = usize::from(descriptor.link);
             }
         }
         // A split table ends with a descriptor that says so.
@@ -140,13 +159,21 @@ impl Chain {
 
     /// What the driver wrote.
     pub fn reader<'a>(&'a self, memory: &'a GuestMemory) -> Reader<'a> {
-        Reader(Cursor::new(memory, &self.readable))
+        Reader(Cursor::new(memory, &self.segments[..self.readable]))
     }
 
     /// Where the device writes.
     pub fn writer<'a>(&'a self, memory: &'a GuestMemory) -> Writer<'a> {
-        Writer(Cursor::new(memory, &self.writable))
+        Writer(Cursor::new(memory, &self.segments[self.readable..]))
     }
+}
+
+/// Whether a buffer lies in guest memory.
+fn is_inside(memory: &GuestMemory, address: u64, length: u32) -> bool {
+    // Nearly all lie in one region, which is quickly found.
+    let region = memory.to_region_addr(GuestAddress(address));
+    region.is_some_and(|(region, at)| region.len() - at.0 >= u64::from(length))
+        || memory.check_range(GuestAddress(address), length as usize)
 }
 
 /// A place in a list of segments.
@@ -193,22 +220,20 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next `length` bytes as pieces, as far as there are so many.
-    fn take(&mut self, length: u64) -> Vec<Segment> {
-        let mut pieces = Vec::new();
+    fn into_pieces(mut self, length: u64) -> impl Iterator<Item = Segment> + 'a {
         let mut left = length;
-        while left > 0 {
-            let Some(piece) = self.step(left) else { break };
+        std::iter::from_fn(move || {
+            let piece = if left > 0 { self.step(left) } else { None }?;
             left -= u64::from(piece.length);
-            pieces.push(piece);
-        }
-        pieces
+            Some(piece)
+        })
     }
 }
 
 /// Reads the readable part of a chain, in order.
 pub struct Reader<'a>(Cursor<'a>);
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     pub fn remaining(&self) -> u64 {
         self.0.remaining()
     }
@@ -242,15 +267,15 @@ impl Reader<'_> {
     }
 
     /// The next bytes, without a copy.
-    pub fn take(&mut self, length: u64) -> Vec<Segment> {
-        self.0.take(length)
+    pub fn into_pieces(self, length: u64) -> impl Iterator<Item = Segment> + 'a {
+        self.0.into_pieces(length)
     }
 }
 
 /// Writes the writable part of a chain, in order.
 pub struct Writer<'a>(Cursor<'a>);
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
     pub fn remaining(&self) -> u64 {
         self.0.remaining()
     }
@@ -269,8 +294,8 @@ impl Writer<'_> {
     }
 
     /// The next bytes, to be written by other means.
-    pub fn take(&mut self, length: u64) -> Vec<Segment> {
-        self.0.take(length)
+    pub fn into_pieces(self, length: u64) -> impl Iterator<Item = Segment> + 'a {
+        self.0.into_pieces(length)
     }
 
     /// Leaves the next bytes as they are.

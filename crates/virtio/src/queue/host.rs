@@ -3,42 +3,50 @@
 
 use guise_engine::GuestMemory;
 use guise_engine::memory::vm_memory::bitmap::Bitmap;
-use guise_engine::memory::vm_memory::volatile_memory::PtrGuardMut;
-use guise_engine::memory::vm_memory::{GuestAddress, GuestMemoryBackend};
+use guise_engine::memory::vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MmapRegion,
+};
 
 use super::QueueError;
 use super::chain::Segment;
 
-/// Where the pieces are. The addresses are good for as long as the guest memory lives.
-pub fn stretches(memory: &GuestMemory, data: &[Segment]) -> Result<Vec<libc::iovec>, QueueError> {
-    let mut stretches = Vec::with_capacity(data.len());
-    let mut add = |guard: &PtrGuardMut| {
-        stretches.push(libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() });
-    };
+/// Adds to a list where the pieces are. The addresses are good for as long as the guest
+/// memory lives.
+pub fn stretches(
+    memory: &GuestMemory,
+    data: impl Iterator<Item = Segment>,
+    list: &mut Vec<libc::iovec>,
+) -> Result<(), QueueError> {
     for segment in data {
         let (address, length) = (GuestAddress(segment.address), segment.length as usize);
         if length == 0 {
             continue;
         }
         // Nearly all lie in one region.
-        if let Ok(slice) = memory.get_slice(address, length) {
-            add(&slice.ptr_guard_mut());
+        if let Some((region, at)) = memory.to_region_addr(address)
+            && region.len() - at.0 >= length as u64
+            && let Ok(start) = region.get_host_address(at)
+        {
+            list.push(libc::iovec { iov_base: start.cast(), iov_len: length });
             continue;
         }
         for slice in memory.get_slices(address, length) {
             let slice = slice.map_err(|_| QueueError::Memory(segment.address))?;
-            add(&slice.ptr_guard_mut());
+            let guard = slice.ptr_guard_mut();
+            list.push(libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() });
         }
     }
-    Ok(stretches)
+    Ok(())
 }
 
 /// Tells whoever asks that somebody has written there.
-pub fn mark(memory: &GuestMemory, data: &[Segment]) {
+pub fn mark(memory: &GuestMemory, data: impl Iterator<Item = Segment>) {
     for segment in data {
         let (address, length) = (GuestAddress(segment.address), segment.length as usize);
-        if let Ok(slice) = memory.get_slice(address, length) {
-            slice.bitmap().mark_dirty(0, slice.len());
+        if let Some((region, at)) = memory.to_region_addr(address)
+            && region.len() - at.0 >= length as u64
+        {
+            MmapRegion::bitmap(region).mark_dirty(at.0 as usize, length);
             continue;
         }
         for slice in memory.get_slices(address, length) {

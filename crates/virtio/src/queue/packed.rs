@@ -5,7 +5,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use guise_engine::GuestMemory;
 
-use super::chain::{Chain, Descriptor, INDIRECT, NEXT, WRITE};
+use super::chain::{Chain, Descriptor, INDIRECT, NEXT, Spare, WRITE};
 use super::{Position, QueueConfig, QueueError, load, passed, read, store, write};
 
 const AVAILABLE: u16 = 1 << 7;
@@ -44,17 +44,21 @@ impl Packed {
         Ok((flags & AVAILABLE != 0) == wrap && (flags & USED != 0) != wrap)
     }
 
-    pub fn pop(&mut self, memory: &GuestMemory) -> Result<Option<Chain>, QueueError> {
+    pub fn pop(
+        &mut self,
+        memory: &GuestMemory,
+        spare: &mut Spare,
+    ) -> Result<Option<Chain>, QueueError> {
         if !self.available(memory)? {
             return Ok(None);
         }
         let size = self.config.size;
-        let mut chain = Chain::default();
+        let mut chain = spare.chain(0);
         let mut index = self.position.next_available;
         for places in 1..=size {
             let descriptor = Descriptor::packed(read(memory, self.place(index))?);
             if descriptor.flags & INDIRECT != 0 {
-                chain.add_indirect(memory, descriptor, true)?;
+                chain.add_indirect(memory, descriptor, true, spare)?;
             } else {
                 chain.add(memory, descriptor)?;
             }

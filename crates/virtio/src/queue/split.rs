@@ -6,7 +6,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use guise_engine::GuestMemory;
 
-use super::chain::{Chain, Descriptor, INDIRECT, NEXT};
+use super::chain::{Chain, Descriptor, INDIRECT, NEXT, Spare};
 use super::{Position, QueueConfig, QueueError, load, passed, read, store, write};
 
 /// Flags in both rings: the other side need not notify.
@@ -52,13 +52,17 @@ impl Split {
         Ok(waiting)
     }
 
-    pub fn pop(&mut self, memory: &GuestMemory) -> Result<Option<Chain>, QueueError> {
+    pub fn pop(
+        &mut self,
+        memory: &GuestMemory,
+        spare: &mut Spare,
+    ) -> Result<Option<Chain>, QueueError> {
         if self.available(memory)? == 0 {
             return Ok(None);
         }
         let entry = self.config.driver + 4 + 2 * self.slot(self.next_available);
         let head = u16::from_le_bytes(read(memory, entry)?);
-        let mut chain = Chain::with_id(head);
+        let mut chain = spare.chain(head);
         let mut index = head;
         // A chain that is longer than the table has a loop.
         for _ in 0..self.config.size {
@@ -68,7 +72,7 @@ impl Split {
             let address = self.config.descriptors + 16 * u64::from(index);
             let descriptor = Descriptor::split(read(memory, address)?);
             if descriptor.flags & INDIRECT != 0 {
-                chain.add_indirect(memory, descriptor, false)?;
+                chain.add_indirect(memory, descriptor, false, spare)?;
             } else {
                 chain.add(memory, descriptor)?;
             }

@@ -2,8 +2,10 @@
 //!
 //! A driver that does nothing but ask puts its next request in the ring within a
 //! microsecond of an answer. To sleep, to be notified and to wake up takes ten or more,
-//! and costs the guest an exit. So a thread whose sleeps were cut short by the driver
-//! looks for a moment first. Moments in vain are paid for: after each one twice as many
+//! and costs the guest an exit. So a thread that has given requests back looks for a
+//! moment, until it has as many in hand as before or no more come, and so does one with
+//! nothing in hand whose sleep was cut short by the driver. What it has taken meanwhile
+//! then goes to the host's kernel together. Moments in vain are paid for: after each one twice as many
 //! short sleeps have to be seen before the next, so that a driver that takes its time, or
 //! one that cannot run while this thread looks, costs next to nothing.
 
@@ -23,14 +25,21 @@ pub struct Lookout {
     owed: u32,
     /// What the next moment in vain costs.
     price: u32,
-    /// Whether the last sleep was short.
+    /// Whether the driver cut the last sleep short.
     short: bool,
+    /// How many requests were in hand during the last sleep.
+    in_hand: usize,
 }
 
 impl Lookout {
     /// Looks for a moment, if it is worth it. Says whether something is there.
-    pub fn sees<E>(&mut self, is_there: impl Fn() -> Result<bool, E>) -> Result<bool, E> {
-        if !self.short || self.owed > 0 {
+    pub fn sees<E>(
+        &mut self,
+        in_hand: usize,
+        is_there: impl Fn() -> Result<bool, E>,
+    ) -> Result<bool, E> {
+        let expected = in_hand < self.in_hand || self.short && in_hand == 0;
+        if !expected || self.owed > 0 {
             return is_there();
         }
         let begun = Instant::now();
@@ -48,8 +57,10 @@ impl Lookout {
         }
     }
 
-    /// The thread has slept so long, until the driver woke it, or something else did.
-    pub fn slept(&mut self, time: Duration, by_driver: bool) {
+    /// The thread has slept so long with so many requests in hand, until the driver woke
+    /// it, or something else did.
+    pub fn slept(&mut self, in_hand: usize, time: Duration, by_driver: bool) {
+        self.in_hand = in_hand;
         self.short = by_driver && time < SHORT;
         if self.short {
             self.owed = self.owed.saturating_sub(1);

@@ -14,10 +14,10 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
-use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::system;
 use crate::body::{BodyError, Exit, Process, Program, Session, Size};
+use crate::terminal;
 
 const SIGKILL: i32 = 9;
 
