@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use guise_disk::device::BlockDevice;
 use guise_machine::{Machine, MachineError};
-use guise_net::frame::{Mac, Network};
+use guise_net::frame::Network;
+use guise_net::packet::Mac;
 use guise_net::switch::SwitchError;
 use guise_net::switch::client::SwitchPort;
 use guise_net::switch::hello::Join;

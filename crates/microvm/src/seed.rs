@@ -73,7 +73,7 @@ impl Seed<'_> {
     fn mounts(&self) -> io::Result<String> {
         let mount = |folder: &Folder| {
             let options = if folder.read_only { "ro,nofail" } else { "nofail" };
-            [&folder.tag, &folder.target, "virtiofs", options, "0", "0"].map(str::to_owned)
+            [&*folder.tag, &*folder.target, "virtiofs", options, "0", "0"].map(str::to_owned)
         };
         let mounts: Vec<[String; 6]> = self.folders.iter().map(mount).collect();
         let mounts = serde_json::to_string(&mounts)?;

@@ -15,7 +15,7 @@ use guise_devices::uart::Uart;
 use guise_disk::device::{BlockDevice, DeviceOptions};
 use guise_disk::format::{BackingReference, FormatKind};
 use guise_disk::graph::{BackingPolicy, Image, Node, OpenOptions};
-use guise_disk::ops::create::{CreateRequest, create};
+use guise_disk::ops::{CreateRequest, create};
 use guise_engine::{CpuModel, Engine};
 use guise_machine::{BoardKind, BootSource, Ending, Machine, MachineConfig, MachineError};
 use guise_net::frame::{Counters, Network};
@@ -257,8 +257,14 @@ impl Drop for Vm {
 
 impl Parts {
     fn networks(&self) -> Vec<Arc<Mutex<dyn Network>>> {
-        let user = self.config.network.iter().map(|user| user.network.clone() as _);
-        user.chain(self.port.iter().map(|port| port.clone() as _)).collect()
+        let mut networks: Vec<Arc<Mutex<dyn Network>>> = Vec::new();
+        if let Some(user) = &self.config.network {
+            networks.push(user.network.clone());
+        }
+        if let Some(port) = &self.port {
+            networks.push(port.clone());
+        }
+        networks
     }
 
     /// A machine that has its kernel loaded.

@@ -132,7 +132,7 @@ fn prepare(job: &Job, midwife: &mut Midwife) -> Result<(Arc<dyn Body>, Vec<Strin
         }
         Form::Microvm { root, kernel, modules, cache, engine } => {
             let outside = Outside::make(job, kernel, modules, cache)?;
-            let files = [root, &*outside.kernel.kernel, &*outside.kernel.initrd];
+            let files = [&**root, &*outside.kernel.kernel, &*outside.kernel.initrd];
             let entered = shut_in(&jail::of_machine(job, &files, *engine), midwife)?;
             let (body, mut warnings) = MicroVm::prepare(job, root, *engine, outside)?;
             warnings.extend(entered.missing.map(jail::missing));
@@ -140,7 +140,7 @@ fn prepare(job: &Job, midwife: &mut Midwife) -> Result<(Arc<dyn Body>, Vec<Strin
         }
         Form::Vm { image, engine, user_data } => {
             let network = machine::network(job, "a VM")?;
-            let entered = shut_in(&jail::of_machine(job, &[image], *engine), midwife)?;
+            let entered = shut_in(&jail::of_machine(job, &[&**image], *engine), midwife)?;
             let user_data = user_data.as_deref();
             let (body, mut warnings) = Vm::prepare(job, image, user_data, *engine, network)?;
             warnings.extend(entered.missing.map(jail::missing));
