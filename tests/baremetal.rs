@@ -137,6 +137,11 @@ fn tlb_shootdowns_and_dirty_bits() {
 }
 
 #[test]
+fn kicks_that_come_before_the_halt() {
+    breaks_no_tier(Program::Kicks, &TIERS, &["--cpus", "2"]);
+}
+
+#[test]
 fn lockstep_refuses_what_it_cannot_compare() {
     let kernel = have(Program::Modes.image());
     for wrong in [&["--cpus", "2"][..], &["--rng"], &["--console", "virtio"], &["--net", "user"]] {

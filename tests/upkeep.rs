@@ -171,8 +171,11 @@ fn a_crowd_of_files_is_shared() {
         return;
     }
     let scratch = tempfile::tempdir().expect("a directory");
-    let mut guest =
-        shell("2").args(["--share", &format!("{},tag=t", scratch.path().display())]).start();
+    // Two to three minutes of a processor, which others may want as well.
+    let mut guest = shell("2")
+        .args(["--share", &format!("{},tag=t", scratch.path().display())])
+        .start()
+        .with_patience(6 * PATIENCE);
     guest.wait_for("guest# ");
     guest.type_line("mount -t virtiofs t /mnt; files /mnt 100000; echo files said $?.");
     guest.wait_for("files said 0.");

@@ -32,12 +32,16 @@ pub struct Cgroup {
 impl Cgroup {
     /// Finds the hierarchies of this host and names the container's directory
     /// in each; makes nothing yet.
-    pub fn plan(path: Option<&str>, id: &str) -> Result<Self> {
+    pub fn plan(path: Option<&str>, id: &str, resources: &Resources) -> Result<Self> {
         let relative = relative_path(path, id)?;
+        let needs_unified = !resources.unified.is_empty() || !resources.hugepage_limits.is_empty();
         let mut hierarchies = detect()?;
+        let several = hierarchies.len() > 1;
         let rootless = !rustix::process::geteuid().is_root();
         for hierarchy in &mut hierarchies {
-            hierarchy.place(&relative, rootless);
+            if !several || !hierarchy.is_unified() || needs_unified {
+                hierarchy.place(&relative, rootless);
+            }
         }
         Ok(Cgroup { hierarchies })
     }
@@ -60,16 +64,10 @@ impl Cgroup {
     /// Makes the directories. Where this user may not, the container stays in
     /// the runtime's cgroup of that hierarchy, and limits that would have needed
     /// it are reported.
-    pub fn create(&mut self, resources: &Resources) -> Result<()> {
-        let needs_unified = !resources.unified.is_empty() || !resources.hugepage_limits.is_empty();
-        let several = self.hierarchies.len() > 1;
+    pub fn create(&mut self) -> Result<()> {
         let may_do_without =
             !rustix::process::geteuid().is_root() || crate::namespaces::in_user_namespace();
         for hierarchy in &mut self.hierarchies {
-            if several && hierarchy.is_unified() && !needs_unified {
-                hierarchy.forget();
-                continue;
-            }
             match hierarchy.create() {
                 Ok(()) => {}
                 Err(e) if may_do_without && cannot_write(&e) => {
@@ -120,6 +118,14 @@ impl Cgroup {
         }
         let directory = self.unified()?.directory()?;
         fs::File::open(directory).ok().map(OwnedFd::from)
+    }
+
+    /// Whether a process can go in when it has begun to set itself up: not where `clone3` puts
+    /// it in, and not for a user whose rights show only when the directories are made.
+    pub fn can_be_entered_later(&self) -> bool {
+        self.hierarchies.iter().any(|h| !h.is_unified())
+            && rustix::process::geteuid().is_root()
+            && !crate::namespaces::in_user_namespace()
     }
 
     /// Opens the ways in, for a process that is going to be made: into the

@@ -15,13 +15,23 @@ use crate::sys::clone::open_pidfd;
 
 /// Runs hooks in order; the first that fails ends it.
 pub fn run(kind: &'static str, hooks: &[Hook], state: &PublicState<'_>) -> Result<()> {
+    run_with(kind, hooks, state, &[])
+}
+
+/// The same with an environment for those that say none.
+pub fn run_with(
+    kind: &'static str,
+    hooks: &[Hook],
+    state: &PublicState<'_>,
+    env: &[String],
+) -> Result<()> {
     if hooks.is_empty() {
         return Ok(());
     }
     let text = serde_json::to_vec(state)
         .map_err(|source| Error::Json { what: "the state for hooks".into(), source })?;
     for hook in hooks {
-        one(hook, &text).map_err(|why| Error::Hook { kind, path: hook.path.clone(), why })?;
+        one(hook, &text, env).map_err(|why| Error::Hook { kind, path: hook.path.clone(), why })?;
     }
     Ok(())
 }
@@ -36,13 +46,13 @@ pub fn run_all(kind: &'static str, hooks: &[Hook], state: &PublicState<'_>) {
     }
 }
 
-fn one(hook: &Hook, state: &[u8]) -> std::result::Result<(), String> {
+fn one(hook: &Hook, state: &[u8], env: &[String]) -> std::result::Result<(), String> {
     let mut command = Command::new(&hook.path);
     if let [name, rest @ ..] = &hook.args[..] {
         command.arg0(name).args(rest);
     }
     command.env_clear().stdin(Stdio::piped());
-    for variable in &hook.env {
+    for variable in hook.env.as_deref().unwrap_or(env) {
         if let Some((name, value)) = variable.split_once('=') {
             command.env(name, value);
         }

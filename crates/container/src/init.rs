@@ -5,6 +5,7 @@
 //! talks with the runtime over a channel where something has to be done from
 //! outside: being moved into cgroups, hooks of the runtime, limits.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::net::{SocketFlags, accept_with};
@@ -14,8 +15,8 @@ use crate::error::{Context, Error, Result};
 use crate::hooks;
 use crate::namespaces::{self, Plan};
 use crate::process::enter::{Entry, Outside};
-use crate::process::lookup;
 use crate::process::terminal::{Terminal, own_standard_streams};
+use crate::process::{lookup, memory_policy};
 use crate::rootfs::mounts::Mounter;
 use crate::rootfs::proc::PrivateProc;
 use crate::rootfs::{self, ChangeRoot, devices, mask};
@@ -36,8 +37,12 @@ pub mod message {
     pub const MOUNTED: u8 = b'H';
     /// A terminal's master comes along.
     pub const TERMINAL: u8 = b'T';
+    /// The cgroups have to be there now.
+    pub const CGROUPS: u8 = b'G';
     /// Resource limits have to be set from outside.
     pub const LIMITS: u8 = b'L';
+    /// The clocks of a new time namespace have to be set from outside.
+    pub const CLOCKS: u8 = b'C';
     /// A seccomp listener comes along.
     pub const SECCOMP: u8 = b'S';
     /// Ready to be started.
@@ -86,6 +91,28 @@ pub struct Job<'a> {
     pub may_set_groups: bool,
     /// Namespaces were joined by an intermediate process.
     pub joined: bool,
+    /// The cgroups are being made, and this process has not entered them.
+    pub cgroups_later: Cell<bool>,
+}
+
+impl Job<'_> {
+    /// Enters the cgroups that the runtime has made meanwhile, and makes the namespace of them
+    /// that begins there. What follows is to find them: mounts of cgroups, and programs.
+    fn enter_cgroups(&self, runtime: &Runtime<'_>) -> Result<()> {
+        if self.cgroups_later.take() {
+            runtime.ask(message::CGROUPS)?;
+            self.cgroup.entrances(false, "")?.enter()?;
+            self.make_cgroup_namespace()?;
+        }
+        Ok(())
+    }
+
+    fn make_cgroup_namespace(&self) -> Result<()> {
+        if self.plan.cgroup {
+            unshare(libc::CLONE_NEWCGROUP).during(|| "make a cgroup namespace")?;
+        }
+        Ok(())
+    }
 }
 
 /// The channel to the runtime, from the first process's side.
@@ -189,15 +216,21 @@ fn set_up<'a>(mut job: Job<'a>, runtime: &Runtime<'_>) -> Result<Ready<'a>> {
         namespaces::bring_up_loopback()?;
     }
     if job.plan.time {
-        namespaces::enter_new_time(&spec.linux.time_offsets)?;
+        let offsets = &spec.linux.time_offsets;
+        namespaces::enter_new_time(offsets, || runtime.ask(message::CLOCKS))?;
+    }
+    if let Some(policy) = &spec.linux.memory_policy {
+        memory_policy::apply(policy)?;
     }
     let root = if spec.makes(NamespaceKind::Mount) {
         Some(rootfs::prepare(spec, &job.state.rootfs)?)
     } else {
         None
     };
-    if job.plan.cgroup {
-        unshare(libc::CLONE_NEWCGROUP).during(|| "make a cgroup namespace")?;
+    if !job.cgroups_later.get() {
+        job.make_cgroup_namespace()?;
+    } else if root.is_none() {
+        job.enter_cgroups(runtime)?;
     }
     let proc = PrivateProc::open()?;
     let hooks = &spec.hooks;
@@ -242,14 +275,17 @@ fn fill(
     outside: Option<&State>,
 ) -> Result<()> {
     let spec = job.spec;
+    let sources = std::mem::take(&mut job.sources);
     let mut mounter = Mounter {
         spec,
         root,
         cgroup: job.cgroup,
-        sources: std::mem::take(&mut job.sources),
+        enter_cgroups: &|| job.enter_cgroups(runtime),
+        sources,
         bundle: &job.state.bundle,
     };
     mounter.run()?;
+    job.enter_cgroups(runtime)?;
     devices::create(root, spec, namespaces::in_user_namespace())?;
     let terminal = match &job.console {
         Console::None => None,
@@ -379,7 +415,8 @@ impl Ready<'_> {
             None => Ok(()),
             Some(state) => {
                 let hooks = &self.job.spec.hooks.start_container;
-                hooks::run("startContainer", hooks, &state.public(Status::Created))
+                let state = state.public(Status::Created);
+                hooks::run_with("startContainer", hooks, &state, &self.job.process.env)
             }
         }
     }

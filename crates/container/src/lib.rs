@@ -38,6 +38,9 @@ pub fn probe_config(text: &[u8]) -> Result<()> {
     if let Some(process) = &spec.process {
         process::limits::check(&process.rlimits)?;
     }
+    if let Some(policy) = &spec.linux.memory_policy {
+        process::memory_policy::check(policy)?;
+    }
     if let Some(profile) = &spec.linux.seccomp {
         seccomp::check(profile)?;
     }

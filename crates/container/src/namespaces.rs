@@ -89,6 +89,13 @@ impl Plan {
         joins_user || (makes_user && !self.joins.is_empty())
     }
 
+    /// Whether the first process still sees and may do what the runtime does, until it mounts.
+    pub fn sees_the_host(&self) -> bool {
+        let makes_user = self.at_clone & libc::CLONE_NEWUSER as u64 != 0;
+        let elsewhere = [NamespaceKind::User, NamespaceKind::Mount, NamespaceKind::Cgroup];
+        !makes_user && !self.joins.iter().any(|j| elsewhere.contains(&j.kind))
+    }
+
     /// Joins the pid namespace for the children of this process.
     pub fn join_pid(&self) -> Result<()> {
         self.join_where(|kind| kind == NamespaceKind::Pid)
@@ -135,19 +142,34 @@ impl Join {
     }
 }
 
-/// Makes a time namespace with clocks set off, and enters it.
-pub fn enter_new_time(offsets: &BTreeMap<String, TimeOffset>) -> Result<()> {
+/// Makes a time namespace with clocks set off, and enters it. A process that became another
+/// user may not open its own file of offsets: the runtime is then asked to set them.
+pub fn enter_new_time(
+    offsets: &BTreeMap<String, TimeOffset>,
+    ask: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     unshare(libc::CLONE_NEWTIME).during(|| "make a time namespace")?;
-    let mut text = String::new();
-    for (clock, offset) in offsets {
-        text.push_str(&format!("{clock} {} {}\n", offset.secs, offset.nanosecs));
-    }
-    if !text.is_empty() {
-        std::fs::write("/proc/self/timens_offsets", text)
-            .during(|| "set the offsets of clocks (linux.timeOffsets)")?;
+    match set_clocks("self", offsets) {
+        Err(Error::System { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+            ask()?;
+        }
+        other => other?,
     }
     let file = File::open("/proc/self/ns/time_for_children").during(|| "open a time namespace")?;
     setns(file.as_fd(), libc::CLONE_NEWTIME).during(|| "enter a time namespace")
+}
+
+/// Sets the clocks of the time namespace that a process has made and not entered.
+pub fn set_clocks(process: &str, offsets: &BTreeMap<String, TimeOffset>) -> Result<()> {
+    if offsets.is_empty() {
+        return Ok(());
+    }
+    let text: String = offsets
+        .iter()
+        .map(|(clock, offset)| format!("{clock} {} {}\n", offset.secs, offset.nanosecs))
+        .collect();
+    std::fs::write(format!("/proc/{process}/timens_offsets"), text)
+        .during(|| "set the offsets of clocks (linux.timeOffsets)")
 }
 
 /// Gives the calling thread, and what it starts, mounts of its own: what is

@@ -199,8 +199,8 @@ pub struct Hook {
     pub path: String,
     #[serde(deserialize_with = "nullable")]
     pub args: Vec<String>,
-    #[serde(deserialize_with = "nullable")]
-    pub env: Vec<String>,
+    /// Absent, it is that of whoever runs the hook: none, or in the container the program's.
+    pub env: Option<Vec<String>>,
     /// Seconds.
     pub timeout: Option<i64>,
 }

@@ -4,14 +4,19 @@
 //! two runtimes cannot both own a name:
 //!
 //! ```text
-//! state.json     this file's `State`; replaced by renaming, never half-written
+//! planned.json   this file's `State` before anything is made: what a runtime that is killed
+//!                meanwhile leaves behind can be found and deleted
+//! state.json     the same with the process, from the moment that it waits to be started:
+//!                renamed when it is complete
 //! config.json    the configuration as it was at creation
 //! start.sock     there while the container waits to be started
 //! ```
 //!
 //! Status is not stored but found out: a process that is gone means stopped, a
-//! start socket means created. Process ids are checked against the start time
-//! of the process, so that a reused id is not taken for the container.
+//! start socket means created. No file takes the place of another one: some file systems write
+//! a file to disk before it does, which takes longer than making the container. Process ids are
+//! checked against the start time of the process, so that a reused id is not taken for the
+//! container.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -149,6 +154,23 @@ pub struct Entry {
     directory: PathBuf,
 }
 
+const PLANNED: &str = "planned.json";
+const STATE: &str = "state.json";
+
+/// A state that is written but does not hold yet.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    entry: &'a Entry,
+    file: PathBuf,
+}
+
+impl Prepared<'_> {
+    /// From here on it holds.
+    pub fn hold(self) -> Result<()> {
+        fs::rename(&self.file, self.entry.file(STATE)).during(|| format!("name {STATE}"))
+    }
+}
+
 impl Store {
     /// The store below a directory, which is made when needed.
     pub fn new(root: impl Into<PathBuf>) -> Self {
@@ -257,26 +279,45 @@ impl Entry {
         crate::spec::load_spec(&self.file("config.json")).map(|(spec, _)| spec)
     }
 
-    /// Replaces the state file.
-    pub fn save(&self, state: &State) -> Result<()> {
-        let text = serde_json::to_vec(state)
-            .map_err(|source| Error::Json { what: "state.json".into(), source })?;
-        let fresh = self.file("state.json.new");
-        fs::write(&fresh, text).during(|| format!("write {}", fresh.display()))?;
-        fs::rename(&fresh, self.file("state.json")).during(|| "replace state.json")
+    /// Keeps what is known before anything is made.
+    pub fn plan(&self, state: &State) -> Result<()> {
+        self.write(PLANNED, state).map(drop)
     }
 
-    /// Reads the state file; none while the container is being made.
+    /// Writes the state down, which holds from the moment that the caller says.
+    pub fn prepare(&self, state: &State) -> Result<Prepared<'_>> {
+        let file = self.write("state.json.new", state)?;
+        Ok(Prepared { entry: self, file })
+    }
+
+    fn write(&self, name: &str, state: &State) -> Result<PathBuf> {
+        let text = serde_json::to_vec(state)
+            .map_err(|source| Error::Json { what: name.into(), source })?;
+        let file = self.file(name);
+        fs::write(&file, text).during(|| format!("write {}", file.display()))?;
+        Ok(file)
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let path = self.file(name);
+        match fs::read(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e).during(|| format!("read {}", path.display())),
+        }
+    }
+
+    /// Reads the state, that of a container that is being made included.
     pub fn load(&self) -> Result<Option<State>> {
-        let path = self.file("state.json");
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e).during(|| format!("read {}", path.display())),
-        };
-        serde_json::from_slice(&text)
-            .map(Some)
-            .map_err(|source| Error::Json { what: path.display().to_string(), source })
+        if let Some(text) = self.read(STATE)? {
+            let what = || self.file(STATE).display().to_string();
+            return serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|source| Error::Json { what: what(), source });
+        }
+        // One that is not complete comes of a runtime that had made nothing yet.
+        let planned = self.read(PLANNED)?;
+        Ok(planned.and_then(|text| serde_json::from_slice(&text).ok()))
     }
 
     /// Reads the state of a container that has been made.

@@ -84,6 +84,16 @@ pub fn content(daemon: &Daemon, spec: &InstanceSpec) -> Content {
         .map_or(Content::Unknown, |image| Content::of(&image))
 }
 
+/// Holds an instance's image again, should a power failure have taken the lease.
+pub fn hold_again(daemon: &Daemon, id: &str) -> Result<(), ApiError> {
+    if daemon.images.held(id).map_err(ApiError::internal)?.is_some() {
+        return Ok(());
+    }
+    let target = pinned(&daemon.config.place(id))?;
+    let session = daemon.images.session().map_err(ApiError::internal)?;
+    session.hold(id, &target).map_err(ApiError::internal)
+}
+
 fn missing(image: &str, error: guise_image::Error) -> ApiError {
     match error {
         guise_image::Error::NoSuchImage(_) => {

@@ -38,6 +38,9 @@ pub fn resume(daemon: &Arc<Daemon>) -> Result<(), DaemonError> {
     let (looking, mut all_looked) = mpsc::channel::<()>(1);
     remove::orphans(daemon, &instances);
     for mut instance in instances {
+        if let Err(error) = launch::hold_again(daemon, &instance.id) {
+            tracing::warn!("hold the image of instance {}: {error}", instance.id);
+        }
         // What was written last may be long over: the task finds out.
         instance.status.pid = None;
         if instance.status.phase.is_alive() {

@@ -89,8 +89,9 @@ pub struct MicroVmConfig {
 pub enum WritableLayer {
     /// Into the guest's memory, up to so many bytes: gone at the end.
     Memory(u64),
-    /// Into a file with an ext4 file system, which [`crate::ext4::create`] makes.
-    Disk(PathBuf),
+    /// Into a file with an ext4 file system, which [`crate::ext4::create`] makes. One that is
+    /// not kept need not survive the host.
+    Disk { path: PathBuf, kept: bool },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -354,16 +355,18 @@ fn watch(machine: &Arc<Machine>, end: &Arc<End>) -> Result<JoinHandle<()>, Micro
 
 fn add_disks(machine: &Machine, config: &MicroVmConfig) -> Result<Vec<BlockDevice>, MicroVmError> {
     let mut disks = Vec::new();
-    let mut add = |path: &Path, serial: &str, readonly: bool| -> Result<(), MicroVmError> {
-        let options = DeviceOptions { readonly, ..DeviceOptions::new(path, FormatKind::Raw) };
+    let mut add = |path: &Path, serial: &str, options: DeviceOptions| {
+        let options =
+            DeviceOptions { path: path.to_owned(), format: Some(FormatKind::Raw), ..options };
         let disk = BlockDevice::open(&options)?;
         devices::add_disk(machine, &disk, serial)?;
         disks.push(disk);
-        Ok(())
+        Ok::<_, MicroVmError>(())
     };
-    add(&config.root, ROOT_DISK, true)?;
-    if let WritableLayer::Disk(path) = &config.writes {
-        add(path, WRITES_DISK, false)?;
+    add(&config.root, ROOT_DISK, DeviceOptions { readonly: true, ..DeviceOptions::default() })?;
+    if let WritableLayer::Disk { path, kept } = &config.writes {
+        // Nobody reads what is thrown away, so nobody waits until it is on the host's disk.
+        add(path, WRITES_DISK, DeviceOptions { unsafe_cache: !kept, ..DeviceOptions::default() })?;
     }
     Ok(disks)
 }
@@ -410,7 +413,7 @@ fn set_up(config: &MicroVmConfig, plugged: Option<Interface>) -> SetUp {
             image: ROOT_DISK.to_owned(),
             writes: match &config.writes {
                 WritableLayer::Memory(bytes) => Writes::Memory { bytes: *bytes },
-                WritableLayer::Disk(_) => Writes::Disk(WRITES_DISK.to_owned()),
+                WritableLayer::Disk { .. } => Writes::Disk(WRITES_DISK.to_owned()),
             },
             read_only: config.read_only,
         },

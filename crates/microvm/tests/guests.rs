@@ -196,8 +196,11 @@ fn a_disk_keeps_what_was_written() {
     let scratch = tempfile::tempdir().unwrap();
     let disk = scratch.path().join("writes.img");
     guise_microvm::ext4::create(&disk, 64 << 20).unwrap();
-    let config =
-        MicroVmConfig { writes: WritableLayer::Disk(disk.clone()), network: None, ..config() };
+    let config = MicroVmConfig {
+        writes: WritableLayer::Disk { path: disk.clone(), kept: true },
+        network: None,
+        ..config()
+    };
     let vm = start(&config);
     says(&vm, "echo kept > /home/file; rm /bin/df");
     vm.shut_down(LONG).unwrap();

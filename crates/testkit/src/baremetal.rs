@@ -19,6 +19,7 @@ pub enum Program {
     Ports,
     Paging,
     Smp,
+    Kicks,
     Msi,
     CodeChanges,
     Translations,
@@ -37,7 +38,7 @@ pub enum Program {
 }
 
 impl Program {
-    pub const ALL: [Program; 22] = [
+    pub const ALL: [Program; 23] = [
         Program::Modes,
         Program::Pvh,
         Program::Interrupts,
@@ -45,6 +46,7 @@ impl Program {
         Program::Ports,
         Program::Paging,
         Program::Smp,
+        Program::Kicks,
         Program::Msi,
         Program::CodeChanges,
         Program::Translations,
@@ -71,6 +73,7 @@ impl Program {
             Program::Ports => "ports",
             Program::Paging => "paging",
             Program::Smp => "smp",
+            Program::Kicks => "kicks",
             Program::Msi => "msi",
             Program::CodeChanges => "code_changes",
             Program::Translations => "translations",
@@ -92,14 +95,14 @@ impl Program {
     /// Whether it has work for other processors.
     fn wants_processors(self) -> bool {
         use Program::*;
-        matches!(self, Smp | CodeChanges | Litmus | Shootdown)
+        matches!(self, Smp | Kicks | CodeChanges | Litmus | Shootdown)
     }
 
     /// What it prints, for those that end through the debug-exit port. [`Program::Smp`],
     /// [`Program::Litmus`] and [`Program::Shootdown`] do so on four vCPUs,
-    /// [`Program::CodeChanges`] on two; it and [`Program::Msi`] want an entropy device,
-    /// [`Program::Virtio`] wants one of each device, [`Program::Pvh`] the command line `one two` and
-    /// less than 3 GiB of memory.
+    /// [`Program::CodeChanges`] and [`Program::Kicks`] on two; the former and [`Program::Msi`]
+    /// want an entropy device, [`Program::Virtio`] wants one of each device, [`Program::Pvh`] the
+    /// command line `one two` and less than 3 GiB of memory.
     pub fn expected(self) -> Option<&'static str> {
         match self {
             Program::Modes => Some(include_str!("../guests/baremetal/modes.expected")),
@@ -109,6 +112,7 @@ impl Program {
             Program::Ports => Some(include_str!("../guests/baremetal/ports.expected")),
             Program::Paging => Some(include_str!("../guests/baremetal/paging.expected")),
             Program::Smp => Some(include_str!("../guests/baremetal/smp.expected")),
+            Program::Kicks => Some(include_str!("../guests/baremetal/kicks.expected")),
             Program::Msi => Some(include_str!("../guests/baremetal/msi.expected")),
             Program::CodeChanges => Some(include_str!("../guests/baremetal/code_changes.expected")),
             Program::Translations => {

@@ -34,10 +34,12 @@ pub fn of(program: Program) -> Result<Given, StartError> {
                 let allowed = leads_outwards(address, purpose);
                 Box::pin(async move { allowed }) as _
             };
-            context.socket_addr_check(check).allow_ip_name_lookup(true);
+            context.socket_addr_check(check);
+            allow_sockets(&mut context);
         }
         Network::Host => {
-            context.inherit_network().allow_ip_name_lookup(true);
+            context.inherit_network();
+            allow_sockets(&mut context);
         }
     }
     let streams = program.streams;
@@ -50,6 +52,10 @@ pub fn of(program: Program) -> Result<Given, StartError> {
     let outputs = [output.p2_stream(), errors.p2_stream()];
     context.stdout(output).stderr(errors);
     Ok(Given { context, outputs })
+}
+
+fn allow_sockets(context: &mut WasiCtxBuilder) {
+    context.allow_tcp(true).allow_udp(true).allow_ip_name_lookup(true);
 }
 
 /// Whether a socket only speaks with others than this host, and does not listen.

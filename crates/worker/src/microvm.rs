@@ -106,7 +106,7 @@ impl MicroVm {
         let config = MicroVmConfig {
             kernel: outside.kernel,
             root: root.to_owned(),
-            writes: WritableLayer::Disk(disk),
+            writes: WritableLayer::Disk { path: disk, kept: !job.ephemeral },
             read_only: job.read_only,
             memory,
             vcpus: machine::vcpus(job.resources.cpus, FORM, &mut warnings),

@@ -1,6 +1,8 @@
 //! Capability sets by name.
 
-use crate::error::{Context, Result};
+use std::collections::BTreeSet;
+
+use crate::error::{Context, Error, Result};
 use crate::spec::Capabilities;
 use crate::sys::cred;
 
@@ -67,16 +69,39 @@ pub fn number(name: &str) -> Option<u32> {
     NAMES.iter().position(|n| n.eq_ignore_ascii_case(name)).map(|n| n as u32)
 }
 
-/// A set from names. Names that are not known are reported and left out, as
-/// the specification demands.
+/// A set from names; those that are not known are left out.
 fn parse(names: &[String]) -> u64 {
-    names.iter().fold(0, |set, name| match number(name) {
-        Some(n) => set | 1 << n,
-        None => {
-            tracing::warn!("capability {name} is not known and is left out");
-            set
-        }
-    })
+    names.iter().filter_map(|name| number(name)).fold(0, |set, n| set | 1 << n)
+}
+
+/// Refuses sets that no kernel grants, before anything is made: a process can make inheritable
+/// only what is in its bounding set. Names that are not known are reported, as the specification
+/// demands.
+pub fn check(capabilities: &Capabilities) -> Result<()> {
+    report_unknown(capabilities);
+    let sets = Sets::of(Some(capabilities));
+    let beyond = sets.inheritable & !sets.bounding;
+    if beyond == 0 {
+        return Ok(());
+    }
+    Err(Error::config(
+        "process.capabilities.inheritable",
+        format!("{} is not in the bounding set: Operation not permitted (EPERM)", names(beyond)),
+    ))
+}
+
+fn report_unknown(c: &Capabilities) {
+    let unknown: BTreeSet<&str> =
+        [&c.bounding, &c.effective, &c.inheritable, &c.permitted, &c.ambient]
+            .into_iter()
+            .flatten()
+            .map(String::as_str)
+            .filter(|name| number(name).is_none())
+            .collect();
+    if !unknown.is_empty() {
+        let list: Vec<&str> = unknown.into_iter().collect();
+        tracing::warn!("ignoring unknown or unavailable capabilities: [{}]", list.join(" "));
+    }
 }
 
 impl Sets {

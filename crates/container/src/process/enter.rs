@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::caps::Sets;
 use super::landlock::Landlock;
-use super::{labels, lookup, schedule};
+use super::{labels, limits, lookup, schedule};
 use crate::error::{Context, Error, Result};
 use crate::rootfs::proc::PrivateProc;
 use crate::seccomp::Filter;
@@ -73,7 +73,9 @@ impl Entry<'_> {
         if let Some(personality) = self.personality {
             schedule::apply_personality(personality)?;
         }
-        outside.set_limits()?;
+        if !limits::apply_own(&process.rlimits)? {
+            outside.set_limits()?;
+        }
         let sets = Sets::of(process.capabilities.as_ref());
         sets.apply_bounding()?;
         let early = self.filter.filter(|f| {

@@ -75,7 +75,8 @@ pub fn apply_affinity(pid: i32, list: &str) -> Result<()> {
     sched::set_affinity(pid, &cpus).during(|| format!("bind to CPUs {list}"))
 }
 
-fn parse_cpus(list: &str) -> Option<Vec<usize>> {
+/// The numbers of a list such as `0-2,5`, of CPUs or of memory nodes.
+pub(super) fn parse_cpus(list: &str) -> Option<Vec<usize>> {
     const MOST: usize = 8192;
     let mut cpus = Vec::new();
     for part in list.split(',') {
@@ -89,7 +90,8 @@ fn parse_cpus(list: &str) -> Option<Vec<usize>> {
     Some(cpus)
 }
 
-fn find<T: Copy>(table: &[(&str, T)], name: &str, field: &str) -> Result<T> {
+/// The value of a name, or an error that says in which field it was.
+pub(super) fn find<T: Copy>(table: &[(&str, T)], name: &str, field: &str) -> Result<T> {
     table
         .iter()
         .find(|(n, _)| *n == name)

@@ -23,6 +23,8 @@ pub struct Mounter<'a> {
     pub spec: &'a Spec,
     pub root: &'a RootDir,
     pub cgroup: &'a Cgroup,
+    /// Called before they are mounted.
+    pub enter_cgroups: &'a dyn Fn() -> Result<()>,
     /// Sources that the runtime opened beforehand, by the mount's index: those
     /// the container's own ids could not reach or map.
     pub sources: Vec<Option<OwnedFd>>,
@@ -122,6 +124,7 @@ impl Mounter<'_> {
                 "has no type and is not a bind mount",
             )),
             "cgroup" | "cgroup2" => {
+                (self.enter_cgroups)()?;
                 let own = self.spec.makes(NamespaceKind::Cgroup);
                 cgroupfs::mount(self.root, destination, self.cgroup, options, own)
             }
@@ -198,7 +201,7 @@ impl Mounter<'_> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             Ok(_) => Err(Error::config(
                 format!("mounts: {destination}"),
-                format!("{kind} is mounted on directories only, not on links or files"),
+                format!("{kind} must be mounted on ordinary directory, this is a link or a file"),
             )),
             Err(e) => Err(e).during(|| format!("look at {destination}")),
         }

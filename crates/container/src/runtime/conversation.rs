@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::error::{Context, Error, Result};
 use crate::hooks;
 use crate::init::{decode_error, message};
+use crate::namespaces;
 use crate::process::limits;
 use crate::seccomp::Listener;
 use crate::spec::{Process, Spec};
@@ -77,6 +78,13 @@ impl Conversation<'_> {
                 }
                 Some(&message::LIMITS) => {
                     limits::apply(self.state.pid, &self.process.rlimits)?;
+                    self.go()?;
+                }
+                // They are made before this begins.
+                Some(&message::CGROUPS) => self.go()?,
+                Some(&message::CLOCKS) => {
+                    let pid = self.state.pid.to_string();
+                    namespaces::set_clocks(&pid, &self.spec.linux.time_offsets)?;
                     self.go()?;
                 }
                 Some(&message::SECCOMP) => {

@@ -1,5 +1,6 @@
 //! `create` and `run`: from a bundle to a container.
 
+use std::cell::Cell;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -17,7 +18,7 @@ use crate::error::{Context, Error, Result};
 use crate::hooks;
 use crate::init::{Console, Job, Start};
 use crate::namespaces::{self, Plan, check_sysctls};
-use crate::process::{labels, landlock, limits};
+use crate::process::{self, labels, memory_policy};
 use crate::rootfs::mounts::open_sources;
 use crate::seccomp::Filter;
 use crate::spec::{NamespaceKind, Process, Spec, load_spec};
@@ -89,8 +90,7 @@ fn begin(made: &Made) -> Result<()> {
     talk.go()?;
     talk.run()?;
     let public = made.state.public(Status::Running);
-    hooks::run_all("poststart", &made.spec.hooks.poststart, &public);
-    Ok(())
+    hooks::run("poststart", &made.spec.hooks.poststart, &public)
 }
 
 /// Takes away what a failed creation made.
@@ -130,8 +130,9 @@ fn make(store: &Store, options: &CreateOptions, runs: bool, foreground: bool) ->
         cgroups: Vec::new(),
     };
     let request = Request { options, spec: &spec, process: &process, plan: &plan, runs };
-    let made = prepare(&entry, &mut state, &spec, &text)
-        .and_then(|cgroup| request.bring_up(&entry, &mut state, &cgroup, filter.as_ref(), console));
+    let made = prepare(&entry, &mut state, &spec, &text).and_then(|mut cgroup| {
+        request.bring_up(&entry, &mut state, &mut cgroup, filter.as_ref(), console)
+    });
     match made {
         Ok((launched, master)) => {
             Ok(Made { entry, state, spec, process, filter, launched, master })
@@ -146,8 +147,10 @@ fn make(store: &Store, options: &CreateOptions, runs: bool, foreground: bool) ->
 /// What can be refused before anything is made.
 fn check(spec: &Spec, process: &Process) -> Result<()> {
     check_sysctls(spec)?;
-    limits::check(&process.rlimits)?;
-    landlock::check(&spec.annotations, process)?;
+    process::check(process, &spec.annotations)?;
+    if let Some(policy) = &spec.linux.memory_policy {
+        memory_policy::check(policy)?;
+    }
     if !spec.linux.net_devices.is_empty() {
         return Err(Error::unsupported(
             "linux.netDevices",
@@ -198,19 +201,24 @@ fn open_console(process: &Process, options: &CreateOptions, relays: bool) -> Res
     }
 }
 
-/// State, configuration and cgroups on disk, before there is a process: what a
+/// State and configuration on disk, before there are cgroups or a process: what a
 /// killed runtime leaves behind can then be found and deleted.
 fn prepare(entry: &Entry, state: &mut State, spec: &Spec, text: &[u8]) -> Result<Cgroup> {
-    let mut cgroup = Cgroup::plan(spec.linux.cgroups_path.as_deref(), &state.id)?;
+    let (path, resources) = (spec.linux.cgroups_path.as_deref(), &spec.linux.resources);
+    let cgroup = Cgroup::plan(path, &state.id, resources)?;
     entry.save_config(text)?;
     state.cgroups = cgroup.save();
-    entry.save(state)?;
-    cgroup.create(&spec.linux.resources)?;
-    state.cgroups = cgroup.save();
-    entry.save(state)?;
-    cgroup.apply(&spec.linux.resources)?;
-    cgroup.apply_devices(&spec.linux.resources)?;
+    entry.plan(state)?;
     Ok(cgroup)
+}
+
+/// Makes the cgroups, with their limits.
+fn make_cgroups(cgroup: &mut Cgroup, state: &mut State, spec: &Spec) -> Result<()> {
+    let resources = &spec.linux.resources;
+    cgroup.create()?;
+    state.cgroups = cgroup.save();
+    cgroup.apply(resources)?;
+    cgroup.apply_devices(resources)
 }
 
 struct Request<'a> {
@@ -226,11 +234,16 @@ impl Request<'_> {
         &self,
         entry: &Entry,
         state: &mut State,
-        cgroup: &Cgroup,
+        cgroup: &mut Cgroup,
         filter: Option<&Filter>,
         console: Console,
     ) -> Result<(Launched, Option<OwnedFd>)> {
         let spec = self.spec;
+        // On two processors the cgroups are made while the first process sets itself up.
+        let cgroups_later = cgroup.can_be_entered_later() && self.plan.sees_the_host();
+        if !cgroups_later {
+            make_cgroups(cgroup, state, spec)?;
+        }
         let needs_sources = spec.has(NamespaceKind::User)
             || spec.mounts.iter().any(|m| {
                 !m.uid_mappings.is_empty()
@@ -265,9 +278,11 @@ impl Request<'_> {
                 namespaces::may_set_groups_here()
             },
             joined: false,
+            cgroups_later: Cell::new(cgroups_later),
         };
         let launched = launch(job)?;
-        let finished = self.attend(entry, state, filter, &launched);
+        let made = if cgroups_later { make_cgroups(cgroup, state, spec) } else { Ok(()) };
+        let finished = made.and_then(|()| self.attend(entry, state, filter, &launched));
         match finished {
             Ok(master) => Ok((launched, master)),
             Err(e) => {
@@ -287,6 +302,8 @@ impl Request<'_> {
     ) -> Result<Option<OwnedFd>> {
         state.pid = launched.child.pid;
         state.start_time = process_start_time(state.pid).unwrap_or(0);
+        // Written while the process sets itself up, so that it need not wait for it.
+        let prepared = entry.prepare(state)?;
         let mut talk = Conversation {
             channel: &launched.channel,
             spec: self.spec,
@@ -303,7 +320,7 @@ impl Request<'_> {
             });
         }
         let master = talk.master.take();
-        entry.save(state)?;
+        prepared.hold()?;
         if let Some(path) = &self.options.pid_file {
             write_pid_file(path, state.pid)?;
         }

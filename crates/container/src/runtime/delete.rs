@@ -1,5 +1,8 @@
 //! `delete`: nothing of the container stays.
 
+use std::time::Duration;
+
+use super::kill::{wait_at_most, wait_for_end};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::hooks;
@@ -17,12 +20,18 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
         // A runtime that was killed early left only the directory.
         return if force { entry.remove() } else { Err(not_stopped(id, Status::Creating)) };
     };
-    let status = entry.status(&state);
-    if status != Status::Stopped {
-        if !force {
+    if force {
+        end(&state);
+    } else {
+        if entry.status(&state) == Status::Running {
+            // Who has seen the program's last work may ask before the process is gone.
+            const MOMENT: Duration = Duration::from_millis(100);
+            state.process().inspect(|process| wait_at_most(process, MOMENT));
+        }
+        let status = entry.status(&state);
+        if status != Status::Stopped {
             return Err(not_stopped(id, status));
         }
-        end(&state);
     }
     let spec = entry.config().unwrap_or_default();
     clean_up(&entry, &state, &spec)
@@ -37,7 +46,7 @@ fn not_stopped(id: &str, status: Status) -> Error {
 }
 
 /// Kills the first process and waits until it is gone.
-fn end(state: &State) {
+pub(super) fn end(state: &State) {
     let Some(process) = state.process() else { return };
     let cgroup = state.cgroup();
     let frozen = cgroup.is_frozen();
@@ -46,7 +55,7 @@ fn end(state: &State) {
         // A frozen process of cgroup v1 does not even die.
         let _ = cgroup.freeze(false);
     }
-    super::kill::wait_for_end(&process);
+    wait_for_end(&process);
 }
 
 /// Takes away cgroups and the state, then runs the hooks that come after.

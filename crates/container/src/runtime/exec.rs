@@ -13,7 +13,7 @@ use crate::error::{Context, Error, Result};
 use crate::init::{self, Console, Runtime, hand_out, message};
 use crate::process::enter::Entry;
 use crate::process::terminal::{Terminal, own_standard_streams};
-use crate::process::{landlock, limits, schedule};
+use crate::process::{self, memory_policy, schedule};
 use crate::rootfs::path::{RootDir, open_host};
 use crate::rootfs::proc::PrivateProc;
 use crate::seccomp::Filter;
@@ -66,8 +66,7 @@ pub fn exec(store: &Store, options: &ExecOptions) -> Result<i32> {
     };
     let spec = entry.config()?;
     options.process.check()?;
-    limits::check(&options.process.rlimits)?;
-    landlock::check(&spec.annotations, &options.process)?;
+    process::check(&options.process, &spec.annotations)?;
     let filter = spec.linux.seccomp.as_ref();
     let filter = filter.map(|profile| Filter::of(profile, store.root())).transpose()?;
     let console = open_console(options)?;
@@ -252,6 +251,9 @@ fn become_program(job: &Job<'_>, runtime: &Runtime<'_>) -> Error {
     let prepare = || -> Result<PrivateProc> {
         let process = &job.options.process;
         cred::new_session().during(|| "start a session")?;
+        if let Some(policy) = &job.spec.linux.memory_policy {
+            memory_policy::apply(policy)?;
+        }
         let proc = PrivateProc::open()?;
         if matches!(job.console, Console::None) {
             own_standard_streams(process.user.uid);

@@ -30,7 +30,9 @@ pub fn launch(mut job: Job<'_>) -> Result<Launched> {
     let spec = job.spec;
     let cgroup = job.cgroup;
     let directory = cgroup.open_for_clone();
-    job.entrances = cgroup.entrances(directory.is_some(), "")?;
+    if !job.cgroups_later.get() {
+        job.entrances = cgroup.entrances(directory.is_some(), "")?;
+    }
     let into = directory.as_ref().map(AsFd::as_fd);
     // SAFETY: the runtime has one thread.
     let made = match unsafe { fork(plan.at_clone, into) } {

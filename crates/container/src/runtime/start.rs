@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::conversation::Conversation;
+use super::delete;
 use crate::error::{Context, Error, Result};
 use crate::hooks;
 use crate::seccomp::Filter;
@@ -55,9 +56,11 @@ pub fn start(store: &Store, id: &str) -> Result<()> {
     };
     let result = talk.run();
     let _ = std::fs::remove_file(&taken);
-    result?;
-    hooks::run_all("poststart", &spec.hooks.poststart, &state.public(Status::Running));
-    Ok(())
+    // A container that fails to start, or one of whose hooks fails, is stopped.
+    let state_now = state.public(Status::Running);
+    result
+        .and_then(|_| hooks::run("poststart", &spec.hooks.poststart, &state_now))
+        .inspect_err(|_| delete::end(&state))
 }
 
 fn not_created(id: &str, status: Status) -> Error {

@@ -34,6 +34,7 @@ pub struct Linux {
     pub readonly_paths: Vec<String>,
     pub mount_label: Option<String>,
     pub intel_rdt: Option<serde_json::Value>,
+    pub memory_policy: Option<MemoryPolicy>,
     pub personality: Option<Personality>,
     #[serde(deserialize_with = "nullable")]
     pub time_offsets: BTreeMap<String, TimeOffset>,
@@ -93,6 +94,16 @@ pub struct Device {
 #[serde(default)]
 pub struct NetDevice {
     pub name: Option<String>,
+}
+
+/// On which memory nodes memory is taken, by the kernel's names.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemoryPolicy {
+    pub mode: String,
+    pub nodes: String,
+    #[serde(deserialize_with = "nullable")]
+    pub flags: Vec<String>,
 }
 
 /// Execution domain.

@@ -37,7 +37,9 @@ fn a_name_is_taken_once_and_found_again() {
         annotations: BTreeMap::new(),
         cgroups: Vec::new(),
     };
-    entry.save(&state).unwrap();
+    entry.plan(&state).unwrap();
+    assert_eq!(entry.load().unwrap().unwrap().pid, state.pid);
+    entry.prepare(&state).unwrap().hold().unwrap();
     assert_eq!(entry.status(&entry.state().unwrap()), Status::Running);
     state.start_time += 1;
     assert_eq!(entry.status(&state), Status::Stopped, "another process with the same id");

@@ -37,13 +37,31 @@ pub fn set_io_priority(class: u32, level: u32) -> io::Result<()> {
     .map(drop)
 }
 
+/// A set of numbers as the kernel's bits.
+fn bits(numbers: &[usize]) -> Vec<u64> {
+    let top = numbers.iter().max().map_or(0, |n| n + 1);
+    let mut words = vec![0u64; top.div_ceil(64).max(1)];
+    for number in numbers {
+        words[number / 64] |= 1 << (number % 64);
+    }
+    words
+}
+
+/// Sets on which nodes the calling process's memory is taken.
+pub fn set_memory_policy(mode: u32, nodes: &[usize]) -> io::Result<()> {
+    let words = bits(nodes);
+    // The kernel counts one more than it reads; without nodes there is no set at all.
+    let (mask, length) = match nodes {
+        [] => (std::ptr::null(), 0),
+        _ => (words.as_ptr(), words.len() * 64 + 1),
+    };
+    // SAFETY: pointer and length in bits describe the set, or there is none.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, length) }).map(drop)
+}
+
 /// Binds a process to CPUs.
 pub fn set_affinity(pid: i32, cpus: &[usize]) -> io::Result<()> {
-    let top = cpus.iter().max().map_or(0, |c| c + 1);
-    let mut words = vec![0u64; top.div_ceil(64).max(1)];
-    for cpu in cpus {
-        words[cpu / 64] |= 1 << (cpu % 64);
-    }
+    let words = bits(cpus);
     // SAFETY: pointer and length in bytes describe the mask.
     check(unsafe {
         libc::syscall(libc::SYS_sched_setaffinity, pid, words.len() * 8, words.as_ptr())

@@ -241,6 +241,22 @@ impl<'a> Compiler<'a> {
         self.region.steps[index].live_in != 0 && !self.passed_on[index]
     }
 
+    /// Whether control goes straight from here out of the region by a jump, as in linkage
+    /// tables: flags pass through in whatever form they come, because nothing changes what
+    /// they could be computed from.
+    fn only_jumps_on(&self, index: usize) -> bool {
+        let steps = &self.region.steps[index..];
+        let jump = steps.iter().position(|step| !select::is_nothing(&step.instruction));
+        let Some(jump) = jump else { return false };
+        steps[1..=jump].iter().all(|step| !step.leader)
+            && steps[..=jump].iter().all(|step| !step.cut && !step.crosses)
+            && match steps[jump].instruction.flow_control() {
+                FlowControl::IndirectBranch => true,
+                FlowControl::UnconditionalBranch => matches!(steps[jump].target, Way::Outside(_)),
+                _ => false,
+            }
+    }
+
     fn begin(&mut self, index: usize, step: &Step) {
         if step.leader {
             self.flags = if self.wants_flags(index) {
@@ -254,7 +270,7 @@ impl<'a> Compiler<'a> {
             self.setter = None;
         }
         self.labels[index] = Some(self.emit.here());
-        if step.leader && self.flags.saved {
+        if step.leader && self.flags.saved && !self.only_jumps_on(index) {
             self.settle_flags();
         }
         if self.setting.counted {

@@ -9,6 +9,8 @@
 //! change what it likes there; it returns to the generated code, or tells it to
 //! leave.
 
+use std::ops::Range;
+
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register};
 
 use super::branches::look_up;
@@ -71,6 +73,27 @@ pub struct Helpers {
 
 const CALLEE_SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
 
+/// The register that stands for the first vector, and the instructions that move it.
+#[derive(Clone, Copy)]
+struct Moves {
+    first: Register,
+    load: Code,
+    store: Code,
+}
+
+const SSE_MOVES: Moves = Moves {
+    first: Register::XMM0,
+    load: Code::Movups_xmm_xmmm128,
+    store: Code::Movups_xmmm128_xmm,
+};
+const VZEROUPPER: [u8; 3] = [0xc5, 0xf8, 0x77];
+
+/// A place in the state, for instructions that are encoded.
+fn in_state(offset: usize) -> MemoryOperand {
+    let none = Register::None;
+    MemoryOperand::new(none, none, 1, offset as i64, 4, false, Register::GS)
+}
+
 struct Builder {
     emit: Emit,
     vectors: VectorLevel,
@@ -113,50 +136,89 @@ impl Builder {
         self.emit.bytes(&encoder.take_buffer());
     }
 
-    fn vector_moves(&mut self, store: bool) {
-        let place = |offset: usize| {
-            let (none, gs) = (Register::None, Register::GS);
-            MemoryOperand::new(none, none, 1, offset as i64, 4, false, gs)
-        };
-        let (count, first, forms) = match self.vectors {
-            VectorLevel::None | VectorLevel::Sse => {
-                (16, Register::XMM0, [Code::Movups_xmm_xmmm128, Code::Movups_xmmm128_xmm])
-            }
-            VectorLevel::Avx => {
-                let forms = [Code::VEX_Vmovups_ymm_ymmm256, Code::VEX_Vmovups_ymmm256_ymm];
-                (16, Register::YMM0, forms)
-            }
-            VectorLevel::Avx512 => {
-                let forms =
-                    [Code::EVEX_Vmovups_zmm_k1z_zmmm512, Code::EVEX_Vmovups_zmmm512_k1z_zmm];
-                (32, Register::ZMM0, forms)
-            }
-        };
-        for number in 0..count {
-            let register = first + number as u32;
-            let memory = place(frame::vector_offset(number));
+    /// How vectors are moved from the state and to it.
+    fn moves(&self) -> Moves {
+        match self.vectors {
+            VectorLevel::None | VectorLevel::Sse => SSE_MOVES,
+            VectorLevel::Avx => Moves {
+                first: Register::YMM0,
+                load: Code::VEX_Vmovups_ymm_ymmm256,
+                store: Code::VEX_Vmovups_ymmm256_ymm,
+            },
+            VectorLevel::Avx512 => Moves {
+                first: Register::ZMM0,
+                load: Code::EVEX_Vmovups_zmm_k1z_zmmm512,
+                store: Code::EVEX_Vmovups_zmmm512_k1z_zmm,
+            },
+        }
+    }
+
+    fn move_vectors(&mut self, numbers: Range<usize>, moves: Moves, store: bool) {
+        for number in numbers {
+            let register = moves.first + number as u32;
+            let memory = in_state(frame::vector_offset(number));
             let instruction = if store {
-                Instruction::with2(forms[1], memory, register)
+                Instruction::with2(moves.store, memory, register)
             } else {
-                Instruction::with2(forms[0], register, memory)
+                Instruction::with2(moves.load, register, memory)
             };
             self.encode(&instruction.expect("a vector move has this form"));
         }
-        if self.vectors == VectorLevel::Avx512 {
-            for number in 0..8 {
-                let register = Register::K0 + number as u32;
-                let memory = place(frame::opmask_offset(number));
-                let instruction = if store {
-                    Instruction::with2(Code::VEX_Kmovq_m64_kr, memory, register)
-                } else {
-                    Instruction::with2(Code::VEX_Kmovq_kr_km64, register, memory)
-                };
-                self.encode(&instruction.expect("a mask move has this form"));
-            }
+    }
+
+    /// Vectors 16 to 31 and the masks, where there are any.
+    fn move_more(&mut self, store: bool) {
+        if self.vectors != VectorLevel::Avx512 {
+            return;
         }
-        if store && self.vectors >= VectorLevel::Avx {
-            self.emit.bytes(&[0xc5, 0xf8, 0x77]); // vzeroupper
+        self.move_vectors(16..32, self.moves(), store);
+        for number in 0..8 {
+            let register = Register::K0 + number as u32;
+            let memory = in_state(frame::opmask_offset(number));
+            let instruction = if store {
+                Instruction::with2(Code::VEX_Kmovq_m64_kr, memory, register)
+            } else {
+                Instruction::with2(Code::VEX_Kmovq_kr_km64, register, memory)
+            };
+            self.encode(&instruction.expect("a mask move has this form"));
         }
+    }
+
+    /// Sets ZF if the state has nothing above the low 16 bytes of vectors 0 to 15. Takes
+    /// vectors 0 to 2.
+    fn test_upper_parts(&mut self) {
+        let whole = self.moves();
+        let or = match self.vectors {
+            VectorLevel::Avx512 => Code::EVEX_Vporq_zmm_k1z_zmm_zmmm512b64,
+            _ => Code::VEX_Vorps_ymm_ymm_ymmm256,
+        };
+        let all = whole.first;
+        self.move_vectors(0..1, whole, false);
+        for number in 1..16 {
+            let place = in_state(frame::vector_offset(number));
+            self.encode(&Instruction::with3(or, all, all, place).expect("it has this form"));
+        }
+        let (ymm0, ymm1, xmm1, xmm2) =
+            (Register::YMM0, Register::YMM1, Register::XMM1, Register::XMM2);
+        let half = Code::VEX_Vextractf128_xmmm128_ymm_imm8;
+        let steps = match self.vectors {
+            VectorLevel::Avx512 => vec![
+                Instruction::with3(
+                    Code::EVEX_Vextractf64x4_ymmm256_k1z_zmm_imm8,
+                    ymm1,
+                    Register::ZMM0,
+                    1,
+                ),
+                Instruction::with3(half, xmm2, ymm0, 1),
+                Instruction::with3(Code::VEX_Vorps_ymm_ymm_ymmm256, ymm1, ymm1, Register::YMM2),
+            ],
+            _ => vec![Instruction::with3(half, xmm1, ymm0, 1)],
+        };
+        for step in steps {
+            self.encode(&step.expect("it has this form"));
+        }
+        let test = Instruction::with2(Code::VEX_Vptest_ymm_ymmm256, ymm1, ymm1);
+        self.encode(&test.expect("it has this form"));
     }
 
     fn load_mxcsr(&mut self, from: Mem) {
@@ -171,15 +233,33 @@ impl Builder {
     fn put_vectors_away(&mut self) {
         self.emit.alu_mem_imm32(Alu::Cmp, frame::vectors_live(), 0);
         let none = self.emit.jcc(cc::E);
-        self.vector_moves(true);
+        self.move_vectors(0..16, self.moves(), true);
+        self.move_more(true);
+        if self.vectors >= VectorLevel::Avx {
+            self.emit.bytes(&VZEROUPPER);
+        }
         self.store_mxcsr(frame::mxcsr());
         self.load_mxcsr(frame::host_mxcsr());
         self.emit.bind_here(none);
     }
 
+    /// From the state. Where nothing is above the low 16 bytes of vectors, the processor must
+    /// know it: after a move of wider ones, even of zeros, instructions of SSE wait for what
+    /// they leave as it is there, and floating point takes up to four times as long.
     fn bring_vectors(&mut self) {
         self.load_mxcsr(frame::mxcsr());
-        self.vector_moves(false);
+        if self.vectors < VectorLevel::Avx {
+            return self.move_vectors(0..16, SSE_MOVES, false);
+        }
+        self.test_upper_parts();
+        let narrow = self.emit.jcc(cc::E);
+        self.move_vectors(0..16, self.moves(), false);
+        let moved = self.emit.jmp();
+        self.emit.bind_here(narrow);
+        self.emit.bytes(&VZEROUPPER);
+        self.move_vectors(0..16, SSE_MOVES, false);
+        self.emit.bind_here(moved);
+        self.move_more(false);
     }
 
     fn load_vectors(&mut self) -> u64 {

@@ -6,6 +6,7 @@
 pub(super) mod flat;
 mod groups;
 pub(super) mod snippets;
+mod vectors;
 
 use flat::Flat;
 

@@ -45,7 +45,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let (global, command, rest) = match options::split(args) {
         Ok(split) => split,
         Err(e) => {
-            eprintln!("guise oci: {e}");
+            eprintln!("guise oci: error: {e}");
             return ExitCode::from(2);
         }
     };
@@ -59,7 +59,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(e) => {
             log::error(&global, &e.to_string());
-            eprintln!("guise oci {command}: {e}");
+            eprintln!("guise oci {command}: error: {e}");
             ExitCode::from(e.exit_code())
         }
     }

@@ -128,6 +128,21 @@ impl Bundle {
         )
     }
 
+    /// Runs the container, whose program prints the seconds since boot, with clocks set off.
+    pub fn expect_clocks_set_off(&mut self) {
+        const OFFSET: u64 = 1_000_000_000;
+        if !Path::new("/proc/self/ns/time").exists() {
+            println!("did not run {}: the kernel has no time namespaces", self.id);
+            return;
+        }
+        let linux = &mut self.config["linux"];
+        linux["namespaces"].as_array_mut().unwrap().push(json!({ "type": "time" }));
+        linux["timeOffsets"] = json!({ "boottime": { "secs": OFFSET, "nanosecs": 0 } });
+        let (status, out, err) = self.run();
+        assert_eq!(status, 0, "{err}");
+        assert!(out.trim().parse::<u64>().unwrap() >= OFFSET, "{out}");
+    }
+
     /// Creates and starts it in the background.
     pub fn start(&self) {
         for step in ["create", "start"] {

@@ -128,6 +128,18 @@ fn hooks_run_in_order_and_know_the_container() {
 }
 
 #[test]
+fn a_hook_in_the_container_has_the_programs_environment_or_its_own() {
+    let Some(mut bundle) = Bundle::new("hookenv", "cat /seen") else { return };
+    let script = "echo one=$ONE two=$TWO >> /seen";
+    let hook = |env: Value| json!({ "path": "/bin/sh", "args": ["sh", "-c", script], "env": env });
+    bundle.config["process"]["env"] = json!(["PATH=/bin", "ONE=1"]);
+    bundle.config["hooks"] =
+        json!({ "startContainer": [hook(Value::Null), hook(json!(["TWO=2"]))] });
+    let (status, out, err) = bundle.run();
+    assert_eq!((status, out.as_str()), (0, "one=1 two=\none= two=2\n"), "{err}");
+}
+
+#[test]
 fn a_hook_that_fails_or_hangs_ends_the_creation() {
     for (name, hook) in [
         ("hookfail", json!({ "path": "/bin/false" })),
@@ -143,6 +155,27 @@ fn a_hook_that_fails_or_hangs_ends_the_creation() {
 }
 
 #[test]
+fn a_hook_that_fails_after_the_start_ends_the_container() {
+    let Some(mut bundle) = Bundle::new("poststart", "sleep 600") else { return };
+    let late = bundle.path("late");
+    bundle.config["hooks"] = json!({ "poststart": [
+        { "path": "/bin/false" },
+        { "path": "/bin/touch", "args": ["touch", late] },
+    ] });
+    let created = bundle.oci(&["create"]);
+    assert!(created.status.success(), "{created:?}");
+    let started = bundle.oci(&["start"]);
+    assert_eq!(started.status.code(), Some(1), "{started:?}");
+    assert!(String::from_utf8_lossy(&started.stderr).contains("poststart"), "{started:?}");
+    assert_eq!(bundle.state()["status"], "stopped");
+    assert!(!late.exists(), "hooks after the one that failed do not run");
+    assert!(bundle.oci(&["delete"]).status.success());
+    let (status, _, err) = bundle.run();
+    assert!(status == 1 && err.contains("poststart"), "{status} {err}");
+    assert!(bundle.cgroups().is_empty());
+}
+
+#[test]
 fn bad_configurations_leave_nothing() {
     let Some(mut bundle) = Bundle::new("bad", "true") else { return };
     for (field, value) in [
@@ -153,6 +186,9 @@ fn bad_configurations_leave_nothing() {
         ("/linux/cgroupsPath", json!("/../../etc")),
         ("/mounts/0/type", json!("nosuchfs")),
         ("/process/rlimits", json!([{"type": "RLIMIT_FANCY", "soft": 1, "hard": 1}])),
+        ("/process/rlimits", json!([{"type": "RLIMIT_NOFILE", "soft": 1, "hard": u64::MAX}])),
+        ("/process/capabilities/inheritable", json!(["CAP_SYS_ADMIN"])),
+        ("/linux/memoryPolicy", json!({"mode": "BIND", "nodes": "0"})),
         ("/linux/sysctl", json!({"kernel.core_pattern": "|/bin/sh"})),
         ("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_MAYBE"})),
     ] {
@@ -164,6 +200,7 @@ fn bad_configurations_leave_nothing() {
         let (status, _, err) = bundle.run();
         assert!(status == 1 || status == 127, "{field}: {status}");
         assert_eq!(err.trim().lines().count(), 1, "{field}: {err}");
+        assert!(err.starts_with("guise oci run: error: "), "{field}: {err}");
         assert!(bundle.cgroups().is_empty(), "{field}");
         assert!(bundle.state().is_null(), "{field}");
         bundle.config = saved;

@@ -66,17 +66,29 @@ fn namespaces_are_its_own() {
 #[test]
 fn clocks_are_set_off_in_a_time_namespace() {
     let Some(mut bundle) = Bundle::new("time", "cut -d. -f1 /proc/uptime") else { return };
-    if !std::path::Path::new("/proc/self/ns/time").exists() {
-        println!("did not run: the kernel has no time namespaces");
+    bundle.expect_clocks_set_off();
+}
+
+#[test]
+fn memory_is_taken_where_the_policy_says() {
+    let Some(mut bundle) =
+        Bundle::new("mempolicy", "grep -c ' bind=static:0 ' /proc/self/numa_maps")
+    else {
+        return;
+    };
+    if !std::path::Path::new("/proc/self/numa_maps").exists() {
+        println!("did not run: the kernel has no memory policies");
         return;
     }
-    let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();
-    namespaces.push(json!({ "type": "time" }));
-    bundle.config["linux"]["timeOffsets"] =
-        json!({ "boottime": { "secs": 1_000_000_000, "nanosecs": 0 } });
+    bundle.config["linux"]["memoryPolicy"] =
+        json!({ "mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"] });
     let (status, out, err) = bundle.run();
-    assert_eq!(status, 0, "{err}");
-    assert!(out.trim().parse::<u64>().unwrap() >= 1_000_000_000, "{out}");
+    assert!(status == 0 && out.trim().parse::<u32>().unwrap() > 0, "{out} {err}");
+    bundle.config["process"]["args"][2] = json!("sleep 600");
+    bundle.start();
+    let mut command = bundle.command(&["exec", &bundle.id, "cat", "/proc/self/numa_maps"]);
+    let seen = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    assert!(seen.contains(" bind=static:0 "), "{seen}");
 }
 
 #[test]

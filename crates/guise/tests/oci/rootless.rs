@@ -18,21 +18,31 @@ fn map(bundle: &mut Bundle, host: u32, size: u32) {
     linux["gidMappings"] = mapping;
 }
 
+/// The same, and the bundle belongs to the first of the ids.
+fn map_and_give_away(bundle: &mut Bundle, host: u32, size: u32) {
+    map(bundle, host, size);
+    for path in ["", "tmp", "proc", "dev", "sys", "etc", "bin"] {
+        std::os::unix::fs::chown(bundle.path(path), Some(host), Some(host)).unwrap();
+    }
+    // The way to the bundle has to be open for the mapped user.
+    let mode = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&bundle.directory, mode).unwrap();
+}
+
+#[test]
+fn clocks_are_set_off_in_a_user_namespace_too() {
+    let script = "cut -d. -f1 /proc/uptime";
+    let Some(mut bundle) = Bundle::new("usertime", script) else { return };
+    map_and_give_away(&mut bundle, 200_000, 65_536);
+    bundle.expect_clocks_set_off();
+}
+
 #[test]
 fn root_inside_is_nobody_outside() {
     let script = "id -u; cut -c1-40 /proc/self/uid_map; touch /tmp/made; \
                   head -c 1 /dev/zero | wc -c; echo 5 > /proc/sys/kernel/panic || echo denied";
     let Some(mut bundle) = Bundle::new("userns", script) else { return };
-    map(&mut bundle, 200_000, 65_536);
-    let owner = |path: &str| {
-        std::os::unix::fs::chown(bundle.path(path), Some(200_000), Some(200_000)).unwrap();
-    };
-    for path in ["", "tmp", "proc", "dev", "sys", "etc", "bin"] {
-        owner(path);
-    }
-    // The way to the bundle has to be open for the mapped user.
-    let mode = std::fs::Permissions::from_mode(0o755);
-    std::fs::set_permissions(&bundle.directory, mode).unwrap();
+    map_and_give_away(&mut bundle, 200_000, 65_536);
     let (status, out, err) = bundle.run();
     assert_eq!(status, 0, "{err}");
     assert!(out.starts_with("0\n"), "{out}");

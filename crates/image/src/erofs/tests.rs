@@ -281,7 +281,7 @@ fn merged_layers_are_what_overlayfs_makes_of_them() {
         return;
     }
     let mut compared = 0;
-    let stacks = std::env::var("GUISE_LAYER_STACKS").map_or(290, |n| n.parse().unwrap());
+    let stacks = std::env::var("GUISE_LAYER_STACKS").map_or(300, |n| n.parse().unwrap());
     with_own_mounts(|| {
         // Most stacks are refused, by both in the same way.
         for seed in 1..=stacks {

@@ -1,6 +1,6 @@
 //! The merged root file system in memory: all but the contents of files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::data::FileData;
 use super::format::xattr_bytes;
@@ -24,7 +24,7 @@ pub struct Node {
     pub mtime: Time,
     /// Encoded for the image.
     pub xattrs: Box<[u8]>,
-    /// The layer that made it, or that last put something into it.
+    /// Of a directory: the layer that made it, or that last put something into it.
     layer: u32,
 }
 
@@ -40,13 +40,16 @@ pub enum Content {
 pub struct Tree {
     nodes: Vec<Node>,
     layer: u32,
+    /// Names that this layer gave to what is no directory, by their directories. A file has
+    /// several names when it is linked, and those of lower layers stay theirs.
+    named: HashSet<(NodeId, Box<[u8]>)>,
     limit: u64,
 }
 
 impl Tree {
     pub fn new(limit: u64) -> Self {
         let root = Node::directory(0);
-        Self { nodes: vec![root], layer: 0, limit }
+        Self { nodes: vec![root], layer: 0, named: HashSet::new(), limit }
     }
 
     pub fn node(&self, id: NodeId) -> &Node {
@@ -60,6 +63,7 @@ impl Tree {
     /// What follows is a layer of its own.
     pub fn begin_layer(&mut self) {
         self.layer += 1;
+        self.named.clear();
     }
 
     /// Applies one entry of the current layer. `store` is called for a file,
@@ -130,7 +134,6 @@ impl Tree {
                         "is a hard link to a directory: refused",
                     ));
                 }
-                self.nodes[id as usize].layer = self.layer;
                 self.insert(parent, last, id);
                 return Ok(());
             }
@@ -177,7 +180,19 @@ impl Tree {
         }
     }
 
+    /// Whether the current layer has put something there, or something into it.
+    fn is_of_this_layer(&self, parent: NodeId, name: &[u8], id: NodeId) -> bool {
+        if self.is_directory(id) {
+            self.node(id).layer == self.layer
+        } else {
+            self.named.contains(&(parent, name.into()))
+        }
+    }
+
     fn insert(&mut self, parent: NodeId, name: &[u8], id: NodeId) {
+        if !self.is_directory(id) {
+            self.named.insert((parent, name.into()));
+        }
         if let Content::Directory(children) = &mut self.nodes[parent as usize].content {
             children.insert(name.into(), id);
         }
@@ -224,7 +239,7 @@ impl Tree {
             let here = stack.last().copied().unwrap_or(ROOT);
             let next = match self.child(here, part) {
                 Some(id) if self.is_directory(id) => id,
-                Some(id) if self.node(id).layer == self.layer => {
+                Some(id) if self.is_of_this_layer(here, part, id) => {
                     let Content::Symlink(target) = &self.node(id).content else {
                         return Err(LayerError::hostile(
                             path,
@@ -275,7 +290,7 @@ impl Tree {
     /// Removes what the layers below have under a name.
     fn white_out(&mut self, parent: NodeId, name: &[u8]) {
         let Some(id) = self.child(parent, name) else { return };
-        if self.node(id).layer == self.layer {
+        if self.is_of_this_layer(parent, name, id) {
             // This layer has it again, or something in it.
             self.prune(id);
         } else if let Content::Directory(children) = &mut self.nodes[parent as usize].content {
@@ -291,7 +306,7 @@ impl Tree {
                 continue;
             };
             let mut children = std::mem::take(children);
-            children.retain(|_, child| self.node(*child).layer == self.layer);
+            children.retain(|name, child| self.is_of_this_layer(id, name, *child));
             pending.extend(children.values().filter(|child| self.is_directory(**child)));
             self.nodes[id as usize].content = Content::Directory(children);
         }

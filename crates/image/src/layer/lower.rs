@@ -75,7 +75,9 @@ pub fn is_cut_off(root: &Root, parts: &[&[u8]]) -> io::Result<bool> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         dir = match rustix::fs::openat(&dir, as_path(part), flags, Mode::empty()) {
             Ok(dir) => dir,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
+            Err(Errno::NOENT) => return Ok(false),
+            // A whiteout, or a file in the place of the directory.
+            Err(Errno::NOTDIR | Errno::LOOP) => return Ok(true),
             Err(e) => return Err(e.into()),
         };
     }

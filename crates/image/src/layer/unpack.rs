@@ -155,8 +155,10 @@ impl Unpacked {
             None => {
                 let parts = components(target)?;
                 let Some((last, parents)) = parts.split_last() else { return Ok(()) };
-                let target_dir = self.enter(parents, path, implied)?;
-                let place = if exists(target_dir.as_fd(), last) { path } else { target };
+                // A target that this layer hides, or replaces, has no place in it.
+                let gone = lower::is_cut_off(&self.root, parents).map_err(io)?
+                    || exists(self.enter(parents, path, implied)?.as_fd(), last);
+                let place = if gone { path } else { target };
                 copies.insert(target.to_vec(), place.to_vec());
                 place.to_vec()
             }
@@ -419,6 +421,11 @@ impl Unpacker {
         path: &[u8],
         target: Vec<u8>,
     ) -> Result<bool, LayerError> {
+        let parts = components(&target)?;
+        let parents = parts.split_last().map_or(&[][..], |(_, parents)| parents);
+        if lower::is_cut_off(&self.root, parents).map_err(|e| LayerError::io("linking", path, e))? {
+            return Err(LayerError::hostile(path, "is a hard link to a file that is gone"));
+        }
         let place = self.root.place(dir, last, path)?;
         self.forget_directories(&place);
         self.fixups.push(Fixup::Link { path: place, target });

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Session, Store, sync_dir, write_atomically};
+use super::{Session, Store, sync_dir, unique_name, write_atomically};
 use crate::error::IoContext;
 use crate::spec::Descriptor;
 use crate::{Digest, Error, Name, Result, clock};
@@ -69,6 +69,10 @@ impl Store {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(e).at("reading", path),
             };
+            // A lease, which does not wait for the disk, was caught by a power failure.
+            if bytes.is_empty() {
+                continue;
+            }
             all.push(
                 serde_json::from_slice(&bytes)
                     .map_err(|e| Error::malformed(path.display().to_string(), e))?,
@@ -89,13 +93,13 @@ impl Store {
         }
     }
 
-    /// Ends what `hold` began. Nothing to do if there is no such lease.
+    /// Ends what `hold` began. Nothing to do if there is no such lease. After a power failure it
+    /// may be there again.
     pub fn release(&self, owner: &str) -> Result<()> {
         let path = self.lease_path(owner);
         match fs::remove_file(&path) {
-            Ok(()) => sync_dir(&self.path("leases")),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(e).at("removing", path),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).at("removing", path),
+            _ => Ok(()),
         }
     }
 
@@ -103,6 +107,7 @@ impl Store {
     pub fn held(&self, owner: &str) -> Result<Option<Descriptor>> {
         let path = self.lease_path(owner);
         match fs::read(&path) {
+            Ok(bytes) if bytes.is_empty() => Ok(None),
             Ok(bytes) => serde_json::from_slice::<Lease>(&bytes)
                 .map(|lease| Some(lease.target))
                 .map_err(|e| Error::malformed(path.display().to_string(), e)),
@@ -129,21 +134,21 @@ impl Session<'_> {
     pub fn set_reference(&self, name: &Name, target: &Descriptor) -> Result<()> {
         let reference =
             Reference { name: name.clone(), target: target.clone(), updated: clock::now() };
-        self.write_record(&self.reference_path(name), &reference)
+        write_atomically(&self.reference_path(name), &record(&reference)?, &self.path("tmp"))
     }
 
     /// Keeps an image alive for an instance, even when its name goes or moves
-    /// on, until `release` of the same owner.
+    /// on, until `release` of the same owner. It does not wait for the disk, as every instance
+    /// that starts would: who needs a lease after a power failure looks for it with `held`, and
+    /// holds again.
     pub fn hold(&self, owner: &str, target: &Descriptor) -> Result<()> {
-        self.write_record(
-            &self.lease_path(owner),
-            &Lease { owner: owner.to_owned(), target: target.clone() },
-        )
+        let lease = record(&Lease { owner: owner.to_owned(), target: target.clone() })?;
+        let (temporary, path) = (self.path("tmp").join(unique_name()), self.lease_path(owner));
+        fs::write(&temporary, lease).at("writing", &temporary)?;
+        fs::rename(&temporary, &path).at("writing", path)
     }
+}
 
-    fn write_record(&self, path: &std::path::Path, record: &impl Serialize) -> Result<()> {
-        let bytes = serde_json::to_vec_pretty(record)
-            .map_err(|e| Error::malformed(path.display().to_string(), e))?;
-        write_atomically(path, &bytes, &self.path("tmp"))
-    }
+fn record(record: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec_pretty(record).map_err(|e| Error::malformed("a record", e))
 }

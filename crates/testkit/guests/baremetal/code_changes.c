@@ -1,7 +1,7 @@
 /* Code that changes: by itself, through another mapping, by another processor, by a
-   device; a kernel that patches its text with breakpoints; code across two pages. Two
-   processors. */
-#include "pages.h"
+   device; a kernel that patches its text with breakpoints; code across two pages. All of
+   it in kernel mode and then in user mode. Two processors. */
+#include "users.h"
 #include "processors.h"
 #include "virtio.h"
 
@@ -78,8 +78,8 @@ static void by_itself(void)
 static void through_another_mapping(void)
 {
 	u64 sum = 0;
-	set_page(0, code, PRESENT | WRITABLE);
-	set_page(1, code, PRESENT | WRITABLE);
+	map_page(0, code, PRESENT | WRITABLE);
+	map_page(1, code, PRESENT | WRITABLE);
 	for (u32 i = 0; i < ROUNDS; i++) {
 		write_function(PAGE(0) + 128, i);
 		sum += ((function *)(PAGE(1) + 128))();
@@ -93,7 +93,7 @@ static void through_another_mapping(void)
 	write_function(other_code + 256, 9);
 	sum = 0;
 	for (u32 i = 0; i < ROUNDS; i++) {
-		set_page(2, i % 2 ? code : other_code, PRESENT);
+		map_page(2, i % 2 ? code : other_code, PRESENT);
 		sum += ((function *)(PAGE(2) + 256))();
 	}
 	print_number("mapped elsewhere", sum);
@@ -116,10 +116,10 @@ static void across_pages(void)
 		tail[i][4] = 0xc3;
 	}
 	other_code[4095] = 0xb8; /* mov $imm32, %eax */
-	set_page(4, other_code, PRESENT);
+	map_page(4, other_code, PRESENT);
 	sum = 0;
 	for (u32 i = 0; i < ROUNDS; i++) {
-		set_page(5, tail[i % 2], PRESENT);
+		map_page(5, tail[i % 2], PRESENT);
 		sum += ((function *)(PAGE(4) + 4095))();
 	}
 	print_number("with another second page", sum);
@@ -127,7 +127,6 @@ static void across_pages(void)
 
 static void by_a_device(void)
 {
-	entropy_start(NO_VECTOR);
 	u32 same = 0;
 	u8 *at = code + 512;
 	write_function(at, 0x01020304);
@@ -147,10 +146,12 @@ static void by_a_device(void)
 	print(changes > ROUNDS - 3 ? "it wrote something else each time\n" : "it wrote little\n");
 }
 
-/* Text patching as kernels do it, while another processor runs the text. */
-static volatile u32 finish, calls, breakpoints, bad, patching;
+/* Text patching as kernels do it, while another processor runs the text. The other one
+   does so in kernel mode as long as `running` is 1, in user mode as long as it is 2. */
+static volatile u32 running = 1, calls, breakpoints, bad, stopped;
 static u8 *const text = code + 1024;
 #define LENGTH 5
+#define INTERRUPTS 0x200ul
 
 static void __attribute__((interrupt)) on_breakpoint(struct frame *frame)
 {
@@ -178,31 +179,43 @@ static void synchronize(void)
 	serialize();
 }
 
-void ap_main(void)
+static void run_text(u64 as)
 {
-	set_handler(3, on_breakpoint);
-	set_handler(0x71, on_synchronize);
-	apic_enable();
-	arrive();
-	enable_interrupts();
-	while (!finish) {
+	while (running == as) {
 		/* eax is 1, or 2; the skipped instruction leaves 0. */
 		u64 result;
 		asm volatile("xor %%eax, %%eax; call *%1" : "=a"(result) : "r"(text) : "memory");
 		bad += result > 2;
 		calls++;
 	}
-	__atomic_add_fetch(&patching, 1, __ATOMIC_SEQ_CST);
-	for (;;)
-		asm volatile("hlt");
+	__atomic_store_n(&stopped, as, __ATOMIC_SEQ_CST);
+	while (running != 2)
+		asm volatile("pause");
 }
 
-static void by_another_processor(void)
+static void run_text_as_user(u64 as)
+{
+	run_text(as);
+	for (;;)
+		asm volatile("pause");
+}
+
+void ap_main(void)
 {
 	set_handler(3, on_breakpoint);
-	write_function(text, 1);
-	start_processors(1, 1);
-	u32 stale = 0;
+	set_handler(0x71, on_synchronize);
+	apic_enable();
+	load_segments_of(1);
+	arrive();
+	enable_interrupts();
+	run_text(1);
+	run_user_of(1, run_text_as_user, FIXED_FLAG | INTERRUPTS, 2);
+}
+
+static void patch(void)
+{
+	u32 stale = 0, begun = calls;
+	bad = 0;
 	for (u32 i = 0; i < ROUNDS; i++) {
 		u32 value = i % 2 ? 1 : 2;
 		*(volatile u8 *)text = 0xcc;
@@ -217,24 +230,45 @@ static void by_another_processor(void)
 			asm volatile("pause");
 		stale += ((function *)text)() != value;
 	}
-	finish = 1;
-	while (!patching)
+	u32 made = calls - begun, as = running;
+	running = 0;
+	while (stopped != as)
 		asm volatile("pause");
 	print_number("patched by another, torn", bad);
 	print_number("patched by another, stale", stale);
-
-	print(calls > ROUNDS ? "it was running\n" : "it was not running\n");
+	print(made > ROUNDS ? "it was running\n" : "it was not running\n");
 }
 
-int main(void)
+static void by_itself_and_others(void)
 {
-	set_handler(0x71, on_synchronize);
-	apic_enable();
-	open_window();
 	by_itself();
 	through_another_mapping();
 	across_pages();
 	by_a_device();
-	by_another_processor();
+}
+
+int main(void)
+{
+	load_segments();
+	set_handler(0x71, on_synchronize);
+	apic_enable();
+	open_window();
+	entropy_start(NO_VECTOR);
+	by_itself_and_others();
+	prepare_for_users();
+	set_handler(3, on_breakpoint);
+	write_function(text, 1);
+	start_processors(1, 1);
+	patch();
+
+	print("in user mode\n");
+	in_user_mode(by_itself_and_others);
+	/* Where breakpoints are everybody's, and the other processor runs the text as a user. */
+	allow_users(3);
+	u32 before = calls;
+	running = 2;
+	while (calls == before)
+		asm volatile("pause");
+	in_user_mode(patch);
 	return 0;
 }

@@ -5,10 +5,16 @@
    What RFLAGS held in a fault is not compared: an instruction that will write all of the
    arithmetic flags finds other ones in translated code.
 
+   All of it happens in kernel mode and then in user mode, whose errors are told without the
+   bit that says so.
+
    Each line tells the error code, the address in the window, and digests: of the registers
    that the fault's handler saw, of the registers afterwards, and of memory. */
-#include "pages.h"
-#include "segments.h"
+#include "users.h"
+
+/* How often an instruction goes through before it faults: it has been translated then,
+   and remembers the memory that it reached. */
+#define BEFORE 3
 
 static u8 memory[4][4096] __attribute__((aligned(4096)));
 
@@ -45,11 +51,11 @@ static void prepare(int bad, u64 rights)
 	for (int page = 1; page < 4; page++) {
 		for (u32 i = 0; i < 4096; i++)
 			memory[page][i] = page + i * 7;
-		set_page(page, memory[page], page == bad ? rights : PRESENT | WRITABLE);
+		map_page(page, memory[page], page == bad ? rights : PRESENT | WRITABLE);
 	}
 	*(volatile u64 *)(memory[1] + 64) = 5;
 	mended = (u64)&window[bad];
-	mended_entry = (u64)memory[bad] | PRESENT | WRITABLE;
+	mended_entry = (u64)memory[bad] | PRESENT | WRITABLE | whose;
 	mended_page = (u64)PAGE(bad);
 	for (u32 i = 0; i < WORDS; i++)
 		seen[i] = 0;
@@ -72,7 +78,7 @@ static void tell(const char *name, const struct registers *after)
 				content = mix(content, *(u64 *)(memory[page] + i));
 	print(name);
 	print_number(", faults", faults);
-	print_hex("  error", seen[ERROR]);
+	print_hex("  error", faults ? seen[ERROR] ^ whose : 0);
 	print_hex("  address", seen[ADDRESS] - WINDOW);
 	print_hex("  registers in the fault", then);
 	print_hex("  registers afterwards", now);
@@ -81,30 +87,33 @@ static void tell(const char *name, const struct registers *after)
 
 /* An instruction with registers as given, while page `bad` has these rights. RSP is kept
    in RBX meanwhile; SEEN_RIP is checked to be the instruction's own address. */
-#define CASE(name, bad, rights, instruction, a, c, d, s, di, sp)                            \
-	do {                                                                               \
-		struct registers r = { a, c, d, (u64)(s), (u64)(di), (u64)(sp), 0 };           \
-		u64 at, by_flags;                                                          \
-		prepare(bad, rights);                                                      \
-		asm volatile("mov %%rsp, %%rbx\n\t"                                        \
-			     "lea 1f(%%rip), %%r8\n\t"                                     \
-			     "test %7, %7; cmovnz %7, %%rsp\n\t"                           \
-			     "stc\n"                                                       \
-			     "1:\t" instruction "\n\t"                                     \
-			     "mov %%rsp, %%r9\n\t"                                         \
-			     "mov %%rbx, %%rsp\n\t"                                        \
-			     "pushfq; pop %%r10\n\t"                                       \
-			     "mov %%r10, %5; mov %%r8, %6"                                 \
-			     : "+a"(r.rax), "+c"(r.rcx), "+d"(r.rdx), "+S"(r.rsi),         \
-			       "+D"(r.rdi), "=m"(by_flags), "=m"(at)                       \
-			     : "r"(r.rsp)                                                  \
-			     : "rbx", "r8", "r9", "r10", "memory", "cc");                  \
-		r.flags = by_flags;                                                        \
-		tell(name, &r);                                                            \
-		if (faults && seen[RIP] != at)                                             \
-			print_hex("  RIP is off by", seen[RIP] - at);                      \
-		if (faults && r.rsp && seen[STACK] != r.rsp)                               \
-			print_hex("  RSP is off by", seen[STACK] - r.rsp);                 \
+#define CASE(name, bad, rights, instruction, a, c, d, s, di, sp)                                \
+	do {                                                                                    \
+		struct registers r;                                                             \
+		u64 at, by_flags;                                                               \
+		for (int turn = 0; turn <= BEFORE; turn++) {                                    \
+			r = (struct registers){ a, c, d, (u64)(s), (u64)(di), (u64)(sp), 0 };   \
+			prepare(bad, turn == BEFORE ? rights : PRESENT | WRITABLE);             \
+			asm volatile("mov %%rsp, %%rbx\n\t"                                     \
+				     "lea 1f(%%rip), %%r8\n\t"                                  \
+				     "test %7, %7; cmovnz %7, %%rsp\n\t"                        \
+				     "stc\n"                                                    \
+				     "1:\t" instruction "\n\t"                                  \
+				     "mov %%rsp, %%r9\n\t"                                      \
+				     "mov %%rbx, %%rsp\n\t"                                     \
+				     "pushfq; pop %%r10\n\t"                                    \
+				     "mov %%r10, %5; mov %%r8, %6"                              \
+				     : "+a"(r.rax), "+c"(r.rcx), "+d"(r.rdx), "+S"(r.rsi),      \
+				       "+D"(r.rdi), "=m"(by_flags), "=m"(at)                    \
+				     : "r"(r.rsp)                                               \
+				     : "rbx", "r8", "r9", "r10", "memory", "cc");               \
+		}                                                                               \
+		r.flags = by_flags;                                                             \
+		tell(name, &r);                                                                 \
+		if (faults && seen[RIP] != at)                                                  \
+			print_hex("  RIP is off by", seen[RIP] - at);                           \
+		if (faults && r.rsp && seen[STACK] != r.rsp)                                    \
+			print_hex("  RSP is off by", seen[STACK] - r.rsp);                      \
 	} while (0)
 
 #define RW (PRESENT | WRITABLE)
@@ -181,9 +190,22 @@ static void strings(void)
 }
 
 /* The state of the FPU, into and from a page that is not there. */
+static u32 has_xsave;
+
+static void enable_states(void)
+{
+	u32 features[4];
+	write_cr4(read_cr4() | 3 << 9);
+	cpuid(1, features);
+	has_xsave = features[2] & 1 << 26;
+	if (!has_xsave)
+		return;
+	write_cr4(read_cr4() | 1 << 18);
+	asm volatile("xsetbv" : : "a"(3), "d"(0), "c"(0));
+}
+
 static void states(void)
 {
-	write_cr4(read_cr4() | 3 << 9);
 	asm volatile("fninit; fld1; fldpi");
 	unlike = 4096 - 256 + 8, unlike_end = unlike + 24;
 	CASE("fxsave, second absent", 2, 0, "fxsave (%%rdi)", 0, 0, 0, 0, PAGE(2) - 256, 0);
@@ -191,21 +213,16 @@ static void states(void)
 	unlike = (4096 - 50) & ~7, unlike_end = 4096;
 	CASE("fnsave, second read-only", 2, PRESENT, "fnsave (%%rdi)", 0, 0, 0, 0, PAGE(2) - 50, 0);
 	CASE("fldt, second absent", 2, 0, "fldt (%%rdi); fstpt (%%rdi)", 0, 0, 0, 0, PAGE(2) - 4, 0);
-	u32 features[4];
-	cpuid(1, features);
-	if (!(features[2] & 1 << 26)) {
+	if (!has_xsave) {
 		print("there is no XSAVE\n");
 		return;
 	}
-	write_cr4(read_cr4() | 1 << 18);
-	asm volatile("xsetbv" : : "a"(3), "d"(0), "c"(0));
-	faults = 0;
 	prepare(2, 0);
 	/* The header in the second page is read before anything is written. */
 	u8 *area = PAGE(2) - 512;
 	asm volatile("fninit; fldl2e; xsave (%0)" : : "r"(area), "a"(3), "d"(0) : "memory");
 	print_number("xsave, faults", faults);
-	print_hex("  error", seen[ERROR] & ~2ul);
+	print_hex("  error", (seen[ERROR] ^ whose) & ~2ul);
 	print_hex("  address", (seen[ADDRESS] - WINDOW) & ~0xffful);
 	print_hex("  its header", *(u64 *)(area + 512) & 1);
 	print_hex("  a register", *(u64 *)(area + 32));
@@ -213,11 +230,21 @@ static void states(void)
 	for (u32 i = 0; i < 64; i++)
 		area[512 + i] = 0;
 	area[512] = 1;
-	set_page(2, memory[2], 0);
+	map_page(2, memory[2], 0);
 	faults = 0;
 	asm volatile("fninit; xrstor (%0); fxsave (%1)" : : "r"(area), "r"(PAGE(3)), "a"(3), "d"(0) : "memory");
 	print_number("xrstor, faults", faults);
 	print_hex("  a register", *(u64 *)(PAGE(3) + 32));
+}
+
+static void everything(void)
+{
+	unlike = unlike_end = 0;
+	read_modify_write();
+	across_pages();
+	stacks();
+	strings();
+	states();
 }
 
 int main(void)
@@ -227,10 +254,10 @@ int main(void)
 	set_interrupt_stack(14, 1);
 	write_cr0((read_cr0() | 0x10002) & ~0xcul);
 	open_window();
-	read_modify_write();
-	across_pages();
-	stacks();
-	strings();
-	states();
+	enable_states();
+	everything();
+	prepare_for_users();
+	print("in user mode\n");
+	in_user_mode(everything);
 	return 0;
 }

@@ -5,6 +5,7 @@
 
 #define PRESENT 1ul
 #define WRITABLE 2ul
+#define USER 4ul
 #define ACCESSED 0x20ul
 #define DIRTY 0x40ul
 #define LARGE 0x80ul
@@ -20,8 +21,9 @@ static volatile u64 window[512] __attribute__((aligned(4096)));
 static inline void open_window(void)
 {
 	u64 *pointers = (u64 *)(page_root[0] & ~0xffful);
-	pointers[8] = (u64)window_directory | PRESENT | WRITABLE;
-	window_directory[0] = (u64)window | PRESENT | WRITABLE;
+	/* Whose a page is, its own entry says. */
+	pointers[8] = (u64)window_directory | PRESENT | WRITABLE | USER;
+	window_directory[0] = (u64)window | PRESENT | WRITABLE | USER;
 }
 
 static inline void invalidate(const volatile void *address)

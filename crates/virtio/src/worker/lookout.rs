@@ -5,9 +5,9 @@
 //! and costs the guest an exit. So a thread that has given requests back looks for a
 //! moment, until it has as many in hand as before or no more come, and so does one with
 //! nothing in hand whose sleep was cut short by the driver. What it has taken meanwhile
-//! then goes to the host's kernel together. Moments in vain are paid for: after each one twice as many
-//! short sleeps have to be seen before the next, so that a driver that takes its time, or
-//! one that cannot run while this thread looks, costs next to nothing.
+//! then goes to the host's kernel together. Moments in vain are paid for: after each one
+//! twice as many short sleeps have to be seen before the next, so that a driver that takes
+//! its time, or one that cannot run while this thread looks, costs next to nothing.
 
 use std::hint::spin_loop;
 use std::time::{Duration, Instant};
