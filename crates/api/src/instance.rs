@@ -73,6 +73,8 @@ pub struct InstanceSpec {
     pub stop_seconds: Option<u32>,
     /// What `cloud-init` is to do in a VM.
     pub user_data: Option<String>,
+    /// Public keys, each a line as `ssh` has it, that may log in to a VM.
+    pub ssh_keys: Vec<String>,
     /// How long a life may take.
     pub timeout_seconds: Option<u64>,
     pub labels: BTreeMap<String, String>,

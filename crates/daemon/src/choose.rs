@@ -35,6 +35,17 @@ pub fn choose(spec: &InstanceSpec, content: Content) -> Explanation {
     };
     match spec.guise {
         Guise::Auto => {}
+        Guise::Vm if content == Content::Disk => {
+            let reasons = [
+                "a disk is asked for, and boots by itself: the newest kernel on it, with the \
+                 system that is installed there",
+                "its worker reads the disk in its jail; what the guest writes goes to a file of \
+                 the instance, and the image stays as it is",
+                "it is as shut in as a microVM, and takes as long as its system to start",
+            ];
+            let reasons = reasons.into_iter().map(str::to_owned).collect();
+            return Explanation { guise: Guise::Vm, reasons };
+        }
         guise => return asked(guise),
     }
     let wasm = match (content, &spec.entrypoint) {

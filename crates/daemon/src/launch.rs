@@ -4,6 +4,7 @@ mod job;
 mod kernel;
 mod spawn;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use guise_api::{ApiError, Code, Instance, InstanceSpec};
@@ -34,10 +35,7 @@ pub async fn pin_image(
         let place = daemon.config.place(&id);
         let files = |error| ApiError::host("make the instance's files", &error);
         if let Some(disk) = spec.disk() {
-            std::fs::File::open(disk).map_err(|error| {
-                ApiError::invalid(format!("open the disk {}: {error}", disk.display()))
-                    .exit_code(125)
-            })?;
+            check_disk(disk)?;
             place.create().map_err(files)?;
             return Ok(None);
         }
@@ -61,6 +59,24 @@ pub async fn pin_image(
         Ok(Some(image))
     };
     tokio::task::spawn_blocking(pin).await.map_err(ApiError::internal)?
+}
+
+/// Refuses what can be no disk image before there is an instance of it. It is read by the
+/// worker, in its jail.
+fn check_disk(disk: &Path) -> Result<(), ApiError> {
+    let refused = |why: &dyn std::fmt::Display| {
+        Err(ApiError::invalid(format!("open the disk {}: {why}", disk.display())).exit_code(125))
+    };
+    match std::fs::metadata(disk).and_then(|found| Ok((found, access(disk)?))) {
+        Err(error) => refused(&error),
+        Ok((found, ())) if !found.is_file() => refused(&"it is no file"),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Whether it can be read. It is not opened: pipes would wait for who writes.
+fn access(file: &Path) -> std::io::Result<()> {
+    Ok(rustix::fs::access(file, rustix::fs::Access::READ_OK)?)
 }
 
 /// What the store has under a name.

@@ -8,23 +8,31 @@
 //!
 //! All of it is what a guest wrote: sizes have a bound, and what is not understood is passed by.
 
+mod contents;
+
 use std::cmp::Ordering;
-use std::error::Error;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
-use ext4_view::{Ext4, Ext4Error, Ext4Read};
-use guise_disk::graph::Node;
+use guise_disk::bytes::{le16, le32};
+use guise_disk::formats::raw::Raw;
+use guise_disk::graph::{Image, Node};
 use guise_disk::partitions::partitions;
+use guise_disk::storage::{MemoryStorage, SharedStorage};
+
+use crate::volume::{Inode, Stretch, Volume, VolumeError};
 
 /// No kernel and no initial RAM disk is larger.
 const LARGEST: u64 = 512 << 20;
 /// No configuration of GRUB is.
 const LARGEST_CONFIGURATION: u64 = 1 << 20;
-/// Of a boot directory so many entries are looked at.
-const MOST_ENTRIES: usize = 4096;
+/// So many partitions are looked at.
+const MOST_PARTITIONS: usize = 128;
 const KERNEL: &str = "vmlinuz-";
+const LONGEST_VERSION: usize = 128;
 /// Where the guest finds its console; the last one is its `/dev/console`.
 const CONSOLE: &str = "console=ttyS0";
 
@@ -39,108 +47,168 @@ pub struct Bootable {
 #[derive(Debug, thiserror::Error)]
 pub enum BootableError {
     #[error(
-        "no ext4 file system on it has a Linux kernel (vmlinuz-VERSION) in /boot, and nothing \
-         else is booted yet: install one, or run the image with --as microvm"
+        "there is no Linux to boot (vmlinuz-VERSION in /boot of an ext4 file system) but {0}; \
+         install a kernel on it, or give it one with guise boot --kernel FILE --disk FILE"
     )]
-    NoKernel,
-    #[error("its kernel {0} is there, but no file system with an /sbin/init")]
+    NoKernel(String),
+    #[error(
+        "its kernel {0} is there, but no ext4 file system with an /sbin/init, which would be \
+         its root; GRUB's configuration on it may name another"
+    )]
     NoRoot(String),
-    #[error("{file} on it is larger than {} MiB", limit >> 20)]
-    TooLarge { file: String, limit: u64 },
     #[error("read {file} on it: {source}")]
-    Unreadable { file: String, source: Ext4Error },
+    Unreadable { file: String, source: VolumeError },
     #[error(transparent)]
     Disk(#[from] guise_disk::Error),
     #[error("keep its kernel: {0}")]
     Keep(#[from] io::Error),
 }
 
-/// A stretch of a disk, as the reader of a file system wants it.
-struct Stretch {
-    disk: Arc<dyn Node>,
-    start: u64,
-    length: u64,
+/// What was found to boot; it is still on the disk.
+pub struct Found {
+    pub kernel: OnDisk,
+    pub initrd: Option<OnDisk>,
+    pub command_line: String,
 }
 
-impl Ext4Read for Stretch {
-    fn read(
-        &mut self,
-        at: u64,
-        bytes: &mut [u8],
-    ) -> Result<(), Box<dyn Error + Send + Sync + 'static>> {
-        let ends = at.checked_add(bytes.len() as u64).filter(|end| *end <= self.length);
-        ends.ok_or("it leads outside of its partition")?;
-        Ok(self.disk.read(self.start + at, bytes)?)
+/// A file of the disk.
+pub struct OnDisk {
+    volume: Rc<Volume>,
+    inode: Inode,
+    path: String,
+}
+
+impl OnDisk {
+    /// Writes what is in it somewhere else.
+    pub fn copy(&self, to: &mut dyn Write) -> Result<(), BootableError> {
+        let copied = self.volume.copy(&self.inode, &self.path, LARGEST, to);
+        copied.map_err(|source| BootableError::Unreadable { file: self.path.clone(), source })
+    }
+
+    fn copy_to(&self, place: PathBuf) -> Result<PathBuf, BootableError> {
+        self.copy(&mut File::create(&place)?)?;
+        Ok(place)
     }
 }
 
-/// A file system of the disk.
-struct Volume {
-    files: Ext4,
+/// Finds what boots, and puts it into a folder.
+pub fn extract(disk: &Arc<dyn Node>, folder: &Path) -> Result<Bootable, BootableError> {
+    let found = find(disk)?;
+    let initrd = found.initrd.map(|file| file.copy_to(folder.join("initrd"))).transpose()?;
+    Ok(Bootable {
+        kernel: found.kernel.copy_to(folder.join("vmlinuz"))?,
+        initrd,
+        command_line: found.command_line,
+    })
+}
+
+/// Reads everything that boots of a disk that was written in pieces, each with a place (of four
+/// bytes), a length (of two) and contents: what the fuzz target and the regression test over its
+/// corpus enter by.
+pub fn probe(mut pieces: &[u8]) -> Result<Found, BootableError> {
+    let mut bytes = vec![0; 8 << 20];
+    while let Some((head, rest)) = pieces.split_at_checked(6) {
+        let at = le32(head, 0) as usize % bytes.len();
+        let room = bytes.len() - at;
+        let length = usize::from(le16(head, 4)).min(rest.len()).min(room);
+        let (piece, rest) = rest.split_at(length);
+        bytes[at..at + length].copy_from_slice(piece);
+        pieces = rest;
+    }
+    let found = find(&disk_of(&bytes))?;
+    for file in std::iter::once(&found.kernel).chain(&found.initrd) {
+        file.copy(&mut io::sink())?;
+    }
+    Ok(found)
+}
+
+/// A disk of bytes.
+pub(crate) fn disk_of(bytes: &[u8]) -> Arc<dyn Node> {
+    let storage: SharedStorage = Arc::new(MemoryStorage::from_bytes("bytes", bytes));
+    let raw = Raw::open(storage).expect("bytes are a disk");
+    Arc::new(Image::new(Box::new(raw), None, Path::new("bytes"), true))
+}
+
+/// Finds what boots.
+pub fn find(disk: &Arc<dyn Node>) -> Result<Found, BootableError> {
+    let parts = parts(disk)?;
+    let Some(kernel) = newest(&parts) else {
+        return Err(BootableError::NoKernel(told(&parts)));
+    };
+    let initrd = kernel.initrd();
+    let words = match kernel.configured() {
+        Some(words) => words,
+        None => kernel.root(&parts, initrd.is_some())?,
+    };
+    let command_line = format!("{words} {CONSOLE}");
+    Ok(Found { kernel: kernel.file, initrd, command_line })
+}
+
+/// A part of the disk.
+struct Part {
     /// As the kernel counts partitions; none is the whole disk.
     number: Option<u32>,
+    /// The file system that is read, or what there is instead.
+    volume: Result<Rc<Volume>, String>,
+}
+
+fn parts(disk: &Arc<dyn Node>) -> Result<Vec<Part>, BootableError> {
+    let whole = Stretch::whole(disk.clone());
+    let table = partitions(&**disk)?.filter(|table| !table.partitions.is_empty());
+    let stretches: Vec<(Option<u32>, Stretch)> = match table {
+        Some(table) => table
+            .partitions
+            .iter()
+            .take(MOST_PARTITIONS)
+            .map(|part| (Some(part.number), whole.part(part.start, part.length)))
+            .collect(),
+        None => vec![(None, whole)],
+    };
+    let open = |(number, stretch): (Option<u32>, Stretch)| {
+        let volume = match Volume::open(stretch.clone()) {
+            Ok(Some(volume)) => Ok(Rc::new(volume)),
+            Ok(None) => Err(contents::name(&stretch).to_owned()),
+            Err(error) => Err(format!("ext4, but {error}")),
+        };
+        Part { number, volume }
+    };
+    Ok(stretches.into_iter().map(open).collect())
+}
+
+/// What is on a disk that has no kernel.
+fn told(parts: &[Part]) -> String {
+    let tell = |part: &Part| {
+        let what = match &part.volume {
+            Ok(_) => "ext4 without a kernel",
+            Err(what) => what,
+        };
+        match part.number {
+            Some(number) => format!("{what} in partition {number}"),
+            None => what.to_owned(),
+        }
+    };
+    parts.iter().map(tell).collect::<Vec<_>>().join(", ")
 }
 
 /// A kernel in a volume.
-struct Kernel<'v> {
-    volume: &'v Volume,
+struct Kernel {
+    file: OnDisk,
     /// `/boot`, or nothing for the top.
     folder: &'static str,
     version: String,
 }
 
-/// Finds what boots, and puts it into a folder.
-pub fn extract(disk: &Arc<dyn Node>, folder: &Path) -> Result<Bootable, BootableError> {
-    let volumes = volumes(disk)?;
-    let kernel = kernel(&volumes).ok_or(BootableError::NoKernel)?;
-    let file = kernel.volume.read(&kernel.path(), LARGEST)?;
-    let place = folder.join("vmlinuz");
-    std::fs::write(&place, file)?;
-    let initrd = match kernel.initrd() {
-        Some(path) => {
-            let place = folder.join("initrd");
-            std::fs::write(&place, kernel.volume.read(&path, LARGEST)?)?;
-            Some(place)
-        }
-        None => None,
-    };
-    let words = match kernel.configured() {
-        Some(words) => words,
-        None => kernel.root(&volumes, initrd.is_some())?,
-    };
-    Ok(Bootable { kernel: place, initrd, command_line: format!("{words} {CONSOLE}") })
-}
-
-fn volumes(disk: &Arc<dyn Node>) -> Result<Vec<Volume>, BootableError> {
-    let stretches: Vec<(Option<u32>, u64, u64)> = match partitions(&**disk)? {
-        Some(table) => {
-            let of = |part: &guise_disk::partitions::Partition| {
-                (Some(part.number), part.start, part.length)
-            };
-            table.partitions.iter().map(of).collect()
-        }
-        None => vec![(None, 0, disk.size())],
-    };
-    let open = |(number, start, length)| {
-        let stretch = Stretch { disk: disk.clone(), start, length };
-        // Whatever else is there is not looked at.
-        let files = Ext4::load(Box::new(stretch)).ok()?;
-        Some(Volume { files, number })
-    };
-    Ok(stretches.into_iter().filter_map(open).collect())
-}
-
 /// The newest of all.
-fn kernel(volumes: &[Volume]) -> Option<Kernel<'_>> {
-    let mut newest: Option<Kernel<'_>> = None;
-    for volume in volumes {
+fn newest(parts: &[Part]) -> Option<Kernel> {
+    let mut newest: Option<Kernel> = None;
+    for volume in parts.iter().filter_map(|part| part.volume.as_ref().ok()) {
         for folder in ["/boot", ""] {
-            for version in volume.versions(folder) {
+            for version in versions(volume, folder) {
                 let newer = newest
                     .as_ref()
                     .is_none_or(|than| compare(&version, &than.version) == Ordering::Greater);
-                if newer {
-                    newest = Some(Kernel { volume, folder, version });
+                if newer && let Some(file) = file(volume, format!("{folder}/{KERNEL}{version}")) {
+                    newest = Some(Kernel { file, folder, version });
                 }
             }
         }
@@ -148,67 +216,64 @@ fn kernel(volumes: &[Volume]) -> Option<Kernel<'_>> {
     newest
 }
 
-impl Volume {
-    fn versions(&self, folder: &str) -> Vec<String> {
-        let top = if folder.is_empty() { "/" } else { folder };
-        let Ok(entries) = self.files.read_dir(top) else { return Vec::new() };
-        let version = |entry: Result<ext4_view::DirEntry, Ext4Error>| {
-            let entry = entry.ok()?;
-            Some(entry.file_name().as_str().ok()?.strip_prefix(KERNEL)?.to_owned())
-        };
-        entries.take(MOST_ENTRIES).filter_map(version).collect()
-    }
-
-    fn has(&self, path: &str) -> bool {
-        self.files.exists(path).unwrap_or(false)
-    }
-
-    fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, BootableError> {
-        let unreadable = |source| BootableError::Unreadable { file: path.to_owned(), source };
-        if self.files.metadata(path).map_err(unreadable)?.len() > limit {
-            return Err(BootableError::TooLarge { file: path.to_owned(), limit });
-        }
-        self.files.read(path).map_err(unreadable)
-    }
+fn versions(volume: &Volume, folder: &str) -> Vec<String> {
+    // What cannot be read has none.
+    let names = volume.names(if folder.is_empty() { "/" } else { folder }).unwrap_or_default();
+    let version = |name: Vec<u8>| {
+        let name = String::from_utf8(name).ok()?;
+        let version = name.strip_prefix(KERNEL)?;
+        // It is shown, and looked up.
+        let is_one = version.len() <= LONGEST_VERSION
+            && version.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
+        is_one.then(|| version.to_owned())
+    };
+    names.into_iter().filter_map(version).collect()
 }
 
-impl Kernel<'_> {
-    fn path(&self) -> String {
-        format!("{}/{KERNEL}{}", self.folder, self.version)
+/// A file of a volume, if it is there.
+fn file(volume: &Rc<Volume>, path: String) -> Option<OnDisk> {
+    let inode = volume.find(&path).ok()??;
+    inode.is_file().then(|| OnDisk { volume: volume.clone(), inode, path })
+}
+
+impl Kernel {
+    fn beside(&self, name: &str) -> Option<OnDisk> {
+        file(&self.file.volume, format!("{}/{name}", self.folder))
     }
 
-    fn initrd(&self) -> Option<String> {
-        let (folder, version) = (self.folder, &self.version);
+    fn initrd(&self) -> Option<OnDisk> {
+        let version = &self.version;
         let names = [
-            format!("{folder}/initrd.img-{version}"),
-            format!("{folder}/initramfs-{version}.img"),
-            format!("{folder}/initrd-{version}"),
+            format!("initrd.img-{version}"),
+            format!("initramfs-{version}.img"),
+            format!("initrd-{version}"),
         ];
-        names.into_iter().find(|name| self.volume.has(name))
+        names.into_iter().find_map(|name| self.beside(&name))
     }
 
     /// What GRUB would say to it.
     fn configured(&self) -> Option<String> {
-        let path = ["grub/grub.cfg", "grub2/grub.cfg"]
-            .map(|name| format!("{}/{name}", self.folder))
-            .into_iter()
-            .find(|path| self.volume.has(path))?;
-        let text = self.volume.read(&path, LARGEST_CONFIGURATION).ok()?;
+        let file = ["grub/grub.cfg", "grub2/grub.cfg"].iter().find_map(|name| self.beside(name))?;
+        let text = file.volume.read(&file.inode, &file.path, LARGEST_CONFIGURATION).ok()?;
         words_for(&String::from_utf8_lossy(&text), &format!("{KERNEL}{}", self.version))
     }
 
     /// The file system that has the first program.
-    fn root(&self, volumes: &[Volume], has_initrd: bool) -> Result<String, BootableError> {
+    fn root(&self, parts: &[Part], has_initrd: bool) -> Result<String, BootableError> {
         const FIRST: [&str; 3] = ["/sbin/init", "/usr/sbin/init", "/usr/lib/systemd/systemd"];
-        let root = volumes
-            .iter()
-            .find(|volume| FIRST.iter().any(|path| volume.has(path)))
-            .ok_or_else(|| BootableError::NoRoot(self.version.clone()))?;
-        Ok(match (has_initrd, root.number) {
-            (true, _) => format!("root=UUID={} rw", root.files.uuid()),
+        let is_root = |volume: &Rc<Volume>| {
+            FIRST.iter().any(|path| file(volume, (*path).to_owned()).is_some())
+        };
+        let root = parts.iter().find_map(|part| {
+            let volume = part.volume.as_ref().ok().filter(|volume| is_root(volume))?;
+            Some((part.number, volume))
+        });
+        Ok(match (has_initrd, root) {
+            (_, None) => return Err(BootableError::NoRoot(self.version.clone())),
+            (true, Some((_, volume))) => format!("root=UUID={} rw", volume.uuid()),
             // A bare kernel knows partitions by their numbers only.
-            (false, Some(number)) => format!("root=/dev/vda{number} rw"),
-            (false, None) => "root=/dev/vda rw".to_owned(),
+            (false, Some((Some(number), _))) => format!("root=/dev/vda{number} rw"),
+            (false, Some((None, _))) => "root=/dev/vda rw".to_owned(),
         })
     }
 }

@@ -8,7 +8,7 @@
 //! - [`machine`]: a [`MicroVm`] from its making to its end: disks, network, the
 //!   connection to the agent;
 //! - [`vm`]: a [`Vm`] from its making to its end; [`bootable`] finds its kernel on its disk,
-//!   [`seed`] is what it is told at its first start;
+//!   whose file systems [`volume`] reads, [`seed`] is what it is told at its first start;
 //! - [`devices`]: disks, interfaces and shared folders of both.
 //!
 //! Nothing here needs privileges, and no program of the host is called.
@@ -22,6 +22,7 @@ pub mod machine;
 mod modules;
 pub mod seed;
 pub mod vm;
+pub mod volume;
 
 pub use guise_agent::client::{Agent, AgentError, Event, Session};
 pub use guise_agent::protocol;

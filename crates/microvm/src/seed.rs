@@ -38,6 +38,8 @@ pub struct Seed<'a> {
     pub host_name: &'a str,
     /// The user's, of a kind that `cloud-init` knows.
     pub user_data: Option<&'a str>,
+    /// Public keys that may log in, each a line.
+    pub ssh_keys: &'a [String],
     pub folders: Vec<Folder>,
 }
 
@@ -48,11 +50,11 @@ impl Seed<'_> {
     }
 
     fn disk(&self) -> io::Result<Vec<u8>> {
-        let meta = format!("instance-id: {}\nlocal-hostname: {}\n", self.id, self.host_name);
+        let meta = self.meta()?;
         let user = self.user_data.unwrap_or(NOTHING);
         // FAT has 16 clusters at the least; the contents come besides.
         let vendor = self.mounts()?;
-        let size = (OVERHEAD + 2 * (user.len() + vendor.len())).next_multiple_of(SECTOR);
+        let size = (OVERHEAD + 2 * (meta.len() + user.len() + vendor.len())).next_multiple_of(SECTOR);
         let mut disk = Cursor::new(vec![0; size]);
         fatfs::format_volume(&mut disk, FormatVolumeOptions::new().volume_label(LABEL))?;
         let volume = FileSystem::new(&mut disk, FsOptions::new())?;
@@ -67,6 +69,16 @@ impl Seed<'_> {
         }
         volume.unmount()?;
         Ok(disk.into_inner())
+    }
+
+    /// Who it is, and who may log in.
+    fn meta(&self) -> io::Result<String> {
+        let mut meta = format!("instance-id: {}\nlocal-hostname: {}\n", self.id, self.host_name);
+        if !self.ssh_keys.is_empty() {
+            // Of YAML, JSON is a part.
+            meta += &format!("public-keys: {}\n", serde_json::to_string(self.ssh_keys)?);
+        }
+        Ok(meta)
     }
 
     /// What the host wants done besides: YAML, of which JSON is a part.

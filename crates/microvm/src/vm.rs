@@ -71,6 +71,11 @@ pub enum VmError {
     Devices(#[from] MicroVmError),
     #[error("make a thread for the machine: {0}")]
     Thread(std::io::Error),
+    #[error(
+        "a disk of {size} bytes cannot hold the image, which has {whole}: give --disk-size more, \
+         or leave it away"
+    )]
+    TooSmall { size: u64, whole: u64 },
     #[error("the machine is off")]
     Off,
 }
@@ -82,7 +87,12 @@ impl Overlay {
         if self.writes.is_file() {
             return Ok(());
         }
-        let kind = Image::open(&self.image, &OpenOptions::read(None))?.kind();
+        let image = Image::open(&self.image, &OpenOptions::read(None))?;
+        let (kind, whole) = (image.kind(), image.size());
+        if let Some(size) = size.filter(|size| *size < whole) {
+            return Err(VmError::TooSmall { size, whole });
+        }
+        drop(image);
         // Under its name it is whole.
         let partial = self.writes.with_extension("partial");
         let _ = std::fs::remove_file(&partial);

@@ -70,6 +70,8 @@ pub enum Form {
         engine: Engine,
         /// What the guest's `cloud-init` is to do.
         user_data: Option<String>,
+        /// Who may log in, as `ssh` writes it.
+        ssh_keys: Vec<String>,
     },
     Wasm {
         program: Module,

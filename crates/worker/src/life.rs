@@ -138,11 +138,11 @@ fn prepare(job: &Job, midwife: &mut Midwife) -> Result<(Arc<dyn Body>, Vec<Strin
             warnings.extend(entered.missing.map(jail::missing));
             Ok((Arc::new(body), warnings))
         }
-        Form::Vm { image, engine, user_data } => {
+        Form::Vm { image, engine, user_data, ssh_keys } => {
             let network = machine::network(job, "a VM")?;
             let entered = shut_in(&jail::of_machine(job, &[&**image], *engine), midwife)?;
-            let user_data = user_data.as_deref();
-            let (body, mut warnings) = Vm::prepare(job, image, user_data, *engine, network)?;
+            let told = (user_data.as_deref(), &ssh_keys[..]);
+            let (body, mut warnings) = Vm::prepare(job, image, told, *engine, network)?;
             warnings.extend(entered.missing.map(jail::missing));
             Ok((Arc::new(body), warnings))
         }

@@ -47,7 +47,7 @@ impl Vm {
     pub fn prepare(
         job: &Job,
         image: &Path,
-        user_data: Option<&str>,
+        (user_data, ssh_keys): (Option<&str>, &[String]),
         engine: job::Engine,
         network: Option<UserMode>,
     ) -> Result<(Vm, Vec<String>), BodyError> {
@@ -78,6 +78,7 @@ impl Vm {
             id: &job.id,
             host_name: &job.host_name,
             user_data,
+            ssh_keys,
             folders: job.mounts.iter().zip(&shares).map(folder).collect(),
         };
         told.write(&seed).map_err(system("write what the guest is told"))?;

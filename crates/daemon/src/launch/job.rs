@@ -197,6 +197,7 @@ fn of_disk(spec: &InstanceSpec) -> Result<Form, ApiError> {
             .map_err(|error| ApiError::host("find the disk", &error).exit_code(125))?,
         engine: engine(spec.engine),
         user_data: spec.user_data.clone(),
+        ssh_keys: spec.ssh_keys.clone(),
     })
 }
 

@@ -17,6 +17,7 @@ use crate::image::parse_size;
   guise run --rm debian:12 true
   guise run -d --name web -v data:/srv -e MODE=fast registry.example/web:1
   guise run --rm -v data:/data ./app.wasm first second
+  guise run -it --disk debian.qcow2 --ssh-key ~/.ssh/id_ed25519.pub -p 2222:22
   guise run --rm --timeout 60 debian:12 sh -c 'might take for ever'
   guise run --explain debian:12")]
 pub struct Run {
@@ -51,6 +52,9 @@ pub struct Options {
     /// What cloud-init is to do in a VM
     #[arg(long, value_name = "FILE")]
     user_data: Option<PathBuf>,
+    /// Public keys that may log in to a VM over ssh, by its cloud-init
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Vec<PathBuf>,
     /// What executes a machine: auto, kvm or soft
     #[arg(long, default_value = "auto", value_parser = parse_engine)]
     engine: Engine,
@@ -162,13 +166,22 @@ impl Options {
                 return Err(Failure::usage(why));
             }
         };
-        if self.user_data.is_some() && guise != Guise::Vm {
-            return Err(Failure::usage("--user-data is for --as vm"));
+        for (option, is_said) in
+            [("--user-data", self.user_data.is_some()), ("--ssh-key", !self.ssh_key.is_empty())]
+        {
+            if is_said && guise != Guise::Vm {
+                return Err(Failure::usage(format!("{option} is for --as vm")));
+            }
         }
         Ok(InstanceSpec {
             image,
             guise,
-            user_data: self.user_data.as_deref().map(read_user_data).transpose()?,
+            user_data: self
+                .user_data
+                .as_deref()
+                .map(|file| read_text("--user-data", file))
+                .transpose()?,
+            ssh_keys: ssh_keys(&self.ssh_key)?,
             engine: self.engine,
             entrypoint: self.entrypoint.clone().map(|program| vec![program]),
             command: self.command.clone(),
@@ -224,18 +237,38 @@ fn absolute(path: &Path) -> Result<String, Failure> {
 }
 
 /// More than this no `cloud-init` takes.
-const LONGEST_USER_DATA: u64 = 1 << 20;
+const LONGEST_TEXT: u64 = 1 << 20;
 
-fn read_user_data(file: &Path) -> Result<String, Failure> {
-    let bad = |why: String| Failure::usage(format!("--user-data {}: {why}", file.display()));
+fn read_text(option: &str, file: &Path) -> Result<String, Failure> {
+    let bad = |why: String| Failure::usage(format!("{option} {}: {why}", file.display()));
     let mut text = String::new();
     std::fs::File::open(file)
-        .and_then(|file| file.take(LONGEST_USER_DATA + 1).read_to_string(&mut text))
+        .and_then(|file| file.take(LONGEST_TEXT + 1).read_to_string(&mut text))
         .map_err(|error| bad(error.to_string()))?;
-    match text.len() as u64 > LONGEST_USER_DATA {
+    match text.len() as u64 > LONGEST_TEXT {
         true => Err(bad("it is longer than 1 MiB".to_owned())),
         false => Ok(text),
     }
+}
+
+/// The keys in files, one on each line.
+fn ssh_keys(files: &[PathBuf]) -> Result<Vec<String>, Failure> {
+    let mut keys = Vec::new();
+    for file in files {
+        let text = read_text("--ssh-key", file)?;
+        let lines = text.lines().map(str::trim);
+        for line in lines.filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let kind = line.split_whitespace().next().unwrap_or_default();
+            if !["ssh-", "ecdsa-", "sk-"].iter().any(|known| kind.starts_with(known)) {
+                return Err(Failure::usage(format!(
+                    "--ssh-key {}: it has no public keys (a file like ~/.ssh/id_ed25519.pub has)",
+                    file.display()
+                )));
+            }
+            keys.push(line.to_owned());
+        }
+    }
+    Ok(keys)
 }
 
 /// Variables without a value get this process's, or are left out.
