@@ -299,9 +299,10 @@ impl Volume {
         while at < inode.size {
             let block = at / self.block_size;
             while runs.next_if(|run| run.first + run.count <= block).is_some() {}
-            let run = runs.peek().filter(|run| run.first <= block);
+            let coming = runs.peek();
+            let run = coming.filter(|run| run.first <= block);
             // Up to its end, or that of the hole.
-            let next = match (run, runs.peek()) {
+            let next = match (run, coming) {
                 (Some(run), _) => run.first + run.count,
                 (None, Some(next)) => next.first,
                 (None, None) => u64::MAX / self.block_size,
