@@ -54,7 +54,8 @@ impl Seed<'_> {
         let user = self.user_data.unwrap_or(NOTHING);
         // FAT has 16 clusters at the least; the contents come besides.
         let vendor = self.mounts()?;
-        let size = (OVERHEAD + 2 * (meta.len() + user.len() + vendor.len())).next_multiple_of(SECTOR);
+        let size =
+            (OVERHEAD + 2 * (meta.len() + user.len() + vendor.len())).next_multiple_of(SECTOR);
         let mut disk = Cursor::new(vec![0; size]);
         fatfs::format_volume(&mut disk, FormatVolumeOptions::new().volume_label(LABEL))?;
         let volume = FileSystem::new(&mut disk, FsOptions::new())?;

@@ -28,7 +28,16 @@ const INLINE: u32 = 0x1000_0000;
 /// Of the features that older kernels must not touch: file types in directories, a journal to
 /// replay, extents, 64-bit numbers, protection from two mounts, groups in bunches, attributes in
 /// inodes, a seed of checksums, large directories, contents in inodes, encryption, folded names.
-const KNOWN: u32 = 0x2 | 0x4 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000
+const KNOWN: u32 = 0x2
+    | 0x4
+    | 0x40
+    | 0x80
+    | 0x100
+    | 0x200
+    | 0x400
+    | 0x2000
+    | 0x4000
+    | 0x8000
     | 0x1_0000
     | 0x2_0000;
 const TO_REPLAY: u32 = 0x4;
@@ -356,11 +365,7 @@ impl Volume {
 
     /// Goes through a directory until it is told that this is enough. Indexed ones are no
     /// others: the index is in what looks like removed entries.
-    fn entries(
-        &self,
-        directory: &Inode,
-        mut enough: impl FnMut(&[u8], u32) -> bool,
-    ) -> Result<()> {
+    fn entries(&self, directory: &Inode, mut enough: impl FnMut(&[u8], u32) -> bool) -> Result<()> {
         if directory.flags & INLINE != 0 {
             return Err(VolumeError::Unknown("directories among its inodes"));
         }

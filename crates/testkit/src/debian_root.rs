@@ -136,9 +136,5 @@ fn boot_files(kernel: Kernel) -> Result<String, TestkitError> {
     let name = vmlinuz.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let initrd = name.replace("vmlinuz-", "initrd.img-");
     let write = |from: &Path, to: &str| format!("write {} {to}\n", from.display());
-    Ok(format!(
-        "cd /boot\n{}{}",
-        write(&vmlinuz, &name),
-        write(&ram_disk(kernel)?, &initrd)
-    ))
+    Ok(format!("cd /boot\n{}{}", write(&vmlinuz, &name), write(&ram_disk(kernel)?, &initrd)))
 }

@@ -10,11 +10,7 @@ fn read(disk: Vec<u8>, name: &str) -> String {
     text
 }
 
-fn seed<'a>(
-    user_data: Option<&'a str>,
-    ssh_keys: &'a [String],
-    folders: Vec<Folder>,
-) -> Seed<'a> {
+fn seed<'a>(user_data: Option<&'a str>, ssh_keys: &'a [String], folders: Vec<Folder>) -> Seed<'a> {
     Seed { id: "abc", host_name: "web", user_data, ssh_keys, folders }
 }
 

@@ -96,7 +96,9 @@ impl Map<'_> {
         if level > 0 {
             let mut pointers = vec![0; self.volume.block_size as usize];
             self.volume.read_blocks(block.into(), &mut pointers)?;
-            return pointers.chunks_exact(4).try_for_each(|at| self.pointer(le32(at, 0), level - 1));
+            return pointers
+                .chunks_exact(4)
+                .try_for_each(|at| self.pointer(le32(at, 0), level - 1));
         }
         let (first, start) = (self.next, u64::from(block));
         self.next += 1;

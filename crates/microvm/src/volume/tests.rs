@@ -100,7 +100,10 @@ fn check_tree(volume: &Volume) {
     assert_eq!(content(volume, "/empty").unwrap(), b"");
     assert!(content(volume, "/long").unwrap() == long());
     let sparse = content(volume, "/sparse").unwrap();
-    assert_eq!((sparse.len(), &sparse[..5], &sparse[1 << 20..][..6]), (2 << 20, &b"begin"[..], &b"middle"[..]));
+    assert_eq!(
+        (sparse.len(), &sparse[..5], &sparse[1 << 20..][..6]),
+        (2 << 20, &b"begin"[..], &b"middle"[..])
+    );
     assert_eq!(sparse.iter().filter(|byte| **byte != 0).count(), 11);
     for number in [0, 1, 299, 599] {
         let path = format!("/absolute/a-longer-name-{number}");
