@@ -31,6 +31,8 @@ const LARGEST: u64 = 512 << 20;
 const LARGEST_CONFIGURATION: u64 = 1 << 20;
 /// So many partitions are looked at.
 const MOST_PARTITIONS: usize = 128;
+/// About so large are disks that are made of pieces.
+const LARGEST_PROBE: usize = 8 << 20;
 const KERNEL: &str = "vmlinuz-";
 const LONGEST_VERSION: usize = 128;
 /// Where the guest finds its console; the last one is its `/dev/console`.
@@ -103,15 +105,17 @@ pub fn extract(disk: &Arc<dyn Node>, folder: &Path) -> Result<Bootable, Bootable
 }
 
 /// Reads everything that boots of a disk that was written in pieces, each with a place (of four
-/// bytes), a length (of two) and contents: what the fuzz target and the regression test over its
-/// corpus enter by.
+/// bytes), a length (of two) and contents, and that ends with the last of them: what the fuzz
+/// target and the regression test over its corpus enter by.
 pub fn probe(mut pieces: &[u8]) -> Result<Found, BootableError> {
-    let mut bytes = vec![0; 8 << 20];
+    let mut bytes = Vec::new();
     while let Some((head, rest)) = pieces.split_at_checked(6) {
-        let at = le32(head, 0) as usize % bytes.len();
-        let room = bytes.len() - at;
-        let length = usize::from(le16(head, 4)).min(rest.len()).min(room);
+        let at = le32(head, 0) as usize % LARGEST_PROBE;
+        let length = usize::from(le16(head, 4)).min(rest.len());
         let (piece, rest) = rest.split_at(length);
+        if bytes.len() < at + length {
+            bytes.resize(at + length, 0);
+        }
         bytes[at..at + length].copy_from_slice(piece);
         pieces = rest;
     }

@@ -38,7 +38,8 @@ fn disk(tree: &[(&str, &str)]) -> Vec<u8> {
     }
     let mut command = std::process::Command::new("mkfs.ext4");
     command.args(["-q", "-U", "01234567-89ab-4cde-8f01-23456789abcd", "-d"]).arg(root);
-    assert!(command.arg(&image).arg("1M").status().unwrap().success());
+    let made = command.arg(&image).arg("1M").output().unwrap();
+    assert!(made.status.success(), "{made:?}");
     std::fs::read(image).unwrap()
 }
 
