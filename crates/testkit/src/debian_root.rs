@@ -14,8 +14,8 @@ use crate::modules;
 
 const IMAGE: &str = "images/debian-12.ext4";
 /// Of disks, of the power button, and of a seed's file system.
-const DRIVERS: [&str; 7] =
-    ["virtio_pci", "virtio_blk", "button", "vfat", "nls_cp437", "nls_ascii", "nls_utf8"];
+const DRIVERS: [&str; 8] =
+    ["virtio_pci", "virtio_blk", "button", "evdev", "vfat", "nls_cp437", "nls_ascii", "nls_utf8"];
 /// Sparse; what is in it takes less than a third.
 const SIZE: &str = "640M";
 const PACKAGES: &str = "systemd-sysv,udev,login,dbus";
@@ -100,7 +100,8 @@ pub fn bootable(kernel: Kernel, disk: &Path) -> Result<(), TestkitError> {
 }
 
 /// Makes a small disk that boots by itself: a busybox whose first program reads a seed, counts
-/// its starts on the disk, and is a shell on the console until that ends.
+/// its starts on the disk, and is a shell on the console until that ends or the power button is
+/// pressed.
 pub fn small_bootable(kernel: Kernel, disk: &Path) -> Result<(), TestkitError> {
     fs::write(disk, b"").map_err(TestkitError::file("making", disk))?;
     run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(disk).arg("64M"))?;
