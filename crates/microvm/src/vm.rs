@@ -76,6 +76,11 @@ pub enum VmError {
          or leave it away"
     )]
     TooSmall { size: u64, whole: u64 },
+    #[error(
+        "{} has a backing file ({backing}), which its worker does not see: make one image of both \
+         (guise disk convert)", path.display()
+    )]
+    NotAlone { path: PathBuf, backing: String },
     #[error("the machine is off")]
     Off,
 }
@@ -87,7 +92,11 @@ impl Overlay {
         if self.writes.is_file() {
             return Ok(());
         }
-        let image = Image::open(&self.image, &OpenOptions::read(None))?;
+        let alone = OpenOptions { backing: BackingPolicy::Ignore, ..OpenOptions::read(None) };
+        let image = Image::open(&self.image, &alone)?;
+        if let Some(backing) = image.format().backing() {
+            return Err(VmError::NotAlone { path: self.image.clone(), backing: backing.name });
+        }
         let (kind, whole) = (image.kind(), image.size());
         if let Some(size) = size.filter(|size| *size < whole) {
             return Err(VmError::TooSmall { size, whole });

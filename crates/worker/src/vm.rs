@@ -60,6 +60,12 @@ impl Vm {
                 "leave it away: what it writes is its own and the image stays as it is",
             ));
         }
+        if job.resources.processes.is_some() {
+            return Err(unsupported(
+                "a VM with --pids-limit",
+                "leave it away: how many processes there are is decided inside",
+            ));
+        }
         let shares = machine::shares(&job.mounts, "a VM")?;
         let disk = Overlay {
             image: image.to_owned(),

@@ -147,6 +147,10 @@ pub async fn create(State(daemon): State<App>, Body(asked): Body<Create>) -> Ans
     if spec.guise == Guise::Microvm {
         launch::check_kernel(&daemon)?;
     }
+    // It is not worth fetching what cannot be run.
+    if spec.guise == Guise::Vm && spec.disk().is_none() {
+        return Err(choose::no_disk().into());
+    }
     if let Some(network) = &spec.join
         && daemon.objects.network(network)?.is_none()
     {

@@ -141,6 +141,7 @@ fn what_does_not_boot_is_refused_in_one_line() {
     fs::write(&key, "-----BEGIN OPENSSH PRIVATE KEY-----\n").unwrap();
     for (args, code, about) in [
         (&["run", "--rm", BOX][..], 125, "--disk"),
+        (&["run", "--rm", "no/such:1"], 125, "--disk"),
         (&["run", "--rm", "--disk", "/no/such.img"], 125, "/no/such.img"),
         (&["run", "--rm", "--disk", "/dev"], 125, "no file"),
         (&["run", "--rm", "--disk", &empty], 125, "install a kernel"),
@@ -148,6 +149,7 @@ fn what_does_not_boot_is_refused_in_one_line() {
         (&["run", "--rm", "--disk", &cut], 125, "cut off"),
         (&["run", "--rm", "--disk", text(&small), "--disk-size", "1M"], 125, "--disk-size"),
         (&["run", "--rm", "--disk", &empty, "--read-only"], 125, "--read-only"),
+        (&["run", "--rm", "--disk", &empty, "--pids-limit", "9"], 125, "--pids-limit"),
         (&["run", "--rm", "--disk", &empty, "-e", "A=1"], 125, "--user-data"),
         (&["run", "--rm", "--disk", &empty, "--ssh-key", &key], 2, "id_ed25519.pub"),
         (&["run", "--rm", "--as", "container", "--disk", &empty], 2, "--as vm"),
