@@ -378,8 +378,13 @@ int main(int count, char **arguments) {
                 printf("%s %s\n", all[i].kind, all[i].name);
         } else if (!strcmp(name, all[i].name)) {
             u64 rounds = count > 2 ? strtoull(arguments[2], 0, 10) : all[i].rounds;
+            int says = strcmp(all[i].kind, "none");
+            if (says) {
+                printf("begin %s\n", name);
+                fflush(stdout);
+            }
             u64 sum = all[i].work(rounds);
-            if (strcmp(all[i].kind, "none")) printf("work %s %016llx\n", name, (unsigned long long)sum);
+            if (says) printf("work %s %016llx\n", name, (unsigned long long)sum);
             return 0;
         }
     return strcmp(name, "list") != 0;
