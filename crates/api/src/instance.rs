@@ -44,7 +44,7 @@ impl Instance {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct InstanceSpec {
-    /// A name, or the absolute path of a WebAssembly program.
+    /// A name, or the absolute path of a WebAssembly program or of a VM's disk image.
     pub image: String,
     pub guise: Guise,
     /// What executes a machine; containers have none.
@@ -73,6 +73,10 @@ pub struct InstanceSpec {
     pub remove_on_exit: bool,
     pub stop_signal: Option<String>,
     pub stop_seconds: Option<u32>,
+    /// What `cloud-init` is to do in a VM.
+    pub user_data: Option<String>,
+    /// Public keys, each a line as `ssh` has it, that may log in to a VM.
+    pub ssh_keys: Vec<String>,
     /// How long a life may take.
     pub timeout_seconds: Option<u64>,
     pub labels: BTreeMap<String, String>,
@@ -88,6 +92,12 @@ impl InstanceSpec {
     pub fn file(&self) -> Option<&Path> {
         self.image.starts_with('/').then(|| Path::new(&self.image))
     }
+
+    /// The disk image of a VM.
+    #[must_use]
+    pub fn disk(&self) -> Option<&Path> {
+        self.file().filter(|_| self.guise == Guise::Vm)
+    }
 }
 
 /// The form in which an instance runs.
@@ -99,6 +109,7 @@ pub enum Guise {
     Auto,
     Container,
     Microvm,
+    Vm,
     Wasm,
 }
 
@@ -109,6 +120,7 @@ impl Guise {
             Guise::Auto => "auto",
             Guise::Container => "container",
             Guise::Microvm => "microvm",
+            Guise::Vm => "vm",
             Guise::Wasm => "wasm",
         }
     }

@@ -13,6 +13,8 @@ pub enum Content {
     WasmInRootFs,
     /// A WebAssembly program and nothing else.
     Wasm,
+    /// A disk that boots by itself.
+    Disk,
 }
 
 impl Content {
@@ -33,6 +35,17 @@ pub fn choose(spec: &InstanceSpec, content: Content) -> Explanation {
     };
     match spec.guise {
         Guise::Auto => {}
+        Guise::Vm if content == Content::Disk => {
+            let reasons = [
+                "a disk is asked for, and boots by itself: the newest kernel on it, with the \
+                 system that is installed there",
+                "its worker reads the disk in its jail; what the guest writes goes to a file of \
+                 the instance, and the image stays as it is",
+                "it is as shut in as a microVM, and takes as long as its system to start",
+            ];
+            let reasons = reasons.into_iter().map(str::to_owned).collect();
+            return Explanation { guise: Guise::Vm, reasons };
+        }
         guise => return asked(guise),
     }
     let wasm = match (content, &spec.entrypoint) {
@@ -64,15 +77,26 @@ pub fn choose(spec: &InstanceSpec, content: Content) -> Explanation {
     Explanation { guise: Guise::Container, reasons }
 }
 
+fn unsupported(what: &str, hint: &str) -> ApiError {
+    ApiError::new(Code::Unsupported, what).hint(hint).exit_code(125)
+}
+
+/// What is said of a VM that is to boot an image which is no disk.
+pub fn no_disk() -> ApiError {
+    unsupported(
+        "a VM boots a disk image, and the image is none",
+        "guise run --as vm --disk FILE boots one; --as microvm gives this one a kernel",
+    )
+}
+
 /// Refuses an image that the guise cannot run.
 pub fn check(guise: Guise, content: Content) -> Result<(), ApiError> {
-    let refuse = |what: &str, hint: &str| {
-        Err(ApiError::new(Code::Unsupported, what).hint(hint).exit_code(125))
-    };
+    let refuse = |what: &str, hint: &str| Err(unsupported(what, hint));
     match guise {
         Guise::Wasm if !guise_worker::HAS_WASM => {
             refuse("this build of guise runs no WebAssembly", "build it with its feature wasm")
         }
+        Guise::Vm if content != Content::Disk => Err(no_disk()),
         Guise::Container | Guise::Microvm if content == Content::Wasm => refuse(
             "the image is a WebAssembly program, and no root file system",
             "run it with --as wasm",

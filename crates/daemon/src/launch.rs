@@ -4,6 +4,7 @@ mod job;
 mod kernel;
 mod spawn;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use guise_api::{ApiError, Code, Instance, InstanceSpec};
@@ -23,14 +24,22 @@ pub use spawn::{Born, died};
 /// name has moved on since.
 const IMAGE: &str = "image.json";
 
-/// Finds a new instance's image, or makes one of its file, and keeps it.
+/// Finds a new instance's image, or makes one of its file, and keeps it. Disk images stay where
+/// they are, and there are none of them in the store.
 pub async fn pin_image(
     daemon: &Arc<Daemon>,
     id: &str,
     spec: &InstanceSpec,
-) -> Result<Image, ApiError> {
+) -> Result<Option<Image>, ApiError> {
     let (daemon, id, spec) = (daemon.clone(), id.to_owned(), spec.clone());
-    let pin = move || -> Result<Image, ApiError> {
+    let pin = move || -> Result<Option<Image>, ApiError> {
+        let place = daemon.config.place(&id);
+        let files = |error| ApiError::host("make the instance's files", &error);
+        if let Some(disk) = spec.disk() {
+            check_disk(disk)?;
+            place.create().map_err(files)?;
+            return Ok(None);
+        }
         // Held until the end, so that nothing of it is collected meanwhile.
         let session = daemon.images.session().map_err(ApiError::internal)?;
         let target = match spec.file() {
@@ -42,16 +51,33 @@ pub async fn pin_image(
             .images
             .image_of(&target, &spec.image, None)
             .map_err(|error| ApiError::internal(error).exit_code(125))?;
-        let place = daemon.config.place(&id);
         let text = serde_json::to_vec(&target).map_err(ApiError::internal)?;
         place
             .create()
             .and_then(|()| std::fs::write(place.state.join(IMAGE), text))
-            .map_err(|error| ApiError::host("make the instance's files", &error))?;
+            .map_err(files)?;
         session.hold(&id, &target).map_err(ApiError::internal)?;
-        Ok(image)
+        Ok(Some(image))
     };
     tokio::task::spawn_blocking(pin).await.map_err(ApiError::internal)?
+}
+
+/// Refuses what can be no disk image before there is an instance of it. It is read by the
+/// worker, in its jail.
+fn check_disk(disk: &Path) -> Result<(), ApiError> {
+    let refused = |why: &dyn std::fmt::Display| {
+        Err(ApiError::invalid(format!("open the disk {}: {why}", disk.display())).exit_code(125))
+    };
+    match std::fs::metadata(disk).and_then(|found| Ok((found, access(disk)?))) {
+        Err(error) => refused(&error),
+        Ok((found, ())) if !found.is_file() => refused(&"it is no file"),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Whether it can be read. It is not opened: pipes would wait for who writes.
+fn access(file: &Path) -> std::io::Result<()> {
+    Ok(rustix::fs::access(file, rustix::fs::Access::READ_OK)?)
 }
 
 /// What the store has under a name.
@@ -63,6 +89,9 @@ fn named(daemon: &Daemon, image: &str) -> Result<Descriptor, ApiError> {
 
 /// What a spec would run, as far as that is known here.
 pub fn content(daemon: &Daemon, spec: &InstanceSpec) -> Content {
+    if spec.disk().is_some() {
+        return Content::Disk;
+    }
     if spec.file().is_some() {
         return Content::Wasm;
     }

@@ -28,6 +28,8 @@ pub use remove::abandon;
 
 /// How long a workload has to end by itself when it is asked to.
 const GRACE_SECONDS: u32 = 10;
+/// A whole system takes longer.
+const VM_GRACE_SECONDS: u32 = 90;
 /// A life that lasted so long was a good one: the next failure is the first again.
 const GOOD_LIFE: Duration = Duration::from_secs(10);
 
@@ -184,6 +186,7 @@ impl Task {
             status.guise = match job.form {
                 Form::Container { .. } => Guise::Container,
                 Form::Microvm { .. } => Guise::Microvm,
+                Form::Vm { .. } => Guise::Vm,
                 Form::Wasm { .. } => Guise::Wasm,
             };
         })
@@ -333,7 +336,8 @@ impl Task {
     async fn stop(&mut self, kill: bool) -> Result<(), ApiError> {
         let instance =
             self.change(Keep::InMemory, |instance| instance.status.phase = Phase::Stopping).await?;
-        let seconds = instance.spec.stop_seconds.unwrap_or(GRACE_SECONDS);
+        let usual = if instance.spec.guise == Guise::Vm { VM_GRACE_SECONDS } else { GRACE_SECONDS };
+        let seconds = instance.spec.stop_seconds.unwrap_or(usual);
         let grace = if kill { 0 } else { u64::from(seconds) * 1000 };
         let socket = self.daemon.config.place(&self.entry.id).socket();
         let news = self.ends.0.clone();

@@ -86,6 +86,11 @@ impl BlockDevice {
         self.mirror.as_ref().map(|mirror| mirror.state())
     }
 
+    /// The disk as its requests see it.
+    pub fn node(&self) -> Arc<dyn Node> {
+        self.node.clone()
+    }
+
     /// The image behind.
     pub fn image(&self) -> &Image {
         &self.image

@@ -11,7 +11,7 @@
 //! - [`partitions`]: what a guest divided its disk into;
 //! - [`ops`]: what `guise disk` does with whole images.
 
-pub(crate) mod bytes;
+pub mod bytes;
 pub mod codec;
 pub mod crypt;
 pub mod device;

@@ -8,7 +8,6 @@
 //! One thread waits for the machine's end. When that comes, whatever waits for the agent
 //! fails with the reason.
 
-use std::fmt;
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -24,15 +23,11 @@ use guise_engine::{CpuModel, Engine};
 use guise_machine::{BoardKind, BootSource, Ending, Machine, MachineConfig, MachineError, Stopper};
 use guise_net::frame::{Counters, Network};
 use guise_net::switch::SwitchError;
-use guise_net::switch::client::SwitchPort;
-use guise_net::switch::hello::Join;
-use guise_net::user::{Config as NetworkConfig, Forward, NetError, UserNetwork};
-use guise_virtio::block::{Block, BlockOptions};
-use guise_virtio::fs::{Cache, Share, ShareOptions};
-use guise_virtio::net::{Net, NetOptions};
-use guise_virtio::rate::Rate;
+use guise_net::switch::client::Welcome;
+use guise_net::user::{Config as NetworkConfig, NetError};
 use guise_virtio::vsock::{FIRST_CID, Host, HostError, Vsock};
 
+use crate::devices::{self, Plug, SharedFolder, UserMode};
 use crate::kernel::PreparedKernel;
 
 /// What the kernel is told. Each word saves time, or says where its output goes:
@@ -89,15 +84,6 @@ pub struct MicroVmConfig {
     pub hosts: Vec<(IpAddr, String)>,
 }
 
-/// A folder of the host that the guest can mount.
-#[derive(Clone, Debug)]
-pub struct SharedFolder {
-    pub path: PathBuf,
-    /// What the guest mounts it by.
-    pub tag: String,
-    pub read_only: bool,
-}
-
 /// Where changes of the root file system go.
 #[derive(Clone, Debug)]
 pub enum WritableLayer {
@@ -106,45 +92,6 @@ pub enum WritableLayer {
     /// Into a file with an ext4 file system, which [`crate::ext4::create`] makes. One that is
     /// not kept need not survive the host.
     Disk { path: PathBuf, kept: bool },
-}
-
-/// The user-mode network, whose published ports are open already.
-#[derive(Clone)]
-pub struct UserMode {
-    config: NetworkConfig,
-    network: Arc<Mutex<UserNetwork>>,
-}
-
-impl UserMode {
-    pub fn open(
-        config: NetworkConfig,
-        forwards: impl IntoIterator<Item = Forward>,
-    ) -> Result<Self, NetError> {
-        let mut network = UserNetwork::new(config.clone())?;
-        for forward in forwards {
-            network.add_forward(forward)?;
-        }
-        Ok(UserMode { config, network: Arc::new(Mutex::new(network)) })
-    }
-}
-
-impl fmt::Debug for UserMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UserMode").field("config", &self.config).finish_non_exhaustive()
-    }
-}
-
-/// A port of a switch.
-#[derive(Clone, Debug)]
-pub struct Plug {
-    /// The switch's socket.
-    pub socket: PathBuf,
-    /// What the others call this guest.
-    pub name: String,
-    /// The length of the subnet's prefix.
-    pub prefix: u8,
-    /// Who knows the others by their names.
-    pub resolver: IpAddr,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -246,15 +193,17 @@ impl MicroVm {
         let disks = add_disks(&machine, config)?;
         let mut networks = Vec::new();
         if let Some(network) = &config.network {
-            networks.push(add_network(&machine, config, network)?);
+            networks.push(network.add_to(&machine)?);
         }
         let mut plugged = None;
         if let Some(plug) = &config.plug {
-            let (port, interface) = plug_in(&machine, config, plug)?;
+            let port = plug.join()?;
+            let welcome = port.lock().unwrap_or_else(PoisonError::into_inner).welcome();
+            devices::add_interface(&machine, port.clone(), welcome.mac, welcome.mtu)?;
             networks.push(port);
-            plugged = Some(interface);
+            plugged = Some(interface(plug, &welcome));
         }
-        add_shares(&machine, config)?;
+        devices::add_shares(&machine, &config.shares)?;
         let sockets = Host::private()?;
         let listener = sockets.listen(VSOCK_PORT)?;
         machine.add_device(Vsock::new(FIRST_CID, sockets))?;
@@ -409,17 +358,9 @@ fn add_disks(machine: &Machine, config: &MicroVmConfig) -> Result<Vec<BlockDevic
     let mut add = |path: &Path, serial: &str, options: DeviceOptions| {
         let options =
             DeviceOptions { path: path.to_owned(), format: Some(FormatKind::Raw), ..options };
-        let device = BlockDevice::open(&options)?;
-        let block_size = device.block_size();
-        let options = BlockOptions {
-            queues: config.vcpus.min(64) as u16,
-            serial: serial.to_owned(),
-            block_size,
-            physical_block_size: block_size.max(4096),
-            ..BlockOptions::default()
-        };
-        machine.add_device(Block::new(device.clone(), options))?;
-        disks.push(device);
+        let disk = BlockDevice::open(&options)?;
+        devices::add_disk(machine, &disk, serial)?;
+        disks.push(disk);
         Ok::<_, MicroVmError>(())
     };
     add(&config.root, ROOT_DISK, DeviceOptions { readonly: true, ..DeviceOptions::default() })?;
@@ -430,66 +371,15 @@ fn add_disks(machine: &Machine, config: &MicroVmConfig) -> Result<Vec<BlockDevic
     Ok(disks)
 }
 
-/// Makes an interface at a switch. Says what the guest is to make of it.
-fn plug_in(
-    machine: &Machine,
-    config: &MicroVmConfig,
-    plug: &Plug,
-) -> Result<(Arc<Mutex<dyn Network>>, Interface), MicroVmError> {
-    let who = Join { name: plug.name.clone(), mac: None, vlan: 0, isolated: false };
-    let port = SwitchPort::open(&plug.socket, who)?;
-    let welcome = port.welcome();
-    let options = NetOptions {
-        mac: welcome.mac,
-        mtu: welcome.mtu,
-        pairs: config.vcpus.min(8) as u16,
-        rate: Rate::default(),
-    };
-    let port = Arc::new(Mutex::new(port));
-    machine.add_device(Net::new(port.clone(), options))?;
-    let interface = Interface {
+/// What the guest is to make of an interface at a switch.
+fn interface(plug: &Plug, welcome: &Welcome) -> Interface {
+    Interface {
         mac: welcome.mac,
         mtu: welcome.mtu.into(),
         addresses: vec![(welcome.address4.into(), plug.prefix)],
         // Outwards leads the other network.
         gateways: Vec::new(),
-    };
-    Ok((port, interface))
-}
-
-/// Descriptors that one share may keep open for files which its guest knows.
-const MOST_FILES: usize = 4096;
-
-fn add_shares(machine: &Machine, config: &MicroVmConfig) -> Result<(), MicroVmError> {
-    for folder in &config.shares {
-        let options = ShareOptions {
-            tag: folder.tag.clone(),
-            read_only: folder.read_only,
-            // Others of this host, and other guests, may change what is in it.
-            cache: Cache::Auto,
-            most_files: MOST_FILES,
-            queues: 1,
-        };
-        let refused = |source| MicroVmError::Share { path: folder.path.clone(), source };
-        machine.add_device(Share::new(&folder.path, &options).map_err(refused)?)?;
     }
-    Ok(())
-}
-
-fn add_network(
-    machine: &Machine,
-    config: &MicroVmConfig,
-    network: &UserMode,
-) -> Result<Arc<Mutex<dyn Network>>, MicroVmError> {
-    let user = network.network.clone();
-    let options = NetOptions {
-        mac: network.config.guest_mac,
-        mtu: network.config.mtu,
-        pairs: config.vcpus.min(8) as u16,
-        rate: Rate::default(),
-    };
-    machine.add_device(Net::new(user.clone(), options))?;
-    Ok(user)
 }
 
 fn boot_source(engine: &dyn Engine, kernel: &PreparedKernel) -> BootSource {

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use guise_engine::CpuModel;
 use guise_engine_soft::{SoftEngine, Tier};
-use guise_microvm::machine::{UserMode, WritableLayer};
+use guise_microvm::devices::UserMode;
+use guise_microvm::machine::WritableLayer;
 use guise_microvm::protocol::{Exit, Open, Resize, Task};
 use guise_microvm::{Event, MicroVm, MicroVmConfig, PreparedKernel, Session};
 use guise_testkit::assets::{self, Kernel};

@@ -3,7 +3,7 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::TestkitError;
@@ -13,11 +13,19 @@ use crate::initramfs::Initramfs;
 use crate::modules;
 
 const IMAGE: &str = "images/debian-12.ext4";
+/// Of disks, of the power button, and of a seed's file system.
+const DRIVERS: [&str; 8] =
+    ["virtio_pci", "virtio_blk", "button", "evdev", "vfat", "nls_cp437", "nls_ascii", "nls_utf8"];
 /// Sparse; what is in it takes less than a third.
 const SIZE: &str = "640M";
 const PACKAGES: &str = "systemd-sysv,udev,login,dbus";
 /// Makes a bootable system and an image of what mmdebstrap has unpacked.
 const FINISH: &str = include_str!("../guests/root-finish.sh");
+/// Reads a seed as `cloud-init` does, whose Python would take minutes where guests are executed
+/// in software.
+const SEED: [&str; 2] = ["seed.sh", "seed.service"];
+/// The first program of the small disk.
+const SMALL_INIT: &str = "small-init.sh";
 /// The first program of the RAM disk.
 const INIT: &str = include_str!("../guests/root-init.sh");
 
@@ -67,9 +75,67 @@ pub fn ram_disk(kernel: Kernel) -> Result<PathBuf, TestkitError> {
     archive.file_from(&assets::busybox()?, "bin/busybox")?;
     archive.symlink("bin/sh", "busybox");
     archive.file("init", 0o755, INIT.as_bytes());
-    let drivers = modules::with_needs(kernel, &["virtio_pci", "virtio_blk"])?;
+    let drivers = modules::with_needs(kernel, &DRIVERS)?;
     for (number, (name, content)) in drivers.into_iter().enumerate() {
         archive.file(&format!("modules/{number:02}-{name}.ko"), 0o644, &content);
     }
     archive.store(&format!("root-{}", kernel.name()))
+}
+
+/// Makes a disk that boots by itself, and reads a seed: the image with a kernel and a RAM disk in
+/// its `/boot`.
+pub fn bootable(kernel: Kernel, disk: &Path) -> Result<(), TestkitError> {
+    // A copy keeps the holes: a disk that is mostly empty is mostly not there.
+    run(Command::new("cp").arg("--sparse=always").args([&image()?, disk]))?;
+    let [script, unit] = SEED;
+    let mut commands = boot_files(kernel)?;
+    commands += "cd /etc\n";
+    commands += &write(script);
+    commands += "cd /etc/systemd/system\n";
+    commands += &write(unit);
+    // It may be there already.
+    commands += "mkdir multi-user.target.wants\ncd multi-user.target.wants\n";
+    commands += &format!("symlink {unit} ../{unit}\n");
+    debugfs(disk, &commands)
+}
+
+/// Makes a small disk that boots by itself: a busybox whose first program reads a seed, counts
+/// its starts on the disk, and is a shell on the console until that ends or the power button is
+/// pressed.
+pub fn small_bootable(kernel: Kernel, disk: &Path) -> Result<(), TestkitError> {
+    fs::write(disk, b"").map_err(TestkitError::file("making", disk))?;
+    run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(disk).arg("64M"))?;
+    let mut commands = String::new();
+    for directory in ["bin", "boot", "dev", "etc", "proc", "root", "run", "sbin", "sys"] {
+        commands += &format!("mkdir {directory}\n");
+    }
+    commands += &boot_files(kernel)?;
+    commands += &format!("cd /bin\nwrite {} busybox\n", assets::busybox()?.display());
+    commands += "sif busybox mode 0100755\nsymlink sh busybox\ncd /etc\n";
+    commands += &write(SEED[0]);
+    commands += "cd /sbin\n";
+    commands += &write(SMALL_INIT);
+    commands += &format!("sif {SMALL_INIT} mode 0100755\nsymlink init {SMALL_INIT}\n");
+    debugfs(disk, &commands)
+}
+
+/// What puts a file of the guests where `debugfs` is.
+fn write(name: &str) -> String {
+    let guests = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests");
+    format!("write {} {name}\n", guests.join(name).display())
+}
+
+fn debugfs(disk: &Path, commands: &str) -> Result<(), TestkitError> {
+    let list = disk.with_extension("debugfs");
+    fs::write(&list, commands).map_err(TestkitError::file("writing", &list))?;
+    run(Command::new("debugfs").arg("-w").arg("-f").arg(&list).arg(disk)).map(drop)
+}
+
+/// What puts a kernel and its RAM disk into `/boot`.
+fn boot_files(kernel: Kernel) -> Result<String, TestkitError> {
+    let vmlinuz = kernel.image()?;
+    let name = vmlinuz.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let initrd = name.replace("vmlinuz-", "initrd.img-");
+    let write = |from: &Path, to: &str| format!("write {} {to}\n", from.display());
+    Ok(format!("cd /boot\n{}{}", write(&vmlinuz, &name), write(&ram_disk(kernel)?, &initrd)))
 }

@@ -12,7 +12,6 @@ mod calls;
 use std::path::{Path, PathBuf};
 
 use guise_container::jail::{Access, Jail, Visible};
-use guise_microvm::PreparedKernel;
 
 use crate::job::{Engine, Job, Network};
 
@@ -41,11 +40,11 @@ fn own_paths(job: &Job) -> Vec<Visible> {
     paths
 }
 
-/// The jail of a machine's worker; `root` is its image.
+/// The jail of a machine's worker; `files` are what it is made of.
 #[must_use]
-pub fn of(job: &Job, root: &Path, kernel: &PreparedKernel, engine: Engine) -> Jail {
+pub fn of_machine(job: &Job, files: &[&Path], engine: Engine) -> Jail {
     let mut paths = own_paths(job);
-    paths.extend([root, &kernel.kernel, &kernel.initrd].map(|path| visible(path, Access::Read)));
+    paths.extend(files.iter().map(|path| visible(*path, Access::Read)));
     // A switch that begins again has a new socket in its folder.
     if let Some(folder) = job.plug.as_ref().and_then(|plug| plug.socket.parent()) {
         paths.push(visible(folder, Access::Read));

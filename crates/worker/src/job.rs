@@ -64,6 +64,15 @@ pub enum Form {
         cache: PathBuf,
         engine: Engine,
     },
+    Vm {
+        /// The disk image, of any format, that stays as it is.
+        image: PathBuf,
+        engine: Engine,
+        /// What the guest's `cloud-init` is to do.
+        user_data: Option<String>,
+        /// Who may log in, as `ssh` writes it.
+        ssh_keys: Vec<String>,
+    },
     Wasm {
         program: Module,
         /// The image's layers as directories, bottom first; none for a bare program.

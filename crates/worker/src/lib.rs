@@ -17,7 +17,9 @@
 //! files     files in and out of a root file system
 //! terminal  terminals, from the side of whoever sits at them
 //! container the container form
+//! machine   what machines of both forms are given
 //! microvm   the microVM form
+//! vm        the VM form
 //! wasm      the WebAssembly form, where the build has it
 //! ```
 
@@ -30,10 +32,12 @@ pub mod jail;
 pub mod job;
 mod life;
 pub mod log;
+mod machine;
 mod microvm;
 mod output;
 pub mod place;
 mod terminal;
+mod vm;
 #[cfg(feature = "wasm")]
 mod wasm;
 

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use guise_api::{ApiError, Code, Ended};
+use guise_container::jail::{Entered, Jail};
 use guise_container::state::timestamp;
 
 use crate::birth::{Midwife, News};
@@ -18,9 +19,11 @@ use crate::control::{self, Input, Open, Served};
 use crate::jail;
 use crate::job::{Form, Job};
 use crate::log::Stream;
+use crate::machine;
 use crate::microvm::{MicroVm, Outside};
 use crate::output::Output;
 use crate::place::{End, Place};
+use crate::vm::Vm;
 
 /// How long a worker stays for those who still read what was printed.
 const FAREWELL: Duration = Duration::from_secs(600);
@@ -129,14 +132,17 @@ fn prepare(job: &Job, midwife: &mut Midwife) -> Result<(Arc<dyn Body>, Vec<Strin
         }
         Form::Microvm { root, kernel, modules, cache, engine } => {
             let outside = Outside::make(job, kernel, modules, cache)?;
-            let jail = jail::of(job, root, &outside.kernel, *engine);
-            let entered = jail
-                .enter(|| {
-                    midwife.tell(&News::MapMe);
-                    midwife.await_mapping()
-                })
-                .map_err(|error| ApiError::internal(error).exit_code(125))?;
+            let files = [&**root, &*outside.kernel.kernel, &*outside.kernel.initrd];
+            let entered = shut_in(&jail::of_machine(job, &files, *engine), midwife)?;
             let (body, mut warnings) = MicroVm::prepare(job, root, *engine, outside)?;
+            warnings.extend(entered.missing.map(jail::missing));
+            Ok((Arc::new(body), warnings))
+        }
+        Form::Vm { image, engine, user_data, ssh_keys } => {
+            let network = machine::network(job, "a VM")?;
+            let entered = shut_in(&jail::of_machine(job, &[&**image], *engine), midwife)?;
+            let told = (user_data.as_deref(), &ssh_keys[..]);
+            let (body, mut warnings) = Vm::prepare(job, image, told, *engine, network)?;
             warnings.extend(entered.missing.map(jail::missing));
             Ok((Arc::new(body), warnings))
         }
@@ -155,6 +161,14 @@ fn prepare(job: &Job, midwife: &mut Midwife) -> Result<(Arc<dyn Body>, Vec<Strin
         )
         .into()),
     }
+}
+
+fn shut_in(jail: &Jail, midwife: &mut Midwife) -> Result<Entered, ApiError> {
+    jail.enter(|| {
+        midwife.tell(&News::MapMe);
+        midwife.await_mapping()
+    })
+    .map_err(|error| ApiError::internal(error).exit_code(125))
 }
 
 type Started = (Arc<Served>, Vec<JoinHandle<()>>, Arc<Open>);

@@ -4,32 +4,29 @@
 //! session with the agent. What the guest writes goes to a file in the instance's
 //! directory, an ext4 file system that the guest finds again in its next life.
 
-mod choose;
 mod session;
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use guise_engine::{CpuModel, Engine, MAX_VCPUS};
-use guise_microvm::machine::{Plug, SharedFolder, UserMode, WritableLayer};
+use guise_engine::{CpuModel, Engine};
+use guise_microvm::devices::{SharedFolder, UserMode};
+use guise_microvm::machine::WritableLayer;
 use guise_microvm::protocol::{Exit as GuestExit, Mount, Open, Source, Stream, Task};
 use guise_microvm::{MicroVm as Guest, MicroVmConfig, PreparedKernel, ext4};
-use guise_net::user::{Config, Forward, Transport};
 
-use crate::body::{
-    Body, BodyError, Program, Session, Stats, failed, folders_only, system, unsupported,
-};
+use crate::body::{Body, BodyError, Program, Session, Stats, failed, system};
 use crate::job::{self, Job};
+use crate::machine;
 use session::Running;
 
+/// What it is called where something is refused.
+const FORM: &str = "a microVM";
 /// What a guest gets where nothing is said.
 const DEFAULT_MEMORY: u64 = 512 << 20;
-/// Below this Debian's kernel does not come up.
-const LEAST_MEMORY: u64 = 96 << 20;
 const DEFAULT_DISK: u64 = 10 << 30;
 /// Of what a kernel says, so much is kept on the host.
 const KERNEL_LOG: usize = 1 << 20;
@@ -73,7 +70,7 @@ impl Outside {
         cache: &Path,
     ) -> Result<Outside, BodyError> {
         let kernel = PreparedKernel::make(kernel, modules, cache).map_err(failed)?;
-        Ok(Outside { kernel, network: network(job)? })
+        Ok(Outside { kernel, network: machine::network(job, FORM)? })
     }
 }
 
@@ -86,17 +83,16 @@ impl MicroVm {
         outside: Outside,
     ) -> Result<(Self, Vec<String>), BodyError> {
         let mut warnings = Vec::new();
-        let (engine, warning) = choose::engine(engine)?;
+        let (engine, warning) = machine::engine(engine)?;
         warnings.extend(warning);
-        let (shares, mounts) = folders(&job.mounts)?;
-        let memory = job.resources.memory_bytes.unwrap_or(DEFAULT_MEMORY);
-        if memory < LEAST_MEMORY {
-            let least = LEAST_MEMORY >> 20;
-            return Err(unsupported(
-                &format!("a microVM of less than {least} MiB"),
-                "give it more with --memory, or use --as container",
-            ));
-        }
+        let shares = machine::shares(&job.mounts, FORM)?;
+        let mount = |(mount, share): (&job::Mount, &SharedFolder)| Mount {
+            source: Source::Share(share.tag.clone()),
+            target: mount.target.clone(),
+            read_only: mount.read_only,
+        };
+        let mounts = job.mounts.iter().zip(&shares).map(mount).collect();
+        let memory = machine::memory(job, DEFAULT_MEMORY, FORM)?;
         let disk = job.state.join("writes.img");
         if !disk.is_file() {
             // Under its name it is whole.
@@ -112,13 +108,13 @@ impl MicroVm {
             root: root.to_owned(),
             writes: WritableLayer::Disk { path: disk, kept: !job.ephemeral },
             read_only: job.read_only,
-            memory: memory.next_multiple_of(1 << 20),
-            vcpus: vcpus(job.resources.cpus, &mut warnings),
+            memory,
+            vcpus: machine::vcpus(job.resources.cpus, FORM, &mut warnings),
             model: CpuModel::Host,
             host_name: job.host_name.clone(),
             processes: job.resources.processes,
             network: outside.network,
-            plug: job.plug.as_ref().map(plug),
+            plug: job.plug.as_ref().map(machine::plug),
             shares,
             mounts,
             hosts: Vec::new(),
@@ -184,68 +180,6 @@ impl MicroVm {
             }
         }
     }
-}
-
-/// Folders of the host as shares of the machine, and where they are mounted.
-fn folders(mounts: &[job::Mount]) -> Result<(Vec<SharedFolder>, Vec<Mount>), BodyError> {
-    folders_only(mounts, "a microVM")?;
-    let mut folders = (Vec::new(), Vec::new());
-    for (number, mount) in mounts.iter().enumerate() {
-        let tag = format!("mount{number}");
-        folders.0.push(SharedFolder {
-            path: mount.source.clone(),
-            tag: tag.clone(),
-            read_only: mount.read_only,
-        });
-        folders.1.push(Mount {
-            source: Source::Share(tag),
-            target: mount.target.clone(),
-            read_only: mount.read_only,
-        });
-    }
-    Ok(folders)
-}
-
-fn vcpus(wanted: Option<f64>, warnings: &mut Vec<String>) -> u32 {
-    let wanted = wanted.unwrap_or(1.0);
-    let vcpus = (wanted.ceil().max(1.0) as u32).min(MAX_VCPUS);
-    if f64::from(vcpus) != wanted {
-        warnings.push(format!("a microVM has whole processors: it gets {vcpus}"));
-    }
-    vcpus
-}
-
-/// The port of a named network's switch.
-fn plug(plug: &job::Plug) -> Plug {
-    Plug {
-        socket: plug.socket.clone(),
-        name: plug.name.clone(),
-        prefix: plug.subnet.prefix(),
-        resolver: plug.subnet.resolver().into(),
-    }
-}
-
-fn network(job: &Job) -> Result<Option<UserMode>, BodyError> {
-    match job.network {
-        job::Network::None => return Ok(None),
-        job::Network::Host => {
-            return Err(unsupported(
-                "the host's network in a microVM",
-                "use --as container, or publish ports with -p",
-            ));
-        }
-        job::Network::User => {}
-    }
-    let forward = |port: &job::Port| Forward {
-        transport: match port.protocol {
-            job::Protocol::Tcp => Transport::Tcp,
-            job::Protocol::Udp => Transport::Udp,
-        },
-        at: SocketAddr::new(port.address, port.host),
-        guest_port: port.inside,
-    };
-    let config = Config { host_name: Some(job.host_name.clone()), ..Config::default() };
-    UserMode::open(config, job.ports.iter().map(forward)).map(Some).map_err(failed)
 }
 
 impl Body for MicroVm {

@@ -22,6 +22,8 @@ fn the_image_decides_where_nothing_is_said() {
     assert_eq!(chosen(&asked, Content::Wasm), Guise::Microvm);
     assert!(check(Guise::Microvm, Content::Wasm).is_err());
     assert!(check(Guise::Microvm, Content::WasmInRootFs).is_ok());
+    assert!(check(Guise::Vm, Content::RootFs).is_err());
+    assert!(check(Guise::Vm, Content::Disk).is_ok());
 }
 
 #[test]

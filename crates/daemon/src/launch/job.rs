@@ -19,6 +19,10 @@ use crate::{Daemon, choose, networks};
 
 const SIGTERM: i32 = 15;
 
+fn failed(error: guise_image::Error) -> ApiError {
+    ApiError::internal(error).exit_code(125)
+}
+
 pub fn of(
     daemon: &Daemon,
     instance: &Instance,
@@ -26,31 +30,18 @@ pub fn of(
     console: Option<Size>,
 ) -> Result<Job, ApiError> {
     let spec = &instance.spec;
-    let failed = |error: guise_image::Error| ApiError::internal(error).exit_code(125);
-    let image = daemon.images.image_of(&pinned(place)?, &spec.image, None).map_err(failed)?;
-    let session = daemon.images.session().map_err(failed)?;
-    let guise = choose::choose(spec, Content::of(&image)).guise;
-    let program = program(spec, &image, console)?;
-    let form = match guise {
-        Guise::Microvm => {
-            let root = session.erofs(&image, Limits::default(), &Silent).map_err(failed)?;
-            let kernel::Files { kernel, modules, cache } = kernel::files(daemon, &session)?;
-            Form::Microvm { root, kernel, modules, cache, engine: engine(spec.engine) }
-        }
-        Guise::Wasm => {
-            let program = match image.module() {
-                Some(module) => job::Module::File(session.blob_path(module.digest)),
-                None => job::Module::Inside(inside(&program, &image)),
-            };
-            let layers = session.layer_dirs(&image, Limits::default(), &Silent).map_err(failed)?;
-            Form::Wasm { program, layers }
-        }
-        Guise::Auto | Guise::Container => {
-            let layers = session.layer_dirs(&image, Limits::default(), &Silent).map_err(failed)?;
-            Form::Container { layers }
-        }
+    let image = match spec.disk() {
+        Some(_) => None,
+        None => Some(daemon.images.image_of(&pinned(place)?, &spec.image, None).map_err(failed)?),
     };
-    let process = image.config.config.clone().unwrap_or_default();
+    let content = image.as_ref().map_or(Content::Disk, Content::of);
+    let guise = choose::choose(spec, content).guise;
+    choose::check(guise, content)?;
+    let (form, program) = match &image {
+        Some(image) => of_image(daemon, spec, guise, image, console)?,
+        None => (of_disk(spec)?, at_console(spec, console)?),
+    };
+    let process = image.and_then(|image| image.config.config).unwrap_or_default();
     let stop_signal = spec.stop_signal.clone().or(Some(process.stop_signal.clone()));
     let stop_signal = stop_signal.filter(|name| !name.is_empty());
     let mounts: Result<Vec<job::Mount>, ApiError> =
@@ -63,7 +54,7 @@ pub fn of(
         state: place.state.clone(),
         run: place.run.clone(),
         form,
-        program: if guise == Guise::Wasm { sandboxed(program, spec) } else { program },
+        program,
         time_limit: spec.timeout_seconds.map(Duration::from_secs),
         stop_signal: stop_signal.as_deref().and_then(parse_signal).unwrap_or(SIGTERM),
         resources: job::Resources {
@@ -113,7 +104,7 @@ fn network(spec: &InstanceSpec, guise: Guise) -> job::Network {
         Network::User => job::Network::User,
         Network::None => job::Network::None,
         // A machine's network needs nothing of the host's.
-        Network::Auto if guise == Guise::Microvm => job::Network::User,
+        Network::Auto if matches!(guise, Guise::Microvm | Guise::Vm) => job::Network::User,
         // Sockets are for programs that were meant to have them.
         Network::Auto if guise == Guise::Wasm => job::Network::None,
         // Ports that were asked for are worth an error.
@@ -170,6 +161,63 @@ fn program(spec: &InstanceSpec, image: &Image, console: Option<Size>) -> Result<
         terminal: spec.tty.then(|| console.unwrap_or_default()),
         stdin: spec.stdin,
     })
+}
+
+/// What an image of the store runs, and how.
+fn of_image(
+    daemon: &Daemon,
+    spec: &InstanceSpec,
+    guise: Guise,
+    image: &Image,
+    console: Option<Size>,
+) -> Result<(Form, Program), ApiError> {
+    let session = daemon.images.session().map_err(failed)?;
+    let program = program(spec, image, console)?;
+    let layers = || session.layer_dirs(image, Limits::default(), &Silent).map_err(failed);
+    Ok(match guise {
+        Guise::Microvm => {
+            let root = session.erofs(image, Limits::default(), &Silent).map_err(failed)?;
+            let kernel::Files { kernel, modules, cache } = kernel::files(daemon, &session)?;
+            (Form::Microvm { root, kernel, modules, cache, engine: engine(spec.engine) }, program)
+        }
+        Guise::Wasm => {
+            let module = match image.module() {
+                Some(module) => job::Module::File(session.blob_path(module.digest)),
+                None => job::Module::Inside(inside(&program, image)),
+            };
+            (Form::Wasm { program: module, layers: layers()? }, sandboxed(program, spec))
+        }
+        Guise::Vm => return Err(choose::no_disk()),
+        Guise::Auto | Guise::Container => (Form::Container { layers: layers()? }, program),
+    })
+}
+
+/// What boots by itself.
+fn of_disk(spec: &InstanceSpec) -> Result<Form, ApiError> {
+    Ok(Form::Vm {
+        // As others see it who follow no links.
+        image: std::fs::canonicalize(&spec.image)
+            .map_err(|error| ApiError::host("find the disk", &error).exit_code(125))?,
+        engine: engine(spec.engine),
+        user_data: spec.user_data.clone(),
+        ssh_keys: spec.ssh_keys.clone(),
+    })
+}
+
+/// What sits at a VM's console: nothing that is said of a program is for a system.
+fn at_console(spec: &InstanceSpec, console: Option<Size>) -> Result<Program, ApiError> {
+    let says = !spec.command.is_empty()
+        || spec.entrypoint.is_some()
+        || !spec.env.is_empty()
+        || spec.user.is_some()
+        || spec.workdir.is_some();
+    if says {
+        return Err(ApiError::invalid("a VM runs what is on its disk")
+            .hint("leave the program and its settings away, or tell cloud-init with --user-data")
+            .exit_code(125));
+    }
+    let terminal = spec.tty.then(|| console.unwrap_or_default());
+    Ok(Program { terminal, stdin: spec.stdin, ..Program::default() })
 }
 
 /// What a program calls itself that has no path in an image.

@@ -159,6 +159,10 @@ pub async fn create(
     if spec.guise == Guise::Microvm {
         launch::check_kernel(&daemon)?;
     }
+    // It is not worth fetching what cannot be run.
+    if spec.guise == Guise::Vm && spec.disk().is_none() {
+        return Err(choose::no_disk().into());
+    }
     if let Some(network) = &spec.join
         && daemon.objects.network(&Named::new(&project, network))?.is_none()
     {
@@ -171,7 +175,7 @@ pub async fn create(
     }
     let id = random::digits(12)?;
     let pinned = launch::pin_image(&daemon, &id, &spec).await.and_then(|image| {
-        let content = Content::of(&image);
+        let content = image.as_ref().map_or(Content::Disk, Content::of);
         let chosen = choose::choose(&spec, content);
         choose::check(chosen.guise, content).map(|()| (image, chosen))
     });
@@ -195,7 +199,7 @@ pub async fn create(
         status: InstanceStatus {
             guise: chosen.guise,
             chosen_because: chosen.reasons.join("; "),
-            digest: image.descriptor.digest.to_string(),
+            digest: image.map(|image| image.descriptor.digest.to_string()).unwrap_or_default(),
             ..InstanceStatus::default()
         },
     };

@@ -1,5 +1,6 @@
 //! What `guise run`, `create` and `exec` take, and the spec that it makes.
 
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,7 @@ use crate::image::parse_size;
   guise run --rm debian:12 true
   guise run -d --name web -v data:/srv -e MODE=fast registry.example/web:1
   guise run --rm -v data:/data ./app.wasm first second
+  guise run -it --disk debian.qcow2 --ssh-key ~/.ssh/id_ed25519.pub -p 2222:22
   guise run --rm --timeout 60 debian:12 sh -c 'might take for ever'
   guise run --explain debian:12")]
 pub struct Run {
@@ -41,10 +43,19 @@ pub struct Create {
 
 #[derive(Args)]
 pub struct Options {
-    /// What to run it as: auto, container, microvm or wasm
+    /// What to run it as: auto, container, microvm, vm or wasm
     #[arg(long = "as", value_name = "GUISE", default_value = "auto", value_parser = parse_guise)]
     guise: Guise,
-    /// What executes a microVM: auto, kvm or soft
+    /// A disk image, of any format, that boots by itself, as a VM; it is not written
+    #[arg(long, value_name = "FILE")]
+    disk: Option<PathBuf>,
+    /// What cloud-init is to do in a VM
+    #[arg(long, value_name = "FILE")]
+    user_data: Option<PathBuf>,
+    /// Public keys that may log in to a VM over ssh, by its cloud-init
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Vec<PathBuf>,
+    /// What executes a machine: auto, kvm or soft
     #[arg(long, default_value = "auto", value_parser = parse_engine)]
     engine: Engine,
     /// Keep the program's input open
@@ -121,7 +132,8 @@ pub struct Options {
     #[arg(long, default_value = "missing", value_parser = ["missing", "always", "never"])]
     pub pull: String,
     /// What to run: debian:12, registry.example/app:1, ./app.wasm
-    pub image: String,
+    #[arg(required_unless_present = "disk", conflicts_with = "disk")]
+    image: Option<String>,
     /// The program and its arguments [default: the image's]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
@@ -146,9 +158,30 @@ impl Options {
             let (key, value) = label.split_once('=').unwrap_or((label, ""));
             (key.to_owned(), value.to_owned())
         });
+        let (image, guise) = match (&self.disk, self.guise) {
+            (None, guise) => (image(self.image_name())?, guise),
+            (Some(disk), Guise::Auto | Guise::Vm) => (absolute(disk)?, Guise::Vm),
+            (Some(_), other) => {
+                let why = format!("--disk is for --as vm, not for --as {}", other.name());
+                return Err(Failure::usage(why));
+            }
+        };
+        for (option, is_said) in
+            [("--user-data", self.user_data.is_some()), ("--ssh-key", !self.ssh_key.is_empty())]
+        {
+            if is_said && guise != Guise::Vm {
+                return Err(Failure::usage(format!("{option} is for --as vm")));
+            }
+        }
         Ok(InstanceSpec {
-            image: image(&self.image)?,
-            guise: self.guise,
+            image,
+            guise,
+            user_data: self
+                .user_data
+                .as_deref()
+                .map(|file| read_text("--user-data", file))
+                .transpose()?,
+            ssh_keys: ssh_keys(&self.ssh_key)?,
             engine: self.engine,
             entrypoint: self.entrypoint.clone().map(|program| vec![program]),
             command: self.command.clone(),
@@ -180,16 +213,62 @@ impl Options {
     }
 }
 
+impl Options {
+    /// As it was said; nothing where a disk was.
+    pub fn image_name(&self) -> &str {
+        self.image.as_deref().unwrap_or_default()
+    }
+}
+
 /// An image's name, or the absolute path of a program: what begins like a path, or ends like a
 /// program and is there.
 fn image(said: &str) -> Result<String, Failure> {
-    let bad = |why: &str| Failure::usage(format!("{said}: {why}"));
     let is_file = said.ends_with(".wasm") && Path::new(said).is_file();
     if !said.starts_with(['/', '.']) && !is_file {
         return Ok(said.to_owned());
     }
-    let path = std::path::absolute(said).map_err(|error| bad(&error.to_string()))?;
+    absolute(Path::new(said))
+}
+
+fn absolute(path: &Path) -> Result<String, Failure> {
+    let bad = |why: &str| Failure::usage(format!("{}: {why}", path.display()));
+    let path = std::path::absolute(path).map_err(|error| bad(&error.to_string()))?;
     path.to_str().map(str::to_owned).ok_or_else(|| bad("its path is not UTF-8"))
+}
+
+/// More than this no `cloud-init` takes.
+const LONGEST_TEXT: u64 = 1 << 20;
+
+fn read_text(option: &str, file: &Path) -> Result<String, Failure> {
+    let bad = |why: String| Failure::usage(format!("{option} {}: {why}", file.display()));
+    let mut text = String::new();
+    std::fs::File::open(file)
+        .and_then(|file| file.take(LONGEST_TEXT + 1).read_to_string(&mut text))
+        .map_err(|error| bad(error.to_string()))?;
+    match text.len() as u64 > LONGEST_TEXT {
+        true => Err(bad("it is longer than 1 MiB".to_owned())),
+        false => Ok(text),
+    }
+}
+
+/// The keys in files, one on each line.
+fn ssh_keys(files: &[PathBuf]) -> Result<Vec<String>, Failure> {
+    let mut keys = Vec::new();
+    for file in files {
+        let text = read_text("--ssh-key", file)?;
+        let lines = text.lines().map(str::trim);
+        for line in lines.filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let kind = line.split_whitespace().next().unwrap_or_default();
+            if !["ssh-", "ecdsa-", "sk-"].iter().any(|known| kind.starts_with(known)) {
+                return Err(Failure::usage(format!(
+                    "--ssh-key {}: it has no public keys (a file like ~/.ssh/id_ed25519.pub has)",
+                    file.display()
+                )));
+            }
+            keys.push(line.to_owned());
+        }
+    }
+    Ok(keys)
 }
 
 /// Variables without a value get this process's, or are left out.
@@ -254,8 +333,9 @@ fn parse_guise(text: &str) -> Result<Guise, String> {
         "auto" => Ok(Guise::Auto),
         "container" => Ok(Guise::Container),
         "microvm" => Ok(Guise::Microvm),
+        "vm" => Ok(Guise::Vm),
         "wasm" => Ok(Guise::Wasm),
-        _ => Err("it is auto, container, microvm or wasm".to_owned()),
+        _ => Err("it is auto, container, microvm, vm or wasm".to_owned()),
     }
 }
 

@@ -35,14 +35,14 @@ async fn make(client: &Client, options: &Options, begin: Begin) -> Result<Instan
     let key = Some(new_key().map_err(Failure::failed)?);
     let request = Request { name: options.name.clone(), key, spec, attach, rows, columns };
     if options.pull == "always" && request.spec.file().is_none() {
-        fetch(client, &options.image).await?;
+        fetch(client, options.image_name()).await?;
     }
     let mut fetched = Vec::new();
     loop {
         let made = client.post("/instances", &request).await;
         let missing = match &made {
             Err(ClientError::Api(error)) if options.pull != "never" => match error.code {
-                Code::ImageMissing => options.image.as_str(),
+                Code::ImageMissing => options.image_name(),
                 Code::KernelMissing => KERNEL,
                 _ => return Ok(made?),
             },

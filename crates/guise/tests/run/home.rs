@@ -15,13 +15,14 @@ pub const GUISE: &str = env!("CARGO_BIN_EXE_guise");
 /// The image that every home has.
 pub const BOX: &str = "box:1";
 /// What is waited for comes within this, on the slowest machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The form in which a home's instances run where a command does not say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guise {
     Container,
     Microvm,
+    Vm,
     /// Its programs are not the image's: see `wasm`.
     Wasm,
 }
@@ -32,6 +33,7 @@ impl Guise {
         match self {
             Guise::Container => &["--as", "container"],
             Guise::Microvm => &["--as", "microvm", "--engine", "soft"],
+            Guise::Vm => &["--as", "vm", "--engine", "soft"],
             Guise::Wasm => &["--as", "wasm"],
         }
     }
@@ -41,6 +43,7 @@ impl Guise {
         match self {
             Guise::Container => 'c',
             Guise::Microvm => 'm',
+            Guise::Vm => 'v',
             Guise::Wasm => 'w',
         }
     }
@@ -297,8 +300,13 @@ impl Home {
     }
 
     #[track_caller]
-    pub fn until(&self, what: &str, mut so: impl FnMut() -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+    pub fn until(&self, what: &str, so: impl FnMut() -> bool) {
+        self.until_within(PATIENCE, what, so);
+    }
+
+    #[track_caller]
+    pub fn until_within(&self, patience: Duration, what: &str, mut so: impl FnMut() -> bool) {
+        let deadline = Instant::now() + patience;
         while !so() {
             assert!(Instant::now() < deadline, "never: {what}\n{}", self.daemon_log());
             std::thread::sleep(Duration::from_millis(20));

@@ -18,4 +18,5 @@ mod survival;
 mod tasks;
 mod terminal;
 mod tour;
+mod vm;
 mod wasm;

@@ -3,8 +3,9 @@
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use crate::home::{BOX, GUISE, Guise, Home, in_every_guise};
+use crate::home::{BOX, GUISE, Guise, Home, PATIENCE, in_every_guise};
 
 in_every_guise!(a_shell_on_a_terminal, detach_leaves_it_running_and_attach_comes_back,);
 
@@ -43,9 +44,12 @@ impl Terminal {
     }
 
     pub fn until(&self, home: &Home, text: &str) {
-        home.until(&format!("{text:?} is shown, but {:?}", self.shown.lock().unwrap()), || {
-            self.shown.lock().unwrap().contains(text)
-        });
+        self.until_within(PATIENCE, home, text);
+    }
+
+    pub fn until_within(&self, patience: Duration, home: &Home, text: &str) {
+        let what = format!("{text:?} is shown, but {:?}", self.shown.lock().unwrap());
+        home.until_within(patience, &what, || self.shown.lock().unwrap().contains(text));
     }
 
     pub fn end(mut self) -> i32 {

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use guise_container::process::landlock;
 use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat, symlinkat};
 
-use super::Outside;
+use super::{Kind, Outside};
 
 /// What has been tried, and how it went.
 #[derive(Default)]
@@ -116,6 +116,9 @@ fn host_files(outside: &Outside, record: &mut Record) {
         record.refused(path, File::open(path));
     }
     record.refused("read a file beside its own", fs::read(outside.path("secret")));
+    if outside.kind == Kind::Vm {
+        record.refused("read the kernel of others", fs::read(outside.path("kernel")));
+    }
     record.refused("write to the root", fs::write("/file", "x"));
     record.refused("write about itself", fs::write("/proc/self/oom_score_adj", "-1000"));
 }

@@ -30,8 +30,34 @@ struct Outside {
     port: u16,
     networked: bool,
     shares: bool,
-    /// It runs a WebAssembly program and no machine.
-    wasm: bool,
+    kind: Kind,
+}
+
+/// What the prisoner's worker runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A machine of an image, with a kernel that all share.
+    Microvm,
+    /// A machine of a disk, with a kernel that is on it.
+    Vm,
+    /// A WebAssembly program and no machine.
+    Program,
+}
+
+impl Kind {
+    const ALL: [Kind; 3] = [Kind::Microvm, Kind::Vm, Kind::Program];
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Microvm => "microVM",
+            Kind::Vm => "VM",
+            Kind::Program => "program",
+        }
+    }
+
+    fn of(name: &str) -> Option<Kind> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
 }
 
 impl Outside {
@@ -43,12 +69,12 @@ impl Outside {
             self.port.to_string(),
             self.networked.to_string(),
             self.shares.to_string(),
-            self.wasm.to_string(),
+            self.kind.name().to_owned(),
         ]
     }
 
     fn of(arguments: &[String]) -> Option<Outside> {
-        let [first, folder, victim, port, networked, shares, wasm] = arguments else {
+        let [first, folder, victim, port, networked, shares, kind] = arguments else {
             return None;
         };
         (first == PRISONER).then(|| Outside {
@@ -57,7 +83,7 @@ impl Outside {
             port: port.parse().unwrap(),
             networked: networked == "true",
             shares: shares == "true",
-            wasm: wasm == "true",
+            kind: Kind::of(kind).unwrap(),
         })
     }
 
@@ -69,6 +95,25 @@ impl Outside {
         SocketAddr::from_abstract_name(self.folder.to_str().unwrap()).unwrap()
     }
 
+    /// A program's jail is made of no form.
+    fn form(&self) -> Form {
+        match self.kind {
+            Kind::Vm => Form::Vm {
+                image: self.path("image"),
+                engine: Engine::Soft,
+                user_data: None,
+                ssh_keys: Vec::new(),
+            },
+            Kind::Microvm | Kind::Program => Form::Microvm {
+                root: self.path("image"),
+                kernel: self.path("kernel"),
+                modules: self.path("modules"),
+                cache: self.path("cache"),
+                engine: Engine::Soft,
+            },
+        }
+    }
+
     fn job(&self) -> Job {
         let share = Mount { source: self.path("share"), target: "/srv".into(), read_only: false };
         Job {
@@ -78,13 +123,7 @@ impl Outside {
             host_name: "prisoner".into(),
             state: self.path("own/state"),
             run: self.path("own/run"),
-            form: Form::Microvm {
-                root: self.path("image"),
-                kernel: self.path("kernel"),
-                modules: self.path("modules"),
-                cache: self.path("cache"),
-                engine: Engine::Soft,
-            },
+            form: self.form(),
             program: Default::default(),
             stop_signal: 15,
             time_limit: None,
@@ -112,10 +151,11 @@ fn main() -> ExitCode {
     let mut failed = false;
     for networked in [false, true] {
         for shares in [false, true] {
-            failed |= !imprison(networked, shares, false);
+            failed |= !imprison(networked, shares, Kind::Microvm);
+            failed |= !imprison(networked, shares, Kind::Vm);
         }
         // A program's root is shared with it at any rate.
-        failed |= !imprison(networked, true, true);
+        failed |= !imprison(networked, true, Kind::Program);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
@@ -123,9 +163,15 @@ fn main() -> ExitCode {
 fn be_prisoner(outside: &Outside) -> ExitCode {
     let (job, image) = (outside.job(), outside.path("image"));
     let kernel = PreparedKernel { kernel: outside.path("kernel"), initrd: outside.path("initrd") };
-    let jail = match outside.wasm {
-        true => guise_worker::jail::of_program(&job, &job.state.join("upper"), Some(&image), false),
-        false => guise_worker::jail::of(&job, &image, &kernel, Engine::Soft),
+    let jail = match outside.kind {
+        Kind::Program => {
+            guise_worker::jail::of_program(&job, &job.state.join("upper"), Some(&image), false)
+        }
+        Kind::Microvm => {
+            let files = [&*image, &*kernel.kernel, &*kernel.initrd];
+            guise_worker::jail::of_machine(&job, &files, Engine::Soft)
+        }
+        Kind::Vm => guise_worker::jail::of_machine(&job, &[&image], Engine::Soft),
     };
     let entered = jail.enter(|| {
         println!("map me");
@@ -147,7 +193,7 @@ fn be_prisoner(outside: &Outside) -> ExitCode {
 }
 
 /// Runs a prisoner, and says whether it could do what it should and nothing else.
-fn imprison(networked: bool, shares: bool, wasm: bool) -> bool {
+fn imprison(networked: bool, shares: bool, kind: Kind) -> bool {
     let home = tempfile::tempdir().unwrap();
     let folder = home.path().to_owned();
     for name in
@@ -167,7 +213,7 @@ fn imprison(networked: bool, shares: bool, wasm: bool) -> bool {
         port: server.local_addr().unwrap().port(),
         networked,
         shares,
-        wasm,
+        kind,
     };
     let hidden = UnixListener::bind_addr(&outside.abstract_name()).unwrap();
     // It works from here.
@@ -176,8 +222,8 @@ fn imprison(networked: bool, shares: bool, wasm: bool) -> bool {
     let untouched = victim.0.try_wait().unwrap().is_none();
     drop((victim, other, hidden, server));
     println!(
-        "test {} prisoner with{} a network, with{} shares ... {}",
-        if wasm { "a program's" } else { "a machine's" },
+        "test a {}'s prisoner with{} a network, with{} shares ... {}",
+        kind.name(),
         if networked { "" } else { "out" },
         if shares { "" } else { "out" },
         if passed && untouched { "ok" } else { "FAILED" }

@@ -1,0 +1,418 @@
+//! A VM from its making to its end: a disk that boots by itself.
+//!
+//! The kernel is the one on the disk, looked for again at every start, so that one which the
+//! guest has installed is the next to boot. What the guest writes goes to an overlay over the
+//! image. Its console is the serial port. One thread waits for the machine's end, and makes the
+//! machine anew when the guest restarts.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use guise_devices::uart::Uart;
+use guise_disk::device::{BlockDevice, DeviceOptions};
+use guise_disk::format::{BackingReference, FormatKind};
+use guise_disk::graph::{BackingPolicy, Image, Node, OpenOptions};
+use guise_disk::ops::{CreateRequest, create};
+use guise_engine::{CpuModel, Engine};
+use guise_machine::{BoardKind, BootSource, Ending, Machine, MachineConfig, MachineError};
+use guise_net::frame::{Counters, Network};
+use guise_net::switch::SwitchError;
+use guise_net::switch::client::SwitchPort;
+
+use crate::bootable::{self, BootableError};
+use crate::devices::{self, Plug, SharedFolder, UserMode};
+use crate::machine::MicroVmError;
+
+const DISK: &str = "disk";
+const SEED: &str = "seed";
+/// How long what is typed waits for room at a time.
+const ROOM: Duration = Duration::from_millis(200);
+
+/// What a VM is made of.
+#[derive(Clone, Debug)]
+pub struct VmConfig {
+    pub disk: Overlay,
+    /// The disk that [`crate::seed::Seed`] writes.
+    pub seed: PathBuf,
+    /// Where the kernel that boots is kept.
+    pub folder: PathBuf,
+    /// In bytes.
+    pub memory: u64,
+    pub vcpus: u32,
+    pub model: CpuModel,
+    pub network: Option<UserMode>,
+    pub plug: Option<Plug>,
+    pub shares: Vec<SharedFolder>,
+}
+
+/// A disk image that is not written, and the file that takes what its guest writes.
+#[derive(Clone, Debug)]
+pub struct Overlay {
+    pub image: PathBuf,
+    pub writes: PathBuf,
+    /// Nothing of it needs to survive a power failure.
+    pub fleeting: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    #[error("{}: {source}", path.display())]
+    NotBootable { path: PathBuf, source: BootableError },
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
+    Disk(#[from] guise_disk::Error),
+    #[error(transparent)]
+    Switch(#[from] SwitchError),
+    #[error(transparent)]
+    Devices(#[from] MicroVmError),
+    #[error("make a thread for the machine: {0}")]
+    Thread(std::io::Error),
+    #[error(
+        "a disk of {size} bytes cannot hold the image, which has {whole}: give --disk-size more, \
+         or leave it away"
+    )]
+    TooSmall { size: u64, whole: u64 },
+    #[error(
+        "{} has a backing file ({backing}), which its worker does not see: make one image of both \
+         (guise disk convert)", path.display()
+    )]
+    NotAlone { path: PathBuf, backing: String },
+    #[error("the machine is off")]
+    Off,
+}
+
+impl Overlay {
+    /// Makes the file that is written, unless it is there; a disk of more than the image's size
+    /// is asked for with `size`. Formats are found out here, once, while nobody has written.
+    pub fn make(&self, size: Option<u64>) -> Result<(), VmError> {
+        if self.writes.is_file() {
+            return Ok(());
+        }
+        let alone = OpenOptions { backing: BackingPolicy::Ignore, ..OpenOptions::read(None) };
+        let image = Image::open(&self.image, &alone)?;
+        if let Some(backing) = image.format().backing() {
+            return Err(VmError::NotAlone { path: self.image.clone(), backing: backing.name });
+        }
+        let (kind, whole) = (image.kind(), image.size());
+        if let Some(size) = size.filter(|size| *size < whole) {
+            return Err(VmError::TooSmall { size, whole });
+        }
+        drop(image);
+        // Under its name it is whole.
+        let partial = self.writes.with_extension("partial");
+        let _ = std::fs::remove_file(&partial);
+        let backing = BackingReference {
+            name: self.image.to_string_lossy().into_owned(),
+            format: Some(kind.name().to_owned()),
+        };
+        let open = OpenOptions { backing: self.policy(), ..OpenOptions::read(Some(kind)) };
+        let request = CreateRequest {
+            backing: Some(backing),
+            open,
+            ..CreateRequest::new(&partial, FormatKind::Qcow2, size)
+        };
+        create(&request)?;
+        std::fs::rename(&partial, &self.writes).map_err(|error| {
+            VmError::Machine(MachineError::Host { doing: "keep the disk", source: error })
+        })
+    }
+
+    fn policy(&self) -> BackingPolicy {
+        BackingPolicy::Within(self.image.parent().map(Path::to_owned).into_iter().collect())
+    }
+
+    fn open(&self) -> Result<BlockDevice, VmError> {
+        let options = DeviceOptions {
+            backing: self.policy(),
+            unsafe_cache: self.fleeting,
+            ..DeviceOptions::new(&self.writes, FormatKind::Qcow2)
+        };
+        Ok(BlockDevice::open(&options)?)
+    }
+}
+
+/// What outlives the machine when its guest restarts.
+struct Parts {
+    engine: Box<dyn Engine>,
+    config: VmConfig,
+    console: Mutex<Box<dyn Write + Send>>,
+    disk: BlockDevice,
+    seed: BlockDevice,
+    port: Option<Arc<Mutex<SwitchPort>>>,
+}
+
+/// A running VM. Dropping it switches it off, hard.
+pub struct Vm {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    parts: Arc<Parts>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    machine: Option<Arc<Machine>>,
+    paused: bool,
+    /// It is not to start again.
+    leaving: bool,
+    end: Option<Result<(), String>>,
+}
+
+impl Vm {
+    /// Boots. `console` gets what the guest writes to its serial port.
+    pub fn start(
+        engine: Box<dyn Engine>,
+        config: VmConfig,
+        console: Box<dyn Write + Send>,
+    ) -> Result<Vm, VmError> {
+        let disk = config.disk.open()?;
+        let seed =
+            DeviceOptions { readonly: true, ..DeviceOptions::new(&config.seed, FormatKind::Raw) };
+        let seed = BlockDevice::open(&seed)?;
+        let port = config.plug.as_ref().map(Plug::join).transpose()?;
+        let console = Mutex::new(console);
+        let parts = Arc::new(Parts { engine, config, console, disk, seed, port });
+        let machine = Arc::new(parts.machine()?);
+        machine.resume();
+        let state = State { machine: Some(machine.clone()), ..State::default() };
+        let shared = Arc::new(Shared { parts, state: Mutex::new(state), changed: Condvar::new() });
+        let inside = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name("machine".to_owned())
+            .spawn(move || inside.live(machine))
+            .map_err(VmError::Thread)?;
+        Ok(Vm { shared, thread: Some(thread) })
+    }
+
+    /// Somebody who types at the console.
+    pub fn keyboard(&self) -> Keyboard {
+        Keyboard(self.shared.clone())
+    }
+
+    pub fn pause(&self) -> Result<(), VmError> {
+        let mut state = self.shared.lock();
+        state.machine.as_ref().ok_or(VmError::Off)?.pause()?;
+        state.paused = true;
+        Ok(())
+    }
+
+    pub fn resume(&self) {
+        let mut state = self.shared.lock();
+        if std::mem::take(&mut state.paused)
+            && let Some(machine) = &state.machine
+        {
+            machine.resume();
+        }
+    }
+
+    /// Presses the power button; whether the guest heeds it is its own affair.
+    pub fn press_power_button(&self) {
+        let state = self.shared.lock();
+        if let Some(machine) = &state.machine {
+            machine.press_power_button();
+        }
+    }
+
+    /// Switches the machine off, if it is on, and lets go of what others of this host could
+    /// want now: ports, names.
+    pub fn switch_off(&self) -> Result<(), VmError> {
+        let mut state = self.shared.lock();
+        state.leaving = true;
+        if let Some(machine) = &state.machine {
+            machine.stopper().leave();
+        }
+        drop(state);
+        // The thread has heard it.
+        let _ = self.wait(None);
+        for network in self.shared.parts.networks() {
+            network.lock().unwrap_or_else(PoisonError::into_inner).close();
+        }
+        Ok(self.shared.parts.disk.close()?)
+    }
+
+    /// Waits for its end, and says what was wrong with that; nothing when it has not come
+    /// within the limit.
+    pub fn wait(&self, limit: Option<Duration>) -> Option<Result<(), String>> {
+        let running = |state: &mut State| state.end.is_none();
+        let (state, changed) = (self.shared.lock(), &self.shared.changed);
+        match limit {
+            Some(limit) => {
+                let waited = changed.wait_timeout_while(state, limit, running);
+                waited.unwrap_or_else(PoisonError::into_inner).0.end.clone()
+            }
+            None => {
+                let waited = changed.wait_while(state, running);
+                waited.unwrap_or_else(PoisonError::into_inner).end.clone()
+            }
+        }
+    }
+
+    /// What went through its first interface, where it has one.
+    pub fn traffic(&self) -> Option<Counters> {
+        let network = self.shared.parts.networks().into_iter().next()?;
+        Some(network.lock().unwrap_or_else(PoisonError::into_inner).counters())
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // What could not be closed in good order is told by who asked for it.
+        let _ = self.switch_off();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread of a machine has panicked");
+        }
+    }
+}
+
+impl Parts {
+    fn networks(&self) -> Vec<Arc<Mutex<dyn Network>>> {
+        let mut networks: Vec<Arc<Mutex<dyn Network>>> = Vec::new();
+        if let Some(user) = &self.config.network {
+            networks.push(user.network.clone());
+        }
+        if let Some(port) = &self.port {
+            networks.push(port.clone());
+        }
+        networks
+    }
+
+    /// A machine that has its kernel loaded.
+    fn machine(self: &Arc<Self>) -> Result<Machine, VmError> {
+        let config = &self.config;
+        let disk: Arc<dyn Node> = self.disk.node();
+        let bootable = bootable::extract(&disk, &config.folder)
+            .map_err(|source| VmError::NotBootable { path: config.disk.image.clone(), source })?;
+        let options = MachineConfig {
+            memory: config.memory,
+            addable_memory: 0,
+            vcpus: config.vcpus,
+            board: BoardKind::Pc,
+            model: config.model,
+            iommu: false,
+            test_devices: false,
+        };
+        let machine = Machine::new(&*self.engine, &options, Box::new(Console(self.clone())))?;
+        devices::add_disk(&machine, &self.disk, DISK)?;
+        devices::add_disk(&machine, &self.seed, SEED)?;
+        if let Some(user) = &config.network {
+            user.add_to(&machine)?;
+        }
+        if let Some(port) = &self.port {
+            let welcome = port.lock().unwrap_or_else(PoisonError::into_inner).welcome();
+            devices::add_interface(&machine, port.clone(), welcome.mac, welcome.mtu)?;
+        }
+        devices::add_shares(&machine, &config.shares)?;
+        machine.boot(&BootSource {
+            kernel: bootable.kernel,
+            initrd: bootable.initrd,
+            command_line: bootable.command_line,
+        })?;
+        Ok(machine)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One machine after the other, until one does not restart.
+    fn live(&self, mut machine: Arc<Machine>) {
+        let end = loop {
+            let ending = machine.wait(None);
+            if let Err(error) = machine.pause() {
+                tracing::error!(%error, "a machine that has ended cannot be stopped");
+            }
+            self.lock().machine = None;
+            drop(machine);
+            match ending {
+                Some(Ending::PowerOff | Ending::Left) | None => break Ok(()),
+                Some(Ending::Reset) => {}
+                Some(Ending::Panicked) => break Err("the guest's kernel panicked".to_owned()),
+                Some(Ending::TripleFault { .. }) => {
+                    break Err("the guest's kernel crashed".to_owned());
+                }
+                Some(Ending::Engine(error)) => break Err(error.to_string()),
+                Some(_) => break Err("the machine was stopped".to_owned()),
+            }
+            if self.lock().leaving {
+                break Ok(());
+            }
+            machine = match self.parts.machine() {
+                Ok(machine) => Arc::new(machine),
+                Err(error) => break Err(error.to_string()),
+            };
+            let mut state = self.lock();
+            if state.leaving {
+                break Ok(());
+            }
+            if !state.paused {
+                machine.resume();
+            }
+            state.machine = Some(machine.clone());
+        };
+        // Who reads it hears that nothing more will come.
+        *self.parts.console.lock().unwrap_or_else(PoisonError::into_inner) =
+            Box::new(std::io::sink());
+        self.lock().end = Some(end);
+        self.changed.notify_all();
+    }
+}
+
+/// The serial port's output, which is the same for each machine.
+struct Console(Arc<Parts>);
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.console.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.console.lock().unwrap_or_else(PoisonError::into_inner).flush()
+    }
+}
+
+/// Types at the serial port of whichever machine there is.
+pub struct Keyboard(Arc<Shared>);
+
+impl Keyboard {
+    fn port(&self) -> std::io::Result<Option<Arc<Uart>>> {
+        let state = self.0.lock();
+        if state.end.is_some() {
+            return Err(std::io::ErrorKind::BrokenPipe.into());
+        }
+        Ok(state.machine.as_ref().map(|machine| machine.serial()))
+    }
+}
+
+impl Write for Keyboard {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        loop {
+            match self.port()? {
+                Some(port) => {
+                    let taken = port.input(bytes);
+                    if taken > 0 || bytes.is_empty() {
+                        return Ok(taken);
+                    }
+                    port.wait_for_room(ROOM);
+                }
+                // It starts again at the moment.
+                None => std::thread::sleep(ROOM),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

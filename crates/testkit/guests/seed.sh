@@ -1,0 +1,11 @@
+#!/bin/sh
+# What cloud-init does with a seed, as far as tests look for it.
+set -e
+mkdir -p /run/seed
+mount -t vfat -o ro /dev/vdb /run/seed
+hostname "$(sed -n 's/^local-hostname: //p' /run/seed/meta-data)"
+sed -n 's/^public-keys: /keys: /p' /run/seed/meta-data >/dev/ttyS0
+case $(head -c 2 /run/seed/user-data) in
+'#!') sh /run/seed/user-data ;;
+esac
+umount /run/seed

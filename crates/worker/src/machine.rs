@@ -1,0 +1,97 @@
+//! What machines have in common, whichever form they are of: what executes them, what they are
+//! given of the host.
+
+use std::net::SocketAddr;
+
+use guise_engine::{Engine, MAX_VCPUS};
+use guise_engine_kvm::{KvmEngine, probe};
+use guise_engine_soft::{SoftEngine, Tier};
+use guise_microvm::devices::{Plug, SharedFolder, UserMode};
+use guise_net::user::{Config, Forward, Transport};
+
+use crate::body::{BodyError, failed, folders_only, unsupported};
+use crate::job::{self, Job};
+
+/// Below this Debian's kernel does not come up.
+const LEAST_MEMORY: u64 = 96 << 20;
+
+/// The engine that a job asks for, and a word to the user where that is not what he may
+/// expect.
+pub fn engine(wanted: job::Engine) -> Result<(Box<dyn Engine>, Option<String>), BodyError> {
+    let soft = || Box::new(SoftEngine::new(Tier::Translator));
+    match wanted {
+        job::Engine::Soft => Ok((soft(), None)),
+        job::Engine::Kvm => Ok((Box::new(KvmEngine::new().map_err(failed)?), None)),
+        job::Engine::Auto => match probe::usable_engine() {
+            Ok(engine) => Ok((Box::new(engine), None)),
+            Err(reason) => Ok((soft(), reason)),
+        },
+    }
+}
+
+/// In whole MiB.
+pub fn memory(job: &Job, default: u64, form: &str) -> Result<u64, BodyError> {
+    let memory = job.resources.memory_bytes.unwrap_or(default);
+    if memory < LEAST_MEMORY {
+        return Err(unsupported(
+            &format!("{form} of less than {} MiB", LEAST_MEMORY >> 20),
+            "give it more with --memory, or use --as container",
+        ));
+    }
+    Ok(memory.next_multiple_of(1 << 20))
+}
+
+pub fn vcpus(wanted: Option<f64>, form: &str, warnings: &mut Vec<String>) -> u32 {
+    let wanted = wanted.unwrap_or(1.0);
+    let vcpus = (wanted.ceil().max(1.0) as u32).min(MAX_VCPUS);
+    if f64::from(vcpus) != wanted {
+        warnings.push(format!("{form} has whole processors: it gets {vcpus}"));
+    }
+    vcpus
+}
+
+/// Folders of the host, in the order in which they are to be mounted.
+pub fn shares(mounts: &[job::Mount], form: &str) -> Result<Vec<SharedFolder>, BodyError> {
+    folders_only(mounts, form)?;
+    let share = |(number, mount): (usize, &job::Mount)| SharedFolder {
+        path: mount.source.clone(),
+        tag: format!("mount{number}"),
+        read_only: mount.read_only,
+    };
+    Ok(mounts.iter().enumerate().map(share).collect())
+}
+
+/// The port of a named network's switch.
+pub fn plug(plug: &job::Plug) -> Plug {
+    Plug {
+        socket: plug.socket.clone(),
+        name: plug.name.clone(),
+        prefix: plug.subnet.prefix(),
+        resolver: plug.subnet.resolver().into(),
+    }
+}
+
+/// The user-mode network that a job asks for. Its published ports may be those of
+/// administrators: it is made before the worker is shut in.
+pub fn network(job: &Job, form: &str) -> Result<Option<UserMode>, BodyError> {
+    match job.network {
+        job::Network::None => return Ok(None),
+        job::Network::Host => {
+            return Err(unsupported(
+                &format!("the host's network in {form}"),
+                "use --as container, or publish ports with -p",
+            ));
+        }
+        job::Network::User => {}
+    }
+    let forward = |port: &job::Port| Forward {
+        transport: match port.protocol {
+            job::Protocol::Tcp => Transport::Tcp,
+            job::Protocol::Udp => Transport::Udp,
+        },
+        at: SocketAddr::new(port.address, port.host),
+        guest_port: port.inside,
+    };
+    let config = Config { host_name: Some(job.host_name.clone()), ..Config::default() };
+    UserMode::open(config, job.ports.iter().map(forward)).map(Some).map_err(failed)
+}
