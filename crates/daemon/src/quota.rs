@@ -64,7 +64,7 @@ pub fn reserve(project: &Project, instance: &Instance) -> Result<Reserved, ApiEr
     }
     if quota.disk_bytes.is_some() {
         let (name, guise) = (&project.name, instance.status.guise);
-        if guise != Guise::Microvm {
+        if !matches!(guise, Guise::Microvm | Guise::Vm) {
             return Err(ApiError::new(
                 Code::Unsupported,
                 format!(
@@ -72,7 +72,7 @@ pub fn reserve(project: &Project, instance: &Instance) -> Result<Reserved, ApiEr
                     guise.name()
                 ),
             )
-            .hint("run it as a machine: --as microvm"));
+            .hint("run it as a machine: --as microvm, or --as vm"));
         }
         if resources.disk_bytes.is_none() {
             return unsaid("disk space", "--disk-size");
