@@ -370,11 +370,12 @@ pub fn exchange(
     body: &[u8],
 ) -> (u16, String) {
     let length = body.len();
-    write!(stream, "{head}\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n")
-        .unwrap();
-    write!(stream, "content-type: application/json\r\n\r\n").unwrap();
+    let request = format!(
+        "{head}\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\
+         content-type: application/json\r\n\r\n"
+    );
     // Who is refused early may not be listened to any more.
-    let _ = stream.write_all(body);
+    let _ = stream.write_all(request.as_bytes()).and_then(|()| stream.write_all(body));
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
     let answer = String::from_utf8_lossy(&answer).into_owned();
