@@ -72,5 +72,5 @@ fn nothing_minds_a_clock_that_jumps(guise: Guise) {
     for name in ["it", "at10", "atminus20", "at0"] {
         home.good(&["rm", name]);
     }
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    home.expect_nothing_left();
 }

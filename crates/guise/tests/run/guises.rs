@@ -74,7 +74,7 @@ fn machines_have_kernels_of_their_own() {
     assert!(small.code == 125 && small.err.contains("96 MiB"), "{small:?}");
     let host = home.guise(&["run", "--rm", "--network", "host", BOX, "true"]);
     assert!(host.code == 125 && host.err.contains("--as container"), "{host:?}");
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    home.expect_nothing_left();
 }
 
 /// Machines that have nothing to do leave the processors to the others.

@@ -317,6 +317,19 @@ impl Home {
         fs::read_to_string(self.path("daemon.log")).unwrap_or_default()
     }
 
+    /// Instances that were removed have left nothing: a worker that has told of its end has a
+    /// moment to end.
+    #[track_caller]
+    pub fn expect_nothing_left(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while let left = self.leftovers()
+            && !left.is_empty()
+        {
+            assert!(Instant::now() < deadline, "left: {left:#?}\n{}", self.daemon_log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Mounts, cgroups and directories that belong to this home's instances.
     pub fn leftovers(&self) -> Vec<String> {
         let mut found = Vec::new();

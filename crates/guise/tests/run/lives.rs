@@ -49,7 +49,7 @@ fn instances_are_made_listed_stopped_started_and_removed() {
     for action in ["created", "started", "exited", "renamed", "removed"] {
         assert!(events.contains(action), "{action}: {events}");
     }
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    home.expect_nothing_left();
 }
 
 /// However it ends, but for the machine's or the host's death.
@@ -78,7 +78,7 @@ fn what_was_written_is_there_in_the_next_life(guise: Guise) {
             _ => home.good(&["rm", "-f", "it"]),
         };
     }
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    home.expect_nothing_left();
 }
 
 fn stopping_is_asked_for_first(guise: Guise) {
@@ -180,7 +180,7 @@ fn what_takes_too_long_is_ended(guise: Guise) {
     assert_eq!(home.guise(&["run", "--rm", "--timeout", "1000", BOX, "false"]).code, 1);
     assert_eq!(home.guise(&["run", "--rm", "--timeout", "0", BOX, "true"]).code, 125);
     home.good(&["rm", "it"]);
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    home.expect_nothing_left();
 }
 
 fn pause_holds_it_where_it_is(guise: Guise) {
@@ -208,7 +208,7 @@ fn pause_holds_it_where_it_is(guise: Guise) {
     home.until("it goes on", || home.good(&["logs", "it"]).len() > before.len());
     home.good(&["pause", "it"]);
     home.good(&["rm", "-f", "it"]);
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    home.expect_nothing_left();
 }
 
 fn volumes_are_shared_and_outlive_instances(guise: Guise) {
@@ -264,5 +264,5 @@ fn who_has_less_patience_ends_it_sooner() {
     home.until_phase("it", "stopping");
     home.good(&["rm", "-f", "it"]);
     patient.wait().unwrap();
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    home.expect_nothing_left();
 }

@@ -32,7 +32,7 @@ fn exit_codes_are_the_programs_own_or_say_what_failed(guise: Guise) {
         }
     }
     assert_eq!(home.good(&["ps", "-aq"]), "", "--rm leaves nothing");
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    home.expect_nothing_left();
 }
 
 fn streams_stay_apart_and_lose_nothing(guise: Guise) {
@@ -116,5 +116,5 @@ fn programs_beside_the_workload(guise: Guise) {
     home.good(&["exec", "-d", "it", "sleep", "999"]);
     assert!(home.good(&["exec", "it", "ps"]).contains("sleep 999"));
     home.good(&["rm", "-f", "it"]);
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    home.expect_nothing_left();
 }

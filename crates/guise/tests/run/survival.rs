@@ -201,7 +201,7 @@ fn a_daemon_killed_anywhere_loses_nothing() {
     for id in home.good(&["ps", "-aq"]).lines() {
         home.good(&["rm", "-f", id]);
     }
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    home.expect_nothing_left();
 }
 
 #[test]
@@ -238,7 +238,7 @@ fn many_lives_leave_nothing_behind() {
         }
     }
     assert_eq!(home.good(&["ps", "-aq"]), "");
-    home.until("nothing is left", || home.leftovers().is_empty());
+    home.expect_nothing_left();
     // Other tests make and remove some meanwhile.
     home.until("no cgroup is left", || groups() <= before + 8);
 }

@@ -54,7 +54,7 @@ fn a_debian_disk_boots_and_ends_by_its_power_button() {
     assert_eq!(status["exit_code"], 0, "{status}\n{}", home.good(&["logs", "it"]));
     assert_eq!(written(), before, "the image stays as it is");
     home.good(&["rm", "it"]);
-    home.until("nothing is left", || home.leftovers().is_empty());
+    home.expect_nothing_left();
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn a_life_from_the_seed_to_the_plug() {
     home.until_phase("it", "exited");
     assert_eq!(home.inspect("it")["status"]["exit_code"], 137);
     home.good(&["rm", "it"]);
-    home.until("nothing is left", || home.leftovers().is_empty());
+    home.expect_nothing_left();
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn a_power_off_ends_it_and_nothing_is_left() {
     console.until_within(BOOT, &home, "start 1 of ");
     console.type_in("exit\n");
     assert_eq!(console.end(), 0);
-    home.until("nothing is left", || home.leftovers().is_empty());
+    home.expect_nothing_left();
 }
 
 #[test]
@@ -161,5 +161,5 @@ fn what_does_not_boot_is_refused_in_one_line() {
     }
     let explained = home.good(&["run", "--explain", "--disk", &empty]);
     assert!(explained.starts_with("vm\n") && explained.contains("jail"), "{explained}");
-    home.until("nothing is left", || home.leftovers().is_empty());
+    home.expect_nothing_left();
 }

@@ -63,7 +63,7 @@ fn programs_end_with_their_own_codes_or_say_what_failed() {
     let trapped = home.guise(&["run", "--rm", &tool, "t"]);
     one_line(&trapped, 134, "unreachable");
     assert_eq!(home.good(&["ps", "-aq"]), "", "--rm leaves nothing");
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    home.expect_nothing_left();
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn images_and_artifacts_run_and_auto_knows_them() {
     assert_eq!(home.good(&["wait", "made"]), "0");
     assert_eq!(home.good(&["logs", "made"]), "kept");
     home.good(&["rm", "-f", "it", "made"]);
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    home.expect_nothing_left();
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn what_no_such_program_has_is_refused_in_one_line() {
     one_line(&home.guise(&["kill", "-s", "STOP", "it"]), 1, "guise pause");
     assert_eq!(home.inspect("it")["status"]["phase"], "running");
     home.good(&["rm", "-f", "it"]);
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    home.expect_nothing_left();
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn it_lives_as_others_do() {
     let refused = home.guise(&["rm", "other"]);
     assert!(refused.code == 1 && refused.err.contains("rm -f"), "{refused:?}");
     home.good(&["rm", "-f", "other"]);
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    home.expect_nothing_left();
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn policies_and_time_limits() {
     // Who ends before it is not concerned.
     assert_eq!(home.guise(&["run", "--rm", "--timeout", "1000", &tool, "x", "4"]).code, 4);
     home.good(&["rm", "it"]);
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    home.expect_nothing_left();
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn pause_holds_it_and_logs_follow_it() {
     assert!(second - first < 250_000_000, "{first} {second}");
     home.good(&["rm", "-f", "it", "busy"]);
     assert!(follow.wait().unwrap().success());
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    home.expect_nothing_left();
 }
 
 #[test]
@@ -261,7 +261,7 @@ fn signals_and_terminals() {
     again.type_in("\x03");
     assert_eq!(again.end(), 130);
     home.good(&["rm", "it"]);
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    home.expect_nothing_left();
 }
 
 #[test]
@@ -299,7 +299,7 @@ fn volumes_are_shared_and_files_copied() {
     one_line(&missing, 1, "/no/such");
     home.good(&["rm", "-f", "it"]);
     home.good(&["volume", "rm", "data"]);
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    home.expect_nothing_left();
 }
 
 #[test]
@@ -359,5 +359,5 @@ fn it_survives_the_daemon_and_its_worker_is_missed() {
     home.good(&["start", "long"]);
     home.until_phase("long", "running");
     home.good(&["rm", "-f", "long"]);
-    assert_eq!(home.leftovers(), Vec::<String>::new());
+    home.expect_nothing_left();
 }
