@@ -8,7 +8,7 @@ use guise_api::{
     Token as ApiToken,
 };
 
-use super::manage::each;
+use super::manage::remove_each;
 use super::{Done, escaped, remote};
 use crate::image::{human_size, parse_size};
 use crate::print::{Format, Output, whole};
@@ -100,10 +100,7 @@ pub async fn project(command: Project) -> Done {
             output.print(&projects, &header, |all| all.iter().map(project_row).collect())?;
         }
         Project::Rm { names } => {
-            return each(names, async |name| {
-                client.delete(&format!("/projects/{name}")).await.map(|()| name.to_owned())
-            })
-            .await;
+            return remove_each(&client, "/projects", names).await;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -194,10 +191,7 @@ pub async fn token(command: Token) -> Done {
             output.print(&tokens, &header, |all| all.iter().map(token_row).collect())?;
         }
         Token::Rm { names } => {
-            return each(names, async |name| {
-                client.delete(&format!("/tokens/{name}")).await.map(|()| name.to_owned())
-            })
-            .await;
+            return remove_each(&client, "/tokens", names).await;
         }
     }
     Ok(ExitCode::SUCCESS)

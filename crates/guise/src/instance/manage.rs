@@ -169,6 +169,14 @@ pub enum Network {
     },
 }
 
+/// Removes the objects of these names in a collection.
+pub async fn remove_each(client: &Client, collection: &str, names: Vec<String>) -> Done {
+    let remove = async |name: &str| {
+        client.delete(&format!("{collection}/{name}")).await.map(|()| name.to_owned())
+    };
+    each(names, remove).await
+}
+
 /// Does the same to each; goes on after a failure, and fails in the end.
 pub async fn each<F>(names: Vec<String>, act: F) -> Done
 where
@@ -377,12 +385,7 @@ pub async fn volume(command: Volume) -> Done {
             })?;
             Ok(ExitCode::SUCCESS)
         }
-        Volume::Rm { names } => {
-            each(names, async |name| {
-                client.delete(&format!("/volumes/{name}")).await.map(|()| name.to_owned())
-            })
-            .await
-        }
+        Volume::Rm { names } => remove_each(&client, "/volumes", names).await,
     }
 }
 
@@ -408,11 +411,6 @@ pub async fn network(command: Network) -> Done {
             })?;
             Ok(ExitCode::SUCCESS)
         }
-        Network::Rm { names } => {
-            each(names, async |name| {
-                client.delete(&format!("/networks/{name}")).await.map(|()| name.to_owned())
-            })
-            .await
-        }
+        Network::Rm { names } => remove_each(&client, "/networks", names).await,
     }
 }
