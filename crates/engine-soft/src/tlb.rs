@@ -22,6 +22,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Entries of each table; a power of two.
 pub const ENTRIES: usize = 1024;
+/// Places for ids of code, a power of two: more than there are pages in a kernel's text, so
+/// that none of them takes another's. Two that do are connected anew each time that one is
+/// gone to after the other.
+pub const CODE_PLACES: usize = 4096;
 pub const PAGE_SIZE: u64 = 4096;
 
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +43,7 @@ pub struct Bank {
     pub read: [Entry; ENTRIES],
     pub write: [Entry; ENTRIES],
     /// For instruction fetches: the translator's id of the page that is mapped, or 0.
-    pub code: [u32; ENTRIES],
+    pub code: [u32; CODE_PLACES],
     /// A number that no bank has had before, new whenever an id above is taken away for
     /// more than its place.
     pub epoch: u64,
@@ -48,14 +52,18 @@ pub struct Bank {
     pub changes: u64,
     crowded: [u64; ENTRIES / 64],
     is_crowded: bool,
-    /// What the ids above are for; which of them are global, and which places have lost an
-    /// id to another since `epoch` was new.
-    code_page: [u64; ENTRIES],
-    code_global: [u64; ENTRIES / 64],
-    code_crowded: [u64; ENTRIES / 64],
+    /// What the ids above are for; which places have one, which of these are global, and which
+    /// have lost one to another since `epoch` was new.
+    code_page: [u64; CODE_PLACES],
+    code_filled: CodeSet,
+    code_global: CodeSet,
+    code_crowded: CodeSet,
     /// Since `epoch` was new, there was an id here that is not global.
     has_local_code: bool,
 }
+
+/// A bit for each place of an id.
+type CodeSet = [u64; CODE_PLACES / 64];
 
 static LAST_EPOCH: AtomicU64 = AtomicU64::new(0);
 
@@ -67,6 +75,12 @@ fn new_epoch() -> u64 {
 #[inline(always)]
 pub fn index(address: u64) -> usize {
     (address >> 12) as usize & (ENTRIES - 1)
+}
+
+/// Where the id of the code at an address belongs.
+#[inline(always)]
+pub fn code_index(address: u64) -> usize {
+    (address >> 12) as usize & (CODE_PLACES - 1)
 }
 
 /// What stands in place `index` when nothing does: a page of another place.
@@ -83,20 +97,21 @@ fn find(table: &[Entry; ENTRIES], address: u64, size: u64) -> Option<*mut u8> {
 }
 
 impl Bank {
-    /// A bank without entries. It is 44 KiB, so it is made on the heap.
+    /// A bank without entries. It is 82 KiB, so it is made on the heap.
     pub fn new() -> Box<Bank> {
         let table: [Entry; ENTRIES] = std::array::from_fn(empty);
         Box::new(Bank {
             read: table,
             write: table,
-            code: [0; ENTRIES],
+            code: [0; CODE_PLACES],
             epoch: new_epoch(),
             changes: 0,
             crowded: [0; ENTRIES / 64],
             is_crowded: false,
-            code_page: [0; ENTRIES],
-            code_global: [0; ENTRIES / 64],
-            code_crowded: [0; ENTRIES / 64],
+            code_page: [0; CODE_PLACES],
+            code_filled: [0; CODE_PLACES / 64],
+            code_global: [0; CODE_PLACES / 64],
+            code_crowded: [0; CODE_PLACES / 64],
             has_local_code: false,
         })
     }
@@ -171,9 +186,10 @@ impl Bank {
         if self.write[place].page == page {
             self.reset_write(place);
         }
+        let place = code_index(address);
         let here = self.code[place] != 0 && self.code_page[place] == page;
         if here {
-            self.code[place] = 0;
+            self.take_code(place);
         }
         if here || is_set(&self.code_crowded, place) {
             self.renew_epoch();
@@ -182,13 +198,14 @@ impl Bank {
 
     /// Notes what code is at a linear address now.
     pub fn set_code(&mut self, address: u64, id: u32, global: bool) {
-        let place = index(address);
+        let place = code_index(address);
         let page = address & !(PAGE_SIZE - 1);
         if self.code[place] != 0 && self.code_page[place] != page {
             set(&mut self.code_crowded, place, true);
         }
         self.code[place] = id;
         self.code_page[place] = page;
+        set(&mut self.code_filled, place, id != 0);
         set(&mut self.code_global, place, global);
         if !global && !self.has_local_code {
             // The old one may be that of other banks, too.
@@ -202,11 +219,16 @@ impl Bank {
         self.has_local_code
     }
 
+    fn take_code(&mut self, place: usize) {
+        self.code[place] = 0;
+        set(&mut self.code_filled, place, false);
+    }
+
     fn renew_epoch(&mut self) {
         self.epoch = new_epoch();
-        self.code_crowded = [0; ENTRIES / 64];
-        self.has_local_code =
-            (0..ENTRIES).any(|place| self.code[place] != 0 && !is_set(&self.code_global, place));
+        self.code_crowded = [0; CODE_PLACES / 64];
+        let mut words = self.code_filled.iter().zip(&self.code_global);
+        self.has_local_code = words.any(|(filled, global)| filled & !global != 0);
     }
 
     /// Forgets every write entry that leads to this host page.
@@ -229,8 +251,8 @@ impl Bank {
 
     /// Forgets where code is.
     pub fn forget_code(&mut self) {
-        self.code = [0; ENTRIES];
-        self.renew_epoch();
+        let all = self.code_filled;
+        self.forget_code_in(all, |_| true);
     }
 
     /// Forgets where code is, but for global pages.
@@ -238,19 +260,22 @@ impl Bank {
         if !self.has_local_code {
             return;
         }
-        for place in 0..ENTRIES {
-            if !is_set(&self.code_global, place) {
-                self.code[place] = 0;
-            }
-        }
-        self.renew_epoch();
+        let local =
+            std::array::from_fn(|word| self.code_filled[word] & !self.code_global[word]);
+        self.forget_code_in(local, |_| true);
     }
 
     /// Forgets where code is in the aligned range of `1 << shift` bytes around `address`.
     pub fn forget_code_range(&mut self, address: u64, shift: u32) {
-        for place in 0..ENTRIES {
-            if self.code_page[place] >> shift == address >> shift {
-                self.code[place] = 0;
+        let all = self.code_filled;
+        self.forget_code_in(all, |page| page >> shift == address >> shift);
+    }
+
+    /// Forgets the code in those of the places whose page is asked for.
+    fn forget_code_in(&mut self, places: CodeSet, is_meant: impl Fn(u64) -> bool) {
+        for place in members(places) {
+            if is_meant(self.code_page[place]) {
+                self.take_code(place);
             }
         }
         self.renew_epoch();
@@ -258,19 +283,29 @@ impl Bank {
 
     /// Takes over what another bank knows of global code.
     pub fn share_code(&mut self, other: &Bank) {
-        for place in (0..ENTRIES).filter(|&place| is_set(&other.code_global, place)) {
-            if other.code[place] != 0 {
-                self.set_code(other.code_page[place], other.code[place], true);
-            }
+        let shared = std::array::from_fn(|word| other.code_filled[word] & other.code_global[word]);
+        for place in members(shared) {
+            self.set_code(other.code_page[place], other.code[place], true);
         }
     }
 }
 
-fn is_set(bits: &[u64; ENTRIES / 64], place: usize) -> bool {
+/// The places in a set.
+fn members(set: CodeSet) -> impl Iterator<Item = usize> {
+    set.into_iter().enumerate().flat_map(|(word, mut left)| {
+        std::iter::from_fn(move || {
+            let bit = (left != 0).then(|| left.trailing_zeros() as usize)?;
+            left &= left - 1;
+            Some(word * 64 + bit)
+        })
+    })
+}
+
+fn is_set(bits: &[u64], place: usize) -> bool {
     bits[place / 64] >> (place % 64) & 1 == 1
 }
 
-fn set(bits: &mut [u64; ENTRIES / 64], place: usize, value: bool) {
+fn set(bits: &mut [u64], place: usize, value: bool) {
     let bit = 1 << (place % 64);
     bits[place / 64] = bits[place / 64] & !bit | if value { bit } else { 0 };
 }

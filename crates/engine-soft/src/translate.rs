@@ -66,7 +66,7 @@ use site::Sites;
 use crate::host::arena::Arena;
 use crate::host::traps::{self, Registration, TrapAction, TrapFrame};
 use crate::state::CpuState;
-use crate::tlb::{Bank, PAGE_SIZE, index};
+use crate::tlb::{Bank, PAGE_SIZE, code_index};
 use guise_engine::extensions::Features;
 
 /// Where an instruction's bytes are.
@@ -501,7 +501,7 @@ impl Translator {
         let linear = rip & !(PAGE_SIZE - 1);
         let offset = (rip - linear) as u16;
         // SAFETY: as above.
-        let known = unsafe { (*bank).code[index(rip)] };
+        let known = unsafe { (*bank).code[code_index(rip)] };
         let known = self
             .cache
             .page(known)
@@ -687,7 +687,7 @@ extern "C" fn interpret<B: Backend>(context: u64, rip: u64, info: u64, back: u64
     state().generated.leave = Leave::Next as u32;
     let id = (info >> 8) as u32; // the mnemonic is far above
     // SAFETY: the state's bank is valid.
-    let still_there = unsafe { (*state().bank).code[index(rip)] } == id;
+    let still_there = unsafe { (*state().bank).code[code_index(rip)] } == id;
     let straight = state().rip == rip + (info & 0xff);
     let quiet = state().attention.load(std::sync::atomic::Ordering::Acquire) == 0;
     let same_mode = mode.is_some() && backend.mode() == mode;

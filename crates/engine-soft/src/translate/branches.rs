@@ -20,12 +20,12 @@ use super::memory::{EPOCH, TABLE_CODE};
 use super::paths::BESIDE;
 use super::registers::number_of;
 use super::scan::{Step, Way};
-use crate::tlb::{PAGE_SIZE, index};
+use crate::tlb::{PAGE_SIZE, code_index};
 
 const PUSH_S1: [u8; 2] = [0x41, 0x55];
 
 pub(super) fn code_place(address: u64) -> i32 {
-    TABLE_CODE + 4 * index(address) as i32
+    TABLE_CODE + 4 * code_index(address) as i32
 }
 
 /// Goes to the address in S0 by way of the jump cache; to what is returned, with the address

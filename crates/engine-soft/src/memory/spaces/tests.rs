@@ -1,4 +1,5 @@
 use super::*;
+use crate::tlb::{CODE_PLACES, code_index};
 
 fn fill(address: u64, global: bool, page_shift: u32) -> Fill {
     Fill { address, host: 0x1000 as *mut u8, write: true, global, page_shift, keys: 0 }
@@ -76,7 +77,7 @@ fn writes_to_a_host_page_are_forgotten_and_reads_stay() {
 fn code(spaces: &mut Spaces, address: u64) -> (u32, u64) {
     let bank = spaces.bank(View::Supervisor);
     // SAFETY: the bank belongs to `spaces`.
-    unsafe { ((*bank).code[index(address)], (*bank).epoch) }
+    unsafe { ((*bank).code[code_index(address)], (*bank).epoch) }
 }
 
 #[test]
@@ -116,7 +117,7 @@ fn code_that_is_not_global_is_known_in_its_address_space_only() {
     assert_ne!(other, epoch);
     spaces.switch(0);
     // Another page takes its place, and a flush still ends what was known of it.
-    spaces.set_code(View::Supervisor, 0x7000 + (ENTRIES as u64) * 4096, 9, true);
+    spaces.set_code(View::Supervisor, 0x7000 + (CODE_PLACES as u64) * 4096, 9, true);
     spaces.flush_current(true);
     assert_ne!(code(&mut spaces, 0x7000).1, epoch);
 }
