@@ -21,11 +21,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Entries of each table; a power of two.
-pub const ENTRIES: usize = 1024;
+pub const ENTRIES: usize = 2048;
 /// Places for ids of code, a power of two: more than there are pages in a kernel's text, so
 /// that none of them takes another's. Two that do are connected anew each time that one is
 /// gone to after the other.
-pub const CODE_PLACES: usize = 4096;
+pub const CODE_PLACES: usize = 8192;
 pub const PAGE_SIZE: u64 = 4096;
 
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +97,7 @@ fn find(table: &[Entry; ENTRIES], address: u64, size: u64) -> Option<*mut u8> {
 }
 
 impl Bank {
-    /// A bank without entries. It is 82 KiB, so it is made on the heap.
+    /// A bank without entries. It is 166 KiB, so it is made on the heap.
     pub fn new() -> Box<Bank> {
         let table: [Entry; ENTRIES] = std::array::from_fn(empty);
         Box::new(Bank {
@@ -260,8 +260,7 @@ impl Bank {
         if !self.has_local_code {
             return;
         }
-        let local =
-            std::array::from_fn(|word| self.code_filled[word] & !self.code_global[word]);
+        let local = std::array::from_fn(|word| self.code_filled[word] & !self.code_global[word]);
         self.forget_code_in(local, |_| true);
     }
 
