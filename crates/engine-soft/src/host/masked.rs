@@ -268,8 +268,8 @@ fn lanes(instruction: &Instruction, elements: usize) -> usize {
     elements
 }
 
-/// Mnemonics (and their beginnings) that move elements across lanes: they read all of
-/// their operand whatever the mask.
+/// Mnemonics (and their beginnings) that move elements across lanes, or make each byte of
+/// several: they read all of their operand whatever the mask.
 const SHUFFLES: &[&str] = &[
     "Vmovsldup",
     "Vmovshdup",
@@ -288,6 +288,7 @@ const SHUFFLES: &[&str] = &[
     "Vdbpsadbw",
     "Vpconflict",
     "Vpmultishift",
+    "Vgf2p8affine",
 ];
 /// Shifts whose count is one operand for all lanes.
 const SHIFTS: &[&str] =

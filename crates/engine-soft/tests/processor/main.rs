@@ -106,6 +106,7 @@ fn compare_in(
     let forms: Vec<Code> = Code::values()
         .filter(|&code| classes.contains(&of_code(code, &features)))
         .filter(|&code| form::is_testable(code))
+        .filter(|&code| !is_another_makers(code))
         .collect();
     let mut random = Random::new(seed);
     let mut ours = Memory::new();
@@ -164,6 +165,17 @@ fn compare_in(
     println!("{done} cases of {} forms; never made: {}", made.len(), never.join(" "));
     assert!(failures.is_empty(), "seed {seed}\n{}", failures.join("\n"));
     assert!(never.is_empty(), "forms that could not be made: {}", never.join(" "));
+}
+
+/// Guests are told of an Intel processor, on which prefetches of a register (0F 0D) do
+/// nothing; AMD's refuse them.
+fn is_another_makers(code: Code) -> bool {
+    let name = format!("{code:?}");
+    name.starts_with("Reservednop") && name.ends_with("0F0D") && !is_intel()
+}
+
+fn is_intel() -> bool {
+    std::arch::x86_64::__cpuid(0).ebx == u32::from_le_bytes(*b"Genu")
 }
 
 pub fn decode(bytes: &[u8], ip: u64) -> Instruction {
