@@ -61,8 +61,10 @@ impl Terminal {
 
 fn a_shell_on_a_terminal(guise: Guise) {
     let Some(home) = Home::new("shell", guise) else { return };
-    let mut terminal =
-        Terminal::open(&home, &format!("run {} --rm -it {BOX} sh", guise.options().join(" ")));
+    let mut terminal = Terminal::open(
+        &home,
+        &format!("run {} --rm -it {} sh", guise.options().join(" "), home.image()),
+    );
     terminal.until(&home, "#");
     terminal.type_in("stty size; tty; echo end-$((6*7))\n");
     terminal.until(&home, "end-42");
@@ -79,8 +81,10 @@ fn a_shell_on_a_terminal(guise: Guise) {
 
 fn detach_leaves_it_running_and_attach_comes_back(guise: Guise) {
     let Some(home) = Home::new("detach", guise) else { return };
-    let mut terminal =
-        Terminal::open(&home, &format!("run {} -it --name it {BOX} sh", guise.options().join(" ")));
+    let mut terminal = Terminal::open(
+        &home,
+        &format!("run {} -it --name it {} sh", guise.options().join(" "), home.image()),
+    );
     terminal.until(&home, "#");
     terminal.type_in("x=kept\n\x10\x11");
     assert_eq!(terminal.end(), 0);
