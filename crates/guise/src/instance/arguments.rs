@@ -10,9 +10,22 @@ use guise_api::{Engine, Guise, InstanceSpec, Mount, Network, Port, Protocol, Res
 use crate::Failure;
 use crate::image::parse_size;
 
+/// How `run` and `create` are used, as words say it that stand for several things.
+macro_rules! usage {
+    ($command:literal) => {
+        concat!(
+            "guise ",
+            $command,
+            " [OPTIONS] IMAGE [PROGRAM [ARGUMENT]...]\n       guise ",
+            $command,
+            " [OPTIONS] --disk FILE [PROGRAM [ARGUMENT]...]"
+        )
+    };
+}
+
 /// Make an instance of an image and start it
 #[derive(Args)]
-#[command(after_help = "Examples:
+#[command(override_usage = usage!("run"), after_help = "Examples:
   guise run -it debian:12 sh
   guise run --rm debian:12 true
   guise run -d --name web -v data:/srv -e MODE=fast registry.example/web:1
@@ -37,6 +50,7 @@ pub struct Run {
 
 /// Make an instance without starting it
 #[derive(Args)]
+#[command(override_usage = usage!("create"))]
 pub struct Create {
     #[command(flatten)]
     pub options: Options,
@@ -133,12 +147,10 @@ pub struct Options {
     /// Whether to fetch the image: missing, always, never
     #[arg(long, default_value = "missing", value_parser = ["missing", "always", "never"])]
     pub pull: String,
-    /// What to run: debian:12, registry.example/app:1, ./app.wasm
-    #[arg(required_unless_present = "disk")]
-    image: Option<String>,
-    /// The program and its arguments [default: the image's; a VM's whole system]
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    command: Vec<String>,
+    /// What to run (debian:12, registry.example/app:1, ./app.wasm), unless that is --disk, and the
+    /// program and its arguments [default: the image's; a VM's whole system]; no options follow
+    #[arg(required_unless_present = "disk", trailing_var_arg = true, value_name = "WORDS")]
+    words: Vec<String>,
 }
 
 impl Options {
@@ -220,14 +232,14 @@ impl Options {
     pub fn image_name(&self) -> &str {
         match self.disk {
             Some(_) => "",
-            None => self.image.as_deref().unwrap_or_default(),
+            None => self.words.first().map_or("", String::as_str),
         }
     }
 
     /// Beside a disk there is no image: what would be its name is the program's.
     fn program(&self) -> Vec<String> {
-        let name = self.image.iter().filter(|_| self.disk.is_some());
-        name.chain(&self.command).cloned().collect()
+        let image = usize::from(self.disk.is_none());
+        self.words.iter().skip(image).cloned().collect()
     }
 }
 
@@ -463,6 +475,9 @@ mod tests {
         };
         let says = |image: &str, command: &str| (image.to_owned(), command.to_owned());
         assert_eq!(spec_of(&["box:1", "ls", "-l"]), says("box:1", "ls -l"));
+        // What is not said before the image is the program's.
+        assert_eq!(spec_of(&["box:1", "--rm", "-l"]), says("box:1", "--rm -l"));
+        assert!(spec(&["--no-such-option", "box:1"]).is_none());
         assert_eq!(spec_of(&["--disk", "/d", "ls", "-l"]), says("/d", "ls -l"));
         assert_eq!(spec_of(&["--disk", "/d", "-e", "A=1", "env"]), says("/d", "env"));
         assert_eq!(spec_of(&["--disk", "/d"]), says("/d", ""));
