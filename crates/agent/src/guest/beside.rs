@@ -48,8 +48,8 @@ pub fn begin(arguments: &[OsString]) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Returns when the agent has taken away everything that came with it.
-#[expect(clippy::zombie_processes, reason = "who this process becomes waits for the agent")]
+/// Returns when the agent has taken away everything that came with it. Who this process becomes
+/// waits for the agent's end, as for that of all programs.
 fn start_agent() -> io::Result<()> {
     let mut command = Command::new(BESIDE_AGENT);
     command.arg0(NAME).arg("beside").env_clear().stdin(Stdio::inherit()).stdout(Stdio::piped());
@@ -114,7 +114,7 @@ impl Waiting {
         move_into_link_name_space(mounts.as_fd(), Some(LinkNameSpaceType::Mount))?;
         rustix::process::fchdir(&root)?;
         rustix::process::chroot(".")?;
-        Ok(std::env::set_current_dir("/")?)
+        std::env::set_current_dir("/")
     }
 }
 

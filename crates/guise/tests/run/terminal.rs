@@ -43,6 +43,18 @@ impl Terminal {
         self.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
     }
 
+    /// Changes its size, as a window's user does.
+    fn resize(&self, rows: u16, columns: u16) {
+        let script = self.child.id();
+        let children = format!("/proc/{script}/task/{script}/children");
+        let child = std::fs::read_to_string(children).unwrap();
+        let terminal = format!("/proc/{}/fd/0", child.trim());
+        let terminal = std::fs::File::options().read(true).write(true).open(terminal).unwrap();
+        let size =
+            rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(terminal, size).unwrap();
+    }
+
     pub fn until(&self, home: &Home, text: &str) {
         self.until_within(PATIENCE, home, text);
     }
@@ -70,6 +82,9 @@ fn a_shell_on_a_terminal(guise: Guise) {
     terminal.until(&home, "end-42");
     let shown = terminal.shown.lock().unwrap().clone();
     assert!(shown.contains("40 100") && shown.contains("/dev/pts/0"), "{shown}");
+    terminal.resize(50, 120);
+    terminal.type_in("until stty size | grep '50 120'; do sleep 0.1; done\n");
+    terminal.until(&home, "50 120\r\n");
     // Ctrl-C is the program's, not this command's.
     terminal.type_in("sh -c 'echo began-$((6*8)); exec sleep 1000'\n");
     terminal.until(&home, "began-48");

@@ -150,7 +150,7 @@ fn the_agent_comes_along_where_it_can() {
     assert_eq!(archive.len() % 512, 0);
     assert!(initrd.starts_with(&archive) && initrd.ends_with(b"070701 and so on"));
     assert_eq!(initrd.len(), archive.len() + 16);
-    assert!(archive.windows(5).any(|window| window == b"/own\0"));
+    assert!(archive.windows(4).any(|window| window == b"/own"));
 
     let (bootable, initrd) = extracted(Some("a file system"), "rdinit=/own");
     assert_eq!(bootable.command_line, "root=/dev/vda rdinit=/own console=ttyS0");
