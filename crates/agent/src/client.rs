@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::protocol::{
-    Clock, Decoder, Exit, Frame, FrameError, GUEST, Hello, Kind, Open, PIECE, Resize, SetUp,
+    Clock, Decoder, Exit, Frame, FrameError, GUEST, Hello, Kind, Mount, Open, PIECE, Resize, SetUp,
     Statistics, Stream, ToGuest, ToHost, VERSION, WINDOW, encode,
 };
 
@@ -125,7 +125,13 @@ impl Agent {
         self.done(&ToGuest::SetClock(clock), limit)
     }
 
-    /// Ends every process of the guest and brings its disks to rest.
+    /// Mounts folders of the host in a system of its own.
+    pub fn mount(&self, mounts: Vec<Mount>, limit: Duration) -> Result<(), AgentError> {
+        self.done(&ToGuest::Mount(mounts), limit)
+    }
+
+    /// Ends every process of the guest and brings its disks to rest; a system of its own is
+    /// asked to.
     pub fn shut_down(&self, limit: Duration) -> Result<(), AgentError> {
         self.done(&ToGuest::Shutdown, limit)
     }

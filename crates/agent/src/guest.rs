@@ -5,6 +5,7 @@
 //! further processes of the same program.
 //!
 //! - `init`: what the kernel leaves to do: `/dev`, the connection to the host; `modules`;
+//! - `beside`: the way into a system that boots by itself; `system`: what is asked of it;
 //! - `root`: the root file system and what is mounted in it; `files` writes names and
 //!   resolvers into its `/etc`;
 //! - `network`: addresses and routes; `statistics`;
@@ -14,6 +15,7 @@
 //! - `sys`: system calls that need unsafe code.
 
 pub mod archive;
+pub mod beside;
 mod cgroup;
 mod channel;
 mod files;
@@ -25,6 +27,7 @@ mod server;
 mod session;
 mod statistics;
 mod sys;
+pub mod system;
 mod user;
 
 use std::process::ExitCode;

@@ -20,7 +20,7 @@ pub use message::*;
 
 /// Raised when a message changes its meaning. The agent is of the same build as its host,
 /// so there is one version at a time.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Lists of modules in the initial RAM disk: what every guest loads, and what it loads for
 /// a disk to write to, for a network, for folders of the host.
@@ -28,6 +28,14 @@ pub const MODULES_OF_ALL: &str = "all";
 pub const MODULES_OF_DISKS: &str = "disks";
 pub const MODULES_OF_NETWORKS: &str = "networks";
 pub const MODULES_OF_SHARES: &str = "shares";
+
+/// What a system that boots by itself finds in its initial RAM disk besides its own: the agent,
+/// which the kernel starts first, with which program it is to go on as the first process, and
+/// by what the host will know it. All of it is gone before that program begins.
+pub const BESIDE: &str = "/.guise";
+pub const BESIDE_AGENT: &str = "/.guise/agent";
+pub const BESIDE_FIRST: &str = "/.guise/first";
+pub const BESIDE_SECRET: &str = "/.guise/secret";
 
 /// Data of one stream that may be under way.
 pub const WINDOW: u32 = 256 << 10;

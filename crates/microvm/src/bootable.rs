@@ -8,11 +8,13 @@
 //!
 //! All of it is what a guest wrote: sizes have a bound, and what is not understood is passed by.
 
+mod agent;
 mod contents;
 
 use std::cmp::Ordering;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -44,6 +46,8 @@ pub struct Bootable {
     pub kernel: PathBuf,
     pub initrd: Option<PathBuf>,
     pub command_line: String,
+    /// Why Guise's agent does not come along, where it does not.
+    pub no_agent: Option<&'static str>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -93,15 +97,36 @@ impl OnDisk {
     }
 }
 
-/// Finds what boots, and puts it into a folder.
-pub fn extract(disk: &Arc<dyn Node>, folder: &Path) -> Result<Bootable, BootableError> {
+/// Finds what boots, and puts it into a folder. Before the initial RAM disk goes the agent, which
+/// the host knows again by a secret.
+pub fn extract(
+    disk: &Arc<dyn Node>,
+    folder: &Path,
+    secret: &[u8],
+) -> Result<Bootable, BootableError> {
     let found = find(disk)?;
-    let initrd = found.initrd.map(|file| file.copy_to(folder.join("initrd"))).transpose()?;
-    Ok(Bootable {
-        kernel: found.kernel.copy_to(folder.join("vmlinuz"))?,
-        initrd,
-        command_line: found.command_line,
-    })
+    let kernel = found.kernel.copy_to(folder.join("vmlinuz"))?;
+    let plain = |initrd, command_line, why| {
+        Ok(Bootable { kernel: kernel.clone(), initrd, command_line, no_agent: Some(why) })
+    };
+    let Some(file) = found.initrd else {
+        return plain(None, found.command_line, "its disk has no initial RAM disk");
+    };
+    let place = folder.join("initrd");
+    let (words, first) = agent::with_it(&found.command_line);
+    let archive = agent::archive(&first, secret);
+    let mut initrd =
+        File::options().read(true).write(true).create(true).truncate(true).open(&place)?;
+    initrd.write_all(&archive)?;
+    file.copy(&mut initrd)?;
+    let mut head = [0; agent::HEAD];
+    let length = initrd.read_at(&mut head, archive.len() as u64)?;
+    if !agent::may_stand_before(&head[..length]) {
+        let place = file.copy_to(place)?;
+        let why = "its initial RAM disk is of a kind that nothing can be added to";
+        return plain(Some(place), found.command_line, why);
+    }
+    Ok(Bootable { kernel, initrd: Some(place), command_line: words, no_agent: None })
 }
 
 /// Reads everything that boots of a disk that was written in pieces, each with a place (of four

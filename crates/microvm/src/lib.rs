@@ -8,7 +8,8 @@
 //! - [`machine`]: a [`MicroVm`] from its making to its end: disks, network, the
 //!   connection to the agent;
 //! - [`vm`]: a [`Vm`] from its making to its end; [`bootable`] finds its kernel on its disk,
-//!   whose file systems [`volume`] reads, [`seed`] is what it is told at its first start;
+//!   whose file systems [`volume`] reads, [`seed`] is what it is told at its first start, [`link`]
+//!   leads to the agent that came along;
 //! - [`devices`]: disks, interfaces and shared folders of both.
 //!
 //! Nothing here needs privileges, and no program of the host is called.
@@ -18,6 +19,7 @@ mod cpio;
 pub mod devices;
 pub mod ext4;
 pub mod kernel;
+pub mod link;
 pub mod machine;
 mod modules;
 pub mod seed;

@@ -428,7 +428,7 @@ fn set_up(config: &MicroVmConfig, plugged: Option<Interface>) -> SetUp {
     }
 }
 
-fn now() -> Clock {
+pub(crate) fn now() -> Clock {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     Clock { seconds: now.tv_sec, nanoseconds: now.tv_nsec as u32 }
 }

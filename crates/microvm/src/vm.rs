@@ -3,7 +3,8 @@
 //! The kernel is the one on the disk, looked for again at every start, so that one which the
 //! guest has installed is the next to boot. What the guest writes goes to an overlay over the
 //! image. Its console is the serial port. One thread waits for the machine's end, and makes the
-//! machine anew when the guest restarts.
+//! machine anew when the guest restarts. The agent comes along in the initial RAM disk, and calls
+//! when the system has come up.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use guise_agent::client::Agent;
+use guise_agent::protocol::{Mount, VSOCK_PORT};
 use guise_devices::uart::Uart;
 use guise_disk::device::{BlockDevice, DeviceOptions};
 use guise_disk::format::{BackingReference, FormatKind};
@@ -21,15 +24,19 @@ use guise_machine::{BoardKind, BootSource, Ending, Machine, MachineConfig, Machi
 use guise_net::frame::{Counters, Network};
 use guise_net::switch::SwitchError;
 use guise_net::switch::client::SwitchPort;
+use guise_virtio::vsock::{FIRST_CID, Host, Vsock};
 
 use crate::bootable::{self, BootableError};
 use crate::devices::{self, Plug, SharedFolder, UserMode};
-use crate::machine::MicroVmError;
+use crate::link::{Link, LinkError, Secret};
+use crate::machine::{MicroVmError, now};
 
 const DISK: &str = "disk";
 const SEED: &str = "seed";
 /// How long what is typed waits for room at a time.
 const ROOM: Duration = Duration::from_millis(200);
+/// How long the agent may take to answer what it does at once.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a VM is made of.
 #[derive(Clone, Debug)]
@@ -46,6 +53,8 @@ pub struct VmConfig {
     pub network: Option<UserMode>,
     pub plug: Option<Plug>,
     pub shares: Vec<SharedFolder>,
+    /// What of them is mounted, where the guest has not done so when it is up.
+    pub mounts: Vec<Mount>,
 }
 
 /// A disk image that is not written, and the file that takes what its guest writes.
@@ -143,6 +152,8 @@ struct Parts {
     disk: BlockDevice,
     seed: BlockDevice,
     port: Option<Arc<Mutex<SwitchPort>>>,
+    sockets: Arc<Host>,
+    link: Arc<Link>,
 }
 
 /// A running VM. Dropping it switches it off, hard.
@@ -179,7 +190,10 @@ impl Vm {
         let seed = BlockDevice::open(&seed)?;
         let port = config.plug.as_ref().map(Plug::join).transpose()?;
         let console = Mutex::new(console);
-        let parts = Arc::new(Parts { engine, config, console, disk, seed, port });
+        let sockets = Host::private().map_err(MicroVmError::from)?;
+        let listener = sockets.listen(VSOCK_PORT).map_err(MicroVmError::from)?;
+        let link = Arc::new(Link::new(listener, config.mounts.clone()));
+        let parts = Arc::new(Parts { engine, config, console, disk, seed, port, sockets, link });
         let machine = Arc::new(parts.machine()?);
         machine.resume();
         let state = State { machine: Some(machine.clone()), ..State::default() };
@@ -204,12 +218,45 @@ impl Vm {
         Ok(())
     }
 
+    /// Lets it go on, and tells it how late it is.
     pub fn resume(&self) {
         let mut state = self.shared.lock();
-        if std::mem::take(&mut state.paused)
-            && let Some(machine) = &state.machine
-        {
+        if !std::mem::take(&mut state.paused) {
+            return;
+        }
+        if let Some(machine) = &state.machine {
             machine.resume();
+        }
+        drop(state);
+        if let Some(agent) = self.shared.parts.link.present()
+            && let Err(error) = agent.set_clock(now(), ANSWER_LIMIT)
+        {
+            tracing::warn!(%error, "a guest that goes on does not know how late it is");
+        }
+    }
+
+    /// The agent, for programs beside the system's own: it is waited for while the guest boots.
+    pub fn agent(&self) -> Result<Agent, LinkError> {
+        self.shared.parts.link.agent()
+    }
+
+    /// The agent, when the system is up.
+    pub fn up(&self) -> Result<Agent, LinkError> {
+        self.shared.parts.link.up()
+    }
+
+    /// The agent, if it is there, and the guest is not paused.
+    pub fn present(&self) -> Option<Agent> {
+        if self.shared.lock().paused { None } else { self.shared.parts.link.present() }
+    }
+
+    /// Asks the guest to switch itself off, in all ways there are.
+    pub fn ask_to_end(&self) {
+        self.press_power_button();
+        if let Some(agent) = self.present()
+            && let Err(error) = agent.shut_down(ANSWER_LIMIT)
+        {
+            tracing::debug!(%error, "the guest has only its power button");
         }
     }
 
@@ -290,7 +337,8 @@ impl Parts {
     fn machine(self: &Arc<Self>) -> Result<Machine, VmError> {
         let config = &self.config;
         let disk: Arc<dyn Node> = self.disk.node();
-        let bootable = bootable::extract(&disk, &config.folder)
+        let secret = Secret::new();
+        let bootable = bootable::extract(&disk, &config.folder, secret.bytes())
             .map_err(|source| VmError::NotBootable { path: config.disk.image.clone(), source })?;
         let options = MachineConfig {
             memory: config.memory,
@@ -312,11 +360,13 @@ impl Parts {
             devices::add_interface(&machine, port.clone(), welcome.mac, welcome.mtu)?;
         }
         devices::add_shares(&machine, &config.shares)?;
+        machine.add_device(Vsock::new(FIRST_CID, self.sockets.clone()))?;
         machine.boot(&BootSource {
             kernel: bootable.kernel,
             initrd: bootable.initrd,
             command_line: bootable.command_line,
         })?;
+        self.link.begin(secret, bootable.no_agent).map_err(VmError::Thread)?;
         Ok(machine)
     }
 }
@@ -335,6 +385,9 @@ impl Shared {
             }
             self.lock().machine = None;
             drop(machine);
+            let restarts = matches!(ending, Some(Ending::Reset));
+            let what = if restarts { "the guest has restarted" } else { "the guest has ended" };
+            self.parts.link.end(what);
             match ending {
                 Some(Ending::PowerOff | Ending::Left) | None => break Ok(()),
                 Some(Ending::Reset) => {}

@@ -95,6 +95,9 @@ pub trait Process: Send + Sync {
     /// Changes the terminal's size. Nothing happens where there is no terminal.
     fn resize(&self, size: Size) -> Result<(), BodyError>;
 
+    /// Waits until it has begun, where a system has to come up before.
+    fn await_start(&self) {}
+
     /// Waits for its end; any number of callers get the same answer.
     fn wait(&self) -> Result<Exit, BodyError>;
 }

@@ -18,6 +18,7 @@
 //! terminal  terminals, from the side of whoever sits at them
 //! container the container form
 //! machine   what machines of both forms are given
+//! guest     what the agent in a guest does for both
 //! microvm   the microVM form
 //! vm        the VM form
 //! wasm      the WebAssembly form, where the build has it
@@ -28,6 +29,7 @@ pub mod body;
 mod container;
 pub mod control;
 mod files;
+mod guest;
 pub mod jail;
 pub mod job;
 mod life;

@@ -13,7 +13,7 @@ use guise_container::jail::{Entered, Jail};
 use guise_container::state::timestamp;
 
 use crate::birth::{Midwife, News};
-use crate::body::{Body, Session};
+use crate::body::{Body, Process, Session};
 use crate::container;
 use crate::control::{self, Input, Open, Served};
 use crate::jail;
@@ -84,7 +84,7 @@ fn live(place: &Place, midwife: &mut Midwife) -> Result<(), ApiError> {
         }
     };
     midwife.tell(&News::Ready(warnings));
-    let limit = job.time_limit.map(|limit| TimeLimit::begin(limit, &body));
+    let limit = job.time_limit.map(|limit| TimeLimit::begin(limit, &body, &served.workload));
     let exit = served.workload.wait();
     let too_long = limit.and_then(TimeLimit::exceeded);
     join(pumps, LAST_WORDS);
@@ -100,7 +100,10 @@ fn live(place: &Place, midwife: &mut Midwife) -> Result<(), ApiError> {
             out_of_memory: exit == crate::body::Exit::OutOfMemory,
             error: None,
         },
-        Err(error) => Ended { exit_code: 125, out_of_memory: false, error: Some(error.into()) },
+        Err(error) => {
+            let exit_code = error.exit_code();
+            Ended { exit_code, out_of_memory: false, error: Some(error.into()) }
+        }
     };
     let end = End {
         life: job.life,
@@ -212,11 +215,12 @@ struct TimeLimit {
 }
 
 impl TimeLimit {
-    fn begin(limit: Duration, body: &Arc<dyn Body>) -> TimeLimit {
+    fn begin(limit: Duration, body: &Arc<dyn Body>, workload: &Arc<dyn Process>) -> TimeLimit {
         let (ended, end) = channel();
         let over = Arc::new(AtomicBool::new(false));
-        let (body, exceeded) = (body.clone(), over.clone());
+        let (body, workload, exceeded) = (body.clone(), workload.clone(), over.clone());
         std::thread::spawn(move || {
+            workload.await_start();
             if end.recv_timeout(limit) != Err(RecvTimeoutError::Timeout) {
                 return;
             }

@@ -4,10 +4,8 @@
 //! session with the agent. What the guest writes goes to a file in the instance's
 //! directory, an ext4 file system that the guest finds again in its next life.
 
-mod session;
-
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,25 +13,21 @@ use std::time::Duration;
 use guise_engine::{CpuModel, Engine};
 use guise_microvm::devices::{SharedFolder, UserMode};
 use guise_microvm::machine::WritableLayer;
-use guise_microvm::protocol::{Exit as GuestExit, Mount, Open, Source, Stream, Task};
+use guise_microvm::protocol::{Mount, Source};
 use guise_microvm::{MicroVm as Guest, MicroVmConfig, PreparedKernel, ext4};
 
 use crate::body::{Body, BodyError, Program, Session, Stats, failed, system};
+use crate::guest::{Capped, Running, copy_in, copy_out};
 use crate::job::{self, Job};
 use crate::machine;
-use session::Running;
 
 /// What it is called where something is refused.
 const FORM: &str = "a microVM";
 /// What a guest gets where nothing is said.
 const DEFAULT_MEMORY: u64 = 512 << 20;
 const DEFAULT_DISK: u64 = 10 << 30;
-/// Of what a kernel says, so much is kept on the host.
-const KERNEL_LOG: usize = 1 << 20;
 /// How long a guest may take to bring its disks to rest.
 const REST: Duration = Duration::from_secs(30);
-/// Of what the agent says about a failed copy.
-const LONGEST_COMPLAINT: usize = 4096;
 
 pub struct MicroVm {
     engine: Box<dyn Engine>,
@@ -138,63 +132,21 @@ impl MicroVm {
     fn guest(&self) -> Result<Arc<Guest>, BodyError> {
         self.lock().guest.clone().ok_or(BodyError::NotRunning)
     }
-
-    /// Runs one of the agent's own tasks to its end, with the streams as given.
-    fn copy(
-        &self,
-        task: Task,
-        input: Option<&mut dyn Read>,
-        output: &mut dyn Write,
-    ) -> Result<(), BodyError> {
-        let guest = self.guest()?;
-        let open = Open { task, input: input.is_some(), ..Open::default() };
-        let session = guest.agent().open(&open).map_err(failed)?;
-        let mut result = Ok(());
-        if let Some(input) = input {
-            let mut buffer = vec![0; 64 << 10];
-            loop {
-                match input.read(&mut buffer) {
-                    Ok(0) => break,
-                    Ok(length) => session.write(&buffer[..length]).map_err(failed)?,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => {
-                        result = Err(system("read the archive")(error));
-                        break;
-                    }
-                }
-            }
-            session.close_input().map_err(failed)?;
-        }
-        while let Some(bytes) = session.read(Stream::Output).map_err(failed)? {
-            // On a failure the session is dropped, which ends the task.
-            result?;
-            result = output.write_all(&bytes).map_err(system("write the archive"));
-        }
-        let (_, complaint, exit) = session.collect(LONGEST_COMPLAINT).map_err(failed)?;
-        match exit {
-            GuestExit::Code(0) => result,
-            _ => {
-                let complaint = String::from_utf8_lossy(&complaint);
-                let complaint = complaint.trim().trim_start_matches("guise-agent: ");
-                Err(BodyError::Failed(complaint.to_owned()))
-            }
-        }
-    }
 }
 
 impl Body for MicroVm {
     fn start(&self) -> Result<Session, BodyError> {
-        let log = fs::File::create(&self.kernel_log).map_err(system("write the kernel's log"))?;
-        let log = Box::new(Capped { file: log, left: KERNEL_LOG });
+        let log = Capped::create(&self.kernel_log).map_err(system("write the kernel's log"))?;
+        let log = Box::new(log);
         let guest = Arc::new(Guest::start(&*self.engine, &self.config, log).map_err(failed)?);
         self.lock().guest = Some(guest.clone());
-        let (session, running) = Running::start(&guest, &self.program)?;
+        let (session, running) = Running::start(guest.agent(), &self.program)?;
         self.lock().workload = Some(running);
         Ok(session)
     }
 
     fn open(&self, program: &Program) -> Result<Session, BodyError> {
-        Running::start(&*self.guest()?, program).map(|(session, _)| session)
+        Running::start(self.guest()?.agent(), program).map(|(session, _)| session)
     }
 
     fn pause(&self) -> Result<(), BodyError> {
@@ -239,11 +191,11 @@ impl Body for MicroVm {
     }
 
     fn copy_out(&self, path: &str, archive: &mut dyn Write) -> Result<(), BodyError> {
-        self.copy(Task::Export { path: path.to_owned() }, None, archive)
+        copy_out(self.guest()?.agent(), path, archive)
     }
 
     fn copy_in(&self, path: &str, archive: &mut dyn Read) -> Result<(), BodyError> {
-        self.copy(Task::Import { path: path.to_owned() }, Some(archive), &mut io::sink())
+        copy_in(self.guest()?.agent(), path, archive)
     }
 
     fn clean_up(&self) -> Result<(), BodyError> {
@@ -263,23 +215,4 @@ fn rest(guest: &Guest, paused: bool) -> Result<(), BodyError> {
         guest.resume().map_err(failed)?;
     }
     guest.shut_down(REST).map_err(failed)
-}
-
-/// A file that takes no more than so many bytes; the rest goes nowhere.
-struct Capped {
-    file: fs::File,
-    left: usize,
-}
-
-impl Write for Capped {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let length = bytes.len().min(self.left);
-        self.file.write_all(&bytes[..length])?;
-        self.left -= length;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -1,44 +1,73 @@
 //! The VM form: a disk that boots by itself.
 //!
-//! What is inside is a system of its own, and is told nothing but what its first start asks for:
-//! its console is the instance's terminal, its power button is how it is asked to end.
+//! What is inside is a system of its own. Its console is the instance's terminal, unless a program
+//! was named: then that is what the instance is, from when the system is up to when it is
+//! switched off. Other programs, and files, go through the agent that came along.
+
+mod workload;
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use guise_engine::{CpuModel, Engine};
-use guise_microvm::devices::UserMode;
+use guise_microvm::devices::{SharedFolder, UserMode};
+use guise_microvm::protocol::{Mount, Source};
 use guise_microvm::seed::{Folder, Seed};
 use guise_microvm::vm::Overlay;
-use guise_microvm::{Vm as Guest, VmConfig};
+use guise_microvm::{Agent, Vm as Guest, VmConfig};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::body::{
     Body, BodyError, Exit, Process, Program, Session, Size, Stats, failed, system, unsupported,
 };
+use crate::guest::{Capped, Running, copy_in, copy_out};
 use crate::job::{self, Job};
 use crate::machine;
+use workload::Workload;
 
 /// What a guest gets where nothing is said.
 const DEFAULT_MEMORY: u64 = 1 << 30;
 /// Signals that ask: SIGHUP, SIGINT, SIGTERM, SIGPWR.
 const ASKING: [i32; 4] = [1, 2, 15, 30];
 const SIGKILL: i32 = 9;
+/// How long a system may take to switch itself off when its program has ended.
+const REST: Duration = Duration::from_secs(90);
+/// How long the agent may take to tell something.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 pub struct Vm {
     config: VmConfig,
+    /// Nothing to run is the system itself.
+    program: Program,
+    stop_signal: i32,
+    console_log: PathBuf,
+    /// Whatever it wrote goes with it.
+    leaves_nothing: bool,
     /// Until it starts.
     engine: Mutex<Option<Box<dyn Engine>>>,
-    running: Mutex<Option<Arc<Running>>>,
+    life: Mutex<Option<Life>>,
 }
 
-/// A guest, to those who wait for it.
-struct Running {
-    guest: Guest,
+/// A guest, and what of it the instance is.
+#[derive(Clone)]
+struct Life {
+    guest: Arc<Guest>,
+    is: Is,
+}
+
+#[derive(Clone)]
+enum Is {
+    System(Arc<System>),
+    Program(Arc<Workload>),
+}
+
+/// The system, to those who wait for its end.
+struct System {
+    guest: Arc<Guest>,
     killed: AtomicBool,
 }
 
@@ -74,12 +103,16 @@ impl Vm {
         };
         disk.make(job.resources.disk_bytes).map_err(failed)?;
         let seed = job.state.join("seed.img");
-        let folder =
-            |(mount, share): (&job::Mount, &guise_microvm::devices::SharedFolder)| Folder {
-                tag: share.tag.clone(),
-                target: mount.target.clone(),
-                read_only: mount.read_only,
-            };
+        let folder = |(mount, share): (&job::Mount, &SharedFolder)| Folder {
+            tag: share.tag.clone(),
+            target: mount.target.clone(),
+            read_only: mount.read_only,
+        };
+        let mount = |(mount, share): (&job::Mount, &SharedFolder)| Mount {
+            source: Source::Share(share.tag.clone()),
+            target: mount.target.clone(),
+            read_only: mount.read_only,
+        };
         let told = Seed {
             id: &job.id,
             host_name: &job.host_name,
@@ -97,29 +130,77 @@ impl Vm {
             model: CpuModel::Host,
             network,
             plug: job.plug.as_ref().map(machine::plug),
+            mounts: job.mounts.iter().zip(&shares).map(mount).collect(),
             shares,
         };
-        let engine = Mutex::new(Some(engine));
-        Ok((Vm { config, engine, running: Mutex::default() }, warnings))
+        let body = Vm {
+            config,
+            program: job.program.clone(),
+            stop_signal: job.stop_signal,
+            console_log: job.state.join("console.log"),
+            leaves_nothing: job.ephemeral && job.mounts.is_empty(),
+            engine: Mutex::new(Some(engine)),
+            life: Mutex::default(),
+        };
+        Ok((body, warnings))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<Running>>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Option<Life>> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn running(&self) -> Result<Arc<Running>, BodyError> {
+    fn life(&self) -> Result<Life, BodyError> {
         self.lock().clone().ok_or(BodyError::NotRunning)
     }
+
+    fn guest(&self) -> Result<Arc<Guest>, BodyError> {
+        Ok(self.life()?.guest)
+    }
+
+    fn agent(&self) -> Result<Agent, BodyError> {
+        self.guest()?.agent().map_err(failed)
+    }
+
+    /// The instance is the system, and its console.
+    fn start_system(&self, engine: Box<dyn Engine>) -> Result<Session, BodyError> {
+        let (output, console) = pipe_with(PipeFlags::CLOEXEC)
+            .map_err(|error| system("make the console")(error.into()))?;
+        let guest = Guest::start(engine, self.config.clone(), Box::new(File::from(console)))
+            .map_err(failed)?;
+        let keyboard = guest.keyboard();
+        let guest = Arc::new(guest);
+        let system = Arc::new(System { guest: guest.clone(), killed: AtomicBool::new(false) });
+        *self.lock() = Some(Life { guest, is: Is::System(system.clone()) });
+        Ok(Session {
+            stdin: Some(Box::new(keyboard)),
+            stdout: Some(Box::new(File::from(output))),
+            stderr: None,
+            process: system,
+        })
+    }
+
+    /// The instance is a program in the system.
+    fn start_program(&self, engine: Box<dyn Engine>) -> Result<Session, BodyError> {
+        let log = Capped::create(&self.console_log).map_err(system("write the console's log"))?;
+        let guest = Guest::start(engine, self.config.clone(), Box::new(log)).map_err(failed)?;
+        let guest = Arc::new(guest);
+        let (program, console) = (self.program.clone(), self.console_log.clone());
+        let (session, workload) = Workload::begin(program, console, guest.clone())?;
+        *self.lock() = Some(Life { guest, is: Is::Program(workload) });
+        Ok(session)
+    }
 }
 
-fn no_agent(what: &str) -> BodyError {
-    unsupported(
-        &format!("{what} a VM, which is a system of its own"),
-        "use its console (guise attach), ssh through a published port, or a volume",
-    )
+/// Has a guest switch itself off.
+fn rest(guest: &Guest) {
+    guest.resume();
+    guest.ask_to_end();
+    if guest.wait(Some(REST)).is_none() {
+        eprintln!("a guest did not switch itself off within {REST:?}");
+    }
 }
 
-impl Process for Running {
+impl Process for System {
     fn signal(&self, signal: i32) -> Result<(), BodyError> {
         match signal {
             0 => {}
@@ -156,38 +237,33 @@ impl Body for Vm {
     fn start(&self) -> Result<Session, BodyError> {
         let mut engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
         let engine = engine.take().ok_or(BodyError::NotRunning)?;
-        let (output, console) = pipe_with(PipeFlags::CLOEXEC)
-            .map_err(|error| system("make the console")(error.into()))?;
-        let guest = Guest::start(engine, self.config.clone(), Box::new(File::from(console)))
-            .map_err(failed)?;
-        let keyboard = guest.keyboard();
-        let running = Arc::new(Running { guest, killed: AtomicBool::new(false) });
-        *self.lock() = Some(running.clone());
-        Ok(Session {
-            stdin: Some(Box::new(keyboard)),
-            stdout: Some(Box::new(File::from(output))),
-            stderr: None,
-            process: running,
-        })
+        match self.program.argv.is_empty() {
+            true => self.start_system(engine),
+            false => self.start_program(engine),
+        }
     }
 
-    fn open(&self, _: &Program) -> Result<Session, BodyError> {
-        Err(no_agent("a program in"))
+    fn open(&self, program: &Program) -> Result<Session, BodyError> {
+        Running::start(&self.agent()?, program).map(|(session, _)| session)
     }
 
     fn pause(&self) -> Result<(), BodyError> {
-        self.running()?.guest.pause().map_err(failed)
+        self.guest()?.pause().map_err(failed)
     }
 
     fn resume(&self) -> Result<(), BodyError> {
-        self.running()?.guest.resume();
+        self.guest()?.resume();
         Ok(())
     }
 
     fn stats(&self) -> Result<Stats, BodyError> {
-        let traffic = self.running()?.guest.traffic();
+        let guest = self.guest()?;
+        // One that still boots tells nothing, nor does one that is paused.
+        let inside = guest.present().and_then(|agent| agent.statistics(ANSWER_LIMIT).ok());
+        let traffic = guest.traffic();
         Ok(Stats {
             memory_limit: Some(self.config.memory),
+            processes: inside.map(|inside| inside.processes),
             network_received_bytes: traffic.map(|traffic| traffic.bytes_out),
             network_sent_bytes: traffic.map(|traffic| traffic.bytes_in),
             ..Stats::of_this_process()
@@ -195,29 +271,43 @@ impl Body for Vm {
     }
 
     fn stop(&self, grace: Duration) -> Result<(), BodyError> {
-        let running = self.running()?;
-        running.guest.resume();
-        if !grace.is_zero() {
-            running.guest.press_power_button();
-            if running.guest.wait(Some(grace)).is_some() {
-                return Ok(());
+        let Life { guest, is } = self.life()?;
+        guest.resume();
+        match is {
+            Is::System(system) => {
+                if !grace.is_zero() {
+                    guest.ask_to_end();
+                    if guest.wait(Some(grace)).is_some() {
+                        return Ok(());
+                    }
+                }
+                system.signal(SIGKILL)
             }
+            Is::Program(workload) if !workload.is_over() => workload.stop(self.stop_signal, grace),
+            // Its system is switching itself off, and may be given no time for that.
+            Is::Program(_) if grace.is_zero() => guest.switch_off().map_err(failed),
+            Is::Program(_) => Ok(()),
         }
-        running.signal(SIGKILL)
     }
 
-    fn copy_out(&self, _: &str, _: &mut dyn Write) -> Result<(), BodyError> {
-        Err(no_agent("copying out of"))
+    fn copy_out(&self, path: &str, archive: &mut dyn Write) -> Result<(), BodyError> {
+        copy_out(&self.agent()?, path, archive)
     }
 
-    fn copy_in(&self, _: &str, _: &mut dyn Read) -> Result<(), BodyError> {
-        Err(no_agent("copying into"))
+    fn copy_in(&self, path: &str, archive: &mut dyn Read) -> Result<(), BodyError> {
+        copy_in(&self.agent()?, path, archive)
     }
 
     fn clean_up(&self) -> Result<(), BodyError> {
-        match self.lock().take() {
-            Some(running) => running.guest.switch_off().map_err(failed),
-            None => Ok(()),
+        let Ok(Life { guest, is }) = self.life() else { return Ok(()) };
+        if let Is::Program(workload) = is
+            && workload.has_begun()
+            && !self.leaves_nothing
+        {
+            rest(&guest);
         }
+        let result = guest.switch_off().map_err(failed);
+        *self.lock() = None;
+        result
     }
 }

@@ -15,7 +15,7 @@ use super::channel::Channel;
 use super::root::MountedRoot;
 use super::session::{Port, Session};
 use super::sys::ChildSignals;
-use super::{files, init, modules, network, root, statistics, sys};
+use super::{files, init, modules, network, root, statistics, sys, system};
 
 /// More than this many processes at once are not started for the host.
 const MOST_SESSIONS: usize = 1024;
@@ -34,6 +34,8 @@ pub struct Server {
     root: Option<MountedRoot>,
     /// Where processes that the host starts are limited.
     cgroup: Option<Cgroup>,
+    /// What the host knows this agent by, where it is beside a system of its own.
+    secret: Option<Vec<u8>>,
 }
 
 /// What a descriptor that `poll` looks at belongs to.
@@ -47,7 +49,13 @@ enum Watched {
 impl Server {
     pub fn new(channel: Channel) -> io::Result<Self> {
         let children = ChildSignals::open()?;
-        Ok(Server { channel, children, sessions: BTreeMap::new(), root: None, cgroup: None })
+        let sessions = BTreeMap::new();
+        Ok(Server { channel, children, sessions, root: None, cgroup: None, secret: None })
+    }
+
+    /// The same beside a system of its own.
+    pub fn beside(channel: Channel, secret: Vec<u8>) -> io::Result<Self> {
+        Ok(Server { secret: Some(secret), ..Self::new(channel)? })
     }
 
     pub fn run(&mut self) -> io::Result<End> {
@@ -58,6 +66,7 @@ impl Server {
                 version: VERSION,
                 kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
                 uptime_ms: uptime.tv_sec as u64 * 1000 + uptime.tv_nsec as u64 / 1_000_000,
+                secret: self.secret.clone().unwrap_or_default(),
             }),
         );
         loop {
@@ -143,6 +152,8 @@ impl Server {
                 self.channel.send(GUEST, &ToHost::Statistics(statistics::read()));
                 return Ok(None);
             }
+            ToGuest::Mount(mounts) if self.secret.is_some() => system::mount_all(&mounts),
+            ToGuest::Shutdown if self.secret.is_some() => system::power_off(),
             ToGuest::Shutdown => {
                 let result = self.shut_down().map_err(|error| error.to_string());
                 self.channel.send(GUEST, &ToHost::Done(result));

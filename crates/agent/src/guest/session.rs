@@ -20,7 +20,7 @@ use super::statistics::memory_kills;
 use super::sys;
 use super::user::User;
 
-const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Room for input is granted anew when so much has been taken.
 const GRANT: u32 = WINDOW / 4;
 
@@ -272,6 +272,11 @@ fn command(open: &Open, cgroup: Option<&Cgroup>) -> Result<Command, Exit> {
         Task::Import { path } => {
             let mut command = Command::new(program);
             command.args(["import", path]);
+            command
+        }
+        Task::AwaitSystem => {
+            let mut command = Command::new(program);
+            command.arg("await-system");
             command
         }
     };

@@ -22,8 +22,12 @@ pub enum ToGuest {
     /// Answered with `Done`.
     SetClock(Clock),
     /// Ends every process and brings the file systems to rest; answered with `Done`, after
-    /// which the guest switches itself off.
+    /// which the guest switches itself off. A system of its own is told to do so itself, and
+    /// answers before it does.
     Shutdown,
+    /// Mounts folders of the host in a system of its own, where it has not done so itself;
+    /// answered with `Done`.
+    Mount(Vec<Mount>),
 }
 
 /// From the guest.
@@ -64,6 +68,8 @@ pub struct Hello {
     pub kernel: String,
     /// How long the kernel has been running.
     pub uptime_ms: u64,
+    /// What the agent beside a system of its own was given: there, others can call too.
+    pub secret: Vec<u8>,
 }
 
 /// An output stream of a session. A terminal has the first alone.
@@ -116,6 +122,8 @@ pub enum Task {
     Export { path: String },
     /// Unpacks a tar archive from the input into a directory.
     Import { path: String },
+    /// Ends when a system of its own is up.
+    AwaitSystem,
 }
 
 /// How a session ended.

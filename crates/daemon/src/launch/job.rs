@@ -39,7 +39,7 @@ pub fn of(
     choose::check(guise, content)?;
     let (form, program) = match &image {
         Some(image) => of_image(daemon, spec, guise, image, console)?,
-        None => (of_disk(spec)?, at_console(spec, console)?),
+        None => (of_disk(spec)?, in_system(spec, console)?),
     };
     let process = image.and_then(|image| image.config.config).unwrap_or_default();
     let stop_signal = spec.stop_signal.clone().or(Some(process.stop_signal.clone()));
@@ -204,20 +204,25 @@ fn of_disk(spec: &InstanceSpec) -> Result<Form, ApiError> {
     })
 }
 
-/// What sits at a VM's console: nothing that is said of a program is for a system.
-fn at_console(spec: &InstanceSpec, console: Option<Size>) -> Result<Program, ApiError> {
-    let says = !spec.command.is_empty()
-        || spec.entrypoint.is_some()
-        || !spec.env.is_empty()
-        || spec.user.is_some()
-        || spec.workdir.is_some();
-    if says {
-        return Err(ApiError::invalid("a VM runs what is on its disk")
-            .hint("leave the program and its settings away, or tell cloud-init with --user-data")
+/// The program that a VM is there for; none is the system itself, which nothing that is said of
+/// a program is for.
+fn in_system(spec: &InstanceSpec, console: Option<Size>) -> Result<Program, ApiError> {
+    let argv: Vec<String> =
+        spec.entrypoint.iter().flatten().chain(&spec.command).cloned().collect();
+    let says = !spec.env.is_empty() || spec.user.is_some() || spec.workdir.is_some();
+    if argv.is_empty() && says {
+        return Err(ApiError::invalid("a VM without a program runs what is on its disk")
+            .hint("name a program, or tell cloud-init what to do with --user-data")
             .exit_code(125));
     }
-    let terminal = spec.tty.then(|| console.unwrap_or_default());
-    Ok(Program { terminal, stdin: spec.stdin, ..Program::default() })
+    Ok(Program {
+        argv,
+        env: spec.env.clone(),
+        cwd: spec.workdir.clone().unwrap_or_default(),
+        user: spec.user.clone().unwrap_or_default(),
+        terminal: spec.tty.then(|| console.unwrap_or_default()),
+        stdin: spec.stdin,
+    })
 }
 
 /// What a program calls itself that has no path in an image.

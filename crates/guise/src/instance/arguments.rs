@@ -10,14 +10,28 @@ use guise_api::{Engine, Guise, InstanceSpec, Mount, Network, Port, Protocol, Res
 use crate::Failure;
 use crate::image::parse_size;
 
+/// How `run` and `create` are used, as words say it that stand for several things.
+macro_rules! usage {
+    ($command:literal) => {
+        concat!(
+            "guise ",
+            $command,
+            " [OPTIONS] IMAGE [PROGRAM [ARGUMENT]...]\n       guise ",
+            $command,
+            " [OPTIONS] --disk FILE [PROGRAM [ARGUMENT]...]"
+        )
+    };
+}
+
 /// Make an instance of an image and start it
 #[derive(Args)]
-#[command(after_help = "Examples:
+#[command(override_usage = usage!("run"), after_help = "Examples:
   guise run -it debian:12 sh
   guise run --rm debian:12 true
   guise run -d --name web -v data:/srv -e MODE=fast registry.example/web:1
   guise run --rm -v data:/data ./app.wasm first second
   guise run -it --disk debian.qcow2 --ssh-key ~/.ssh/id_ed25519.pub -p 2222:22
+  guise run --rm --disk debian.qcow2 -e MODE=fast sh -c 'uname -r; echo $MODE'
   guise run --rm --timeout 60 debian:12 sh -c 'might take for ever'
   guise run --explain debian:12")]
 pub struct Run {
@@ -36,6 +50,7 @@ pub struct Run {
 
 /// Make an instance without starting it
 #[derive(Args)]
+#[command(override_usage = usage!("create"))]
 pub struct Create {
     #[command(flatten)]
     pub options: Options,
@@ -46,7 +61,8 @@ pub struct Options {
     /// What to run it as: auto, container, microvm, vm or wasm
     #[arg(long = "as", value_name = "GUISE", default_value = "auto", value_parser = parse_guise)]
     guise: Guise,
-    /// A disk image, of any format, that boots by itself, as a VM; it is not written
+    /// A disk image, of any format, that boots by itself, as a VM, in place of IMAGE; it is not
+    /// written. A program that is named runs when the system is up, which then ends with it
     #[arg(long, value_name = "FILE")]
     disk: Option<PathBuf>,
     /// What cloud-init is to do in a VM
@@ -131,12 +147,10 @@ pub struct Options {
     /// Whether to fetch the image: missing, always, never
     #[arg(long, default_value = "missing", value_parser = ["missing", "always", "never"])]
     pub pull: String,
-    /// What to run: debian:12, registry.example/app:1, ./app.wasm
-    #[arg(required_unless_present = "disk", conflicts_with = "disk")]
-    image: Option<String>,
-    /// The program and its arguments [default: the image's]
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    command: Vec<String>,
+    /// What to run (debian:12, registry.example/app:1, ./app.wasm), unless that is --disk, and the
+    /// program and its arguments [default: the image's; a VM's whole system]; no options follow
+    #[arg(required_unless_present = "disk", trailing_var_arg = true, value_name = "WORDS")]
+    words: Vec<String>,
 }
 
 impl Options {
@@ -184,7 +198,7 @@ impl Options {
             ssh_keys: ssh_keys(&self.ssh_key)?,
             engine: self.engine,
             entrypoint: self.entrypoint.clone().map(|program| vec![program]),
-            command: self.command.clone(),
+            command: self.program(),
             env: with_values(env),
             user: self.user.clone(),
             workdir: self.workdir.clone(),
@@ -216,7 +230,16 @@ impl Options {
 impl Options {
     /// As it was said; nothing where a disk was.
     pub fn image_name(&self) -> &str {
-        self.image.as_deref().unwrap_or_default()
+        match self.disk {
+            Some(_) => "",
+            None => self.words.first().map_or("", String::as_str),
+        }
+    }
+
+    /// Beside a disk there is no image: what would be its name is the program's.
+    fn program(&self) -> Vec<String> {
+        let image = usize::from(self.disk.is_none());
+        self.words.iter().skip(image).cloned().collect()
     }
 }
 
@@ -434,6 +457,32 @@ fn parse_port(said: &str) -> Result<Port, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_stands_in_place_of_an_image() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            run: Run,
+        }
+        let spec = |words: &[&str]| {
+            let line = <Line as clap::Parser>::try_parse_from([&["run"], words].concat());
+            line.ok().and_then(|line| line.run.options.spec().ok())
+        };
+        let spec_of = |words: &[&str]| {
+            let spec = spec(words).unwrap();
+            (spec.image, spec.command.join(" "))
+        };
+        let says = |image: &str, command: &str| (image.to_owned(), command.to_owned());
+        assert_eq!(spec_of(&["box:1", "ls", "-l"]), says("box:1", "ls -l"));
+        // What is not said before the image is the program's.
+        assert_eq!(spec_of(&["box:1", "--rm", "-l"]), says("box:1", "--rm -l"));
+        assert!(spec(&["--no-such-option", "box:1"]).is_none());
+        assert_eq!(spec_of(&["--disk", "/d", "ls", "-l"]), says("/d", "ls -l"));
+        assert_eq!(spec_of(&["--disk", "/d", "-e", "A=1", "env"]), says("/d", "env"));
+        assert_eq!(spec_of(&["--disk", "/d"]), says("/d", ""));
+        assert!(spec(&[]).is_none() && spec(&["--as", "microvm", "--disk", "/d"]).is_none());
+    }
 
     #[test]
     fn mounts_ports_and_policies_as_people_write_them() {

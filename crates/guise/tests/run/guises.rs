@@ -5,7 +5,9 @@ use crate::home::{BOX, Guise, Home, not_run};
 /// What one writes the other sees, at once.
 #[test]
 fn guises_share_volumes() {
-    let Some(home) = Home::new("mixed", Guise::Microvm) else { return };
+    let Some(mut home) = Home::new("mixed", Guise::Microvm) else { return };
+    let disk = home.disk();
+    let disk = disk.to_str().unwrap();
     let begin = |options: &[&str], program: &[&str]| {
         let volume = ["-d", "-v", "data:/srv", BOX];
         home.good(&[options, &volume[..], program].concat());
@@ -13,14 +15,21 @@ fn guises_share_volumes() {
     let script = "echo from the container > /srv/one; exec sleep 1000";
     begin(&["run", "--as", "container", "--name", "c"], &["sh", "-c", script]);
     begin(&["run", "--name", "m"], &["sleep", "1000"]);
+    let vm = ["run", "-d", "--as", "vm", "--engine", "soft", "--name", "v", "-v", "data:/srv"];
+    home.good(&[&vm[..], &["--disk", disk]].concat());
     home.until("the volume leads into the machine", || {
         home.guise(&["exec", "m", "cat", "/srv/one"]).out == "from the container\n"
     });
     home.good(&["exec", "m", "sh", "-c", "echo from the machine > /srv/two; mkdir /srv/folder"]);
     assert_eq!(home.good(&["exec", "c", "cat", "/srv/two"]), "from the machine");
     assert_eq!(home.good(&["exec", "c", "ls", "/srv"]), "folder\none\ntwo");
+    assert_eq!(home.good(&["exec", "v", "cat", "/srv/one"]), "from the container");
+    home.good(&["exec", "v", "sh", "-c", "echo from the system > /srv/two"]);
+    assert_eq!(home.good(&["exec", "c", "cat", "/srv/two"]), "from the system");
+    assert_eq!(home.good(&["exec", "m", "cat", "/srv/two"]), "from the system");
     assert_eq!(home.inspect("c")["status"]["guise"], "container");
     assert_eq!(home.inspect("m")["status"]["guise"], "microvm");
+    assert_eq!(home.inspect("v")["status"]["guise"], "vm");
     // A single file cannot be shared so, which is said before anything runs.
     let file = format!("{}:/box.tar", home.path("box.tar").display());
     let said = home.guise(&["run", "--rm", "-v", &file, BOX, "true"]);
@@ -31,7 +40,7 @@ fn guises_share_volumes() {
 /// A network is the same to all that are in it.
 #[test]
 fn guises_find_each_other_by_name() {
-    let Some(home) = Home::new("among", Guise::Microvm) else { return };
+    let Some(mut home) = Home::new("among", Guise::Microvm) else { return };
     if !std::path::Path::new("/dev/net/tun").exists() {
         not_run("containers on a named network", "this host has no /dev/net/tun");
         return;
@@ -43,7 +52,11 @@ fn guises_find_each_other_by_name() {
         let program = [BOX, "sh", "-c", serve];
         home.good(&[&["run", "-d"][..], guise.options(), &network[..], &program[..]].concat());
     }
-    for (from, to) in [("one", "two"), ("two", "one")] {
+    let vm = ["run", "-d", "--as", "vm", "--engine", "soft", "--network", "lab", "--name", "three"];
+    let disk = home.disk();
+    let system = ["--hostname", "three", "--disk", disk.to_str().unwrap(), "sh", "-c", serve];
+    home.good(&[&vm[..], &system].concat());
+    for (from, to) in [("one", "two"), ("two", "one"), ("one", "three"), ("three", "two")] {
         // A static busybox resolves names in nslookup only.
         let script = format!(
             "a=$(nslookup {to} | grep -A1 ^Name | grep -o '[0-9.]*$' | tail -n 1) && \
@@ -54,7 +67,7 @@ fn guises_find_each_other_by_name() {
             home.guise(&ask).out.trim_end().ends_with(to)
         });
     }
-    home.good(&["rm", "-f", "one", "two"]);
+    home.good(&["rm", "-f", "one", "two", "three"]);
     home.good(&["network", "rm", "lab"]);
 }
 

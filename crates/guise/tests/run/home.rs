@@ -5,14 +5,16 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use guise_image::tar::{Entry, Kind, Writer};
 use guise_testkit::assets::Kernel;
+use guise_testkit::debian_root;
 
 pub const GUISE: &str = env!("CARGO_BIN_EXE_guise");
-/// The image that every home has.
+/// The image that every home has; in a home of VMs, a disk with the same programs.
 pub const BOX: &str = "box:1";
 /// What is waited for comes within this, on the slowest machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -64,6 +66,12 @@ macro_rules! in_every_guise {
                 super::$test(crate::home::Guise::Microvm);
             })+
         }
+        mod vm {
+            $(#[test]
+            fn $test() {
+                super::$test(crate::home::Guise::Vm);
+            })+
+        }
     };
 }
 pub(crate) use in_every_guise;
@@ -72,6 +80,35 @@ pub struct Home {
     guise: Guise,
     directory: PathBuf,
     daemon: Option<Child>,
+    /// What VMs boot.
+    disk: Option<Arc<Disk>>,
+}
+
+/// A disk that boots by itself, into a system with a busybox. All homes that are there at a time
+/// share one.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn get() -> Arc<Disk> {
+        static DISK: Mutex<Weak<Disk>> = Mutex::new(Weak::new());
+        let mut shared = DISK.lock().unwrap();
+        if let Some(disk) = shared.upgrade() {
+            return disk;
+        }
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("gr-{}-{number}.disk", std::process::id()));
+        debian_root::small_bootable(Kernel::Debian12Cloud, &path).unwrap();
+        let disk = Arc::new(Disk(path));
+        *shared = Arc::downgrade(&disk);
+        disk
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 /// What a command printed and ended with.
@@ -141,7 +178,8 @@ impl Home {
         let name = format!("gr-{test}-{}{}", guise.letter(), std::process::id());
         let directory = std::env::temp_dir().join(name);
         fs::create_dir_all(&directory).unwrap();
-        let home = Home { guise, directory, daemon: None };
+        let disk = (guise == Guise::Vm).then(Disk::get);
+        let home = Home { guise, directory, daemon: None, disk };
         fs::write(home.path("box.tar"), image()).unwrap();
         home.import(BOX);
         Some(home)
@@ -158,6 +196,19 @@ impl Home {
 
     pub fn path(&self, below: impl AsRef<Path>) -> PathBuf {
         self.directory.join(below)
+    }
+
+    /// What a command line of this home says for the image.
+    pub fn image(&self) -> String {
+        match &self.disk {
+            Some(disk) => format!("--disk {}", disk.0.display()),
+            None => BOX.to_owned(),
+        }
+    }
+
+    /// A disk that boots by itself, in homes of all guises.
+    pub fn disk(&mut self) -> PathBuf {
+        self.disk.get_or_insert_with(Disk::get).0.clone()
     }
 
     /// The environment that makes commands use this home.
@@ -178,10 +229,20 @@ impl Home {
         if let [first, rest @ ..] = &args[..] {
             command.arg(first);
             let makes_one = is(first, "run") || is(first, "create");
-            if makes_one && !rest.iter().any(|arg| is(arg, "--as")) {
+            let is_ours = makes_one && !rest.iter().any(|arg| is(arg, "--as"));
+            if is_ours {
                 command.args(self.guise.options());
             }
-            command.args(rest);
+            for arg in rest {
+                match &self.disk {
+                    Some(disk) if is_ours && self.guise == Guise::Vm && is(arg, BOX) => {
+                        command.arg("--disk").arg(&disk.0);
+                    }
+                    _ => {
+                        command.arg(arg);
+                    }
+                }
+            }
         }
         command.envs(self.places()).stdin(Stdio::null());
         command

@@ -149,6 +149,28 @@ fn a_killed_worker_is_shown_cleaned_up_and_restarted_by_policy(guise: Guise) {
     assert_eq!(home.good(&["exec", "once", "echo", "back"]), "back");
 }
 
+/// The command lines of this home's workers. In a jail one is two processes, of which the first
+/// only waits for the second.
+fn workers_of(home: &Home) -> Vec<String> {
+    let mark = home.path("").to_string_lossy().into_owned();
+    let worker = |process: &std::path::Path| {
+        let line = String::from_utf8(fs::read(process.join("cmdline")).ok()?).ok()?;
+        (line.contains("\0worker\0") && line.contains(&mark)).then_some(line)
+    };
+    let parent_of = |process: &std::path::Path| {
+        let stat = fs::read_to_string(process.join("stat")).ok()?;
+        stat.rsplit_once(") ")?.1.split(' ').nth(1).map(str::to_owned)
+    };
+    let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    let first = processes.filter_map(|process| {
+        let line = worker(&process)?;
+        let parent = parent_of(&process)?;
+        let is_second = worker(&PathBuf::from("/proc").join(parent)).as_ref() == Some(&line);
+        (!is_second).then_some(line)
+    });
+    first.collect()
+}
+
 /// Kills the daemon in the middle of whatever it does, again and again: afterwards every
 /// object is consistent, what was made is there, and nothing runs twice.
 #[test]
@@ -156,16 +178,22 @@ fn a_daemon_killed_anywhere_loses_nothing() {
     let rounds = std::env::var("GUISE_KILLS").ok().and_then(|n| n.parse::<usize>().ok());
     let rounds = rounds.unwrap_or(12);
     let Some(mut home) = Home::new("anywhere", Guise::Container) else { return };
+    let disk = home.disk();
+    let disk = disk.to_str().unwrap();
     home.good(&["run", "-d", "--name", "stays", BOX, "sleep", "1000"]);
     let stays = worker_of(&home, "stays");
     let mut made: Vec<String> = Vec::new();
     for round in 0..rounds {
         let name = format!("r{round}");
-        let commands: [Vec<&str>; 3] = [
-            vec!["run", "-d", "--name", &name, BOX, "sleep", "1000"],
-            vec!["restart", "-t", "0", &name],
-            vec!["rm", "-f", &name],
-        ];
+        let mut run = vec!["run", "-d", "--name", &name];
+        // A few are systems of their own.
+        match round % 4 {
+            2 => run.extend(["--as", "vm", "--engine", "soft", "--disk", disk]),
+            _ => run.push(BOX),
+        }
+        run.extend(["sleep", "1000"]);
+        let commands: [Vec<&str>; 3] =
+            [run, vec!["restart", "-t", "0", &name], vec!["rm", "-f", &name]];
         let upto = 1 + round % 3;
         let mut done = Vec::new();
         std::thread::scope(|scope| {
@@ -192,8 +220,7 @@ fn a_daemon_killed_anywhere_loses_nothing() {
         home.until_phase(name, "running");
     }
     assert_eq!(home.good(&["ps", "-aq"]).lines().count(), made.len() + 1);
-    let mut workers: Vec<String> =
-        home.leftovers().into_iter().filter(|line| line.contains(" worker ")).collect();
+    let mut workers = workers_of(&home);
     workers.sort();
     let all = workers.len();
     workers.dedup();
@@ -207,7 +234,9 @@ fn a_daemon_killed_anywhere_loses_nothing() {
 #[test]
 fn many_lives_leave_nothing_behind() {
     let cycles = std::env::var("GUISE_CYCLES").ok().and_then(|n| n.parse().ok()).unwrap_or(50);
-    let Some(home) = Home::new("cycles", Guise::Container) else { return };
+    let Some(mut home) = Home::new("cycles", Guise::Container) else { return };
+    let disk = home.disk();
+    let disk = disk.to_str().unwrap();
     let hello = guise_testkit::programs::hello().unwrap();
     let hello = hello.to_str().unwrap();
     home.good(&["run", "--rm", BOX, "true"]);
@@ -218,7 +247,12 @@ fn many_lives_leave_nothing_behind() {
     let before = groups();
     for cycle in 0..cycles {
         match cycle % 10 {
-            0 | 3 | 6 => {
+            6 => {
+                let system = ["run", "--rm", "--as", "vm", "--engine", "soft", "--disk", disk];
+                let said = home.guise(&[&system[..], &["sh", "-c", "exit 4"]].concat());
+                assert_eq!(said.code, 4, "{said:?}");
+            }
+            0 | 3 => {
                 assert_eq!(home.guise(&["run", "--rm", BOX, "sh", "-c", "exit 2"]).code, 2);
             }
             1 | 4 => assert_eq!(home.good(&["run", "--rm", "-t", BOX, "echo", "hi"]), "hi"),

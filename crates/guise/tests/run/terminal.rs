@@ -43,6 +43,18 @@ impl Terminal {
         self.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
     }
 
+    /// Changes its size, as a window's user does.
+    fn resize(&self, rows: u16, columns: u16) {
+        let script = self.child.id();
+        let children = format!("/proc/{script}/task/{script}/children");
+        let child = std::fs::read_to_string(children).unwrap();
+        let terminal = format!("/proc/{}/fd/0", child.trim());
+        let terminal = std::fs::File::options().read(true).write(true).open(terminal).unwrap();
+        let size =
+            rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(terminal, size).unwrap();
+    }
+
     pub fn until(&self, home: &Home, text: &str) {
         self.until_within(PATIENCE, home, text);
     }
@@ -61,13 +73,18 @@ impl Terminal {
 
 fn a_shell_on_a_terminal(guise: Guise) {
     let Some(home) = Home::new("shell", guise) else { return };
-    let mut terminal =
-        Terminal::open(&home, &format!("run {} --rm -it {BOX} sh", guise.options().join(" ")));
+    let mut terminal = Terminal::open(
+        &home,
+        &format!("run {} --rm -it {} sh", guise.options().join(" "), home.image()),
+    );
     terminal.until(&home, "#");
     terminal.type_in("stty size; tty; echo end-$((6*7))\n");
     terminal.until(&home, "end-42");
     let shown = terminal.shown.lock().unwrap().clone();
     assert!(shown.contains("40 100") && shown.contains("/dev/pts/0"), "{shown}");
+    terminal.resize(50, 120);
+    terminal.type_in("until stty size | grep '50 120'; do sleep 0.1; done\n");
+    terminal.until(&home, "50 120\r\n");
     // Ctrl-C is the program's, not this command's.
     terminal.type_in("sh -c 'echo began-$((6*8)); exec sleep 1000'\n");
     terminal.until(&home, "began-48");
@@ -79,8 +96,10 @@ fn a_shell_on_a_terminal(guise: Guise) {
 
 fn detach_leaves_it_running_and_attach_comes_back(guise: Guise) {
     let Some(home) = Home::new("detach", guise) else { return };
-    let mut terminal =
-        Terminal::open(&home, &format!("run {} -it --name it {BOX} sh", guise.options().join(" ")));
+    let mut terminal = Terminal::open(
+        &home,
+        &format!("run {} -it --name it {} sh", guise.options().join(" "), home.image()),
+    );
     terminal.until(&home, "#");
     terminal.type_in("x=kept\n\x10\x11");
     assert_eq!(terminal.end(), 0);

@@ -128,3 +128,34 @@ fn the_corpus_does_no_harm() {
         let _ = probe(pieces);
     });
 }
+
+/// The agent stands before an initial RAM disk that stays as it is; where there is none, or one
+/// that nothing can be added to, everything is as on the disk.
+#[test]
+fn the_agent_comes_along_where_it_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let extracted = |initrd: Option<&str>, words: &str| {
+        let grub = format!("linux /boot/vmlinuz-6.1 root=/dev/vda {words}\n");
+        let mut tree = vec![("boot/vmlinuz-6.1", "kernel"), ("boot/grub/grub.cfg", &grub)];
+        tree.extend(initrd.map(|text| ("boot/initrd.img-6.1", text)));
+        let bootable = extract(&disk_of(&disk(&tree)), folder.path(), b"a secret").unwrap();
+        let initrd = bootable.initrd.as_ref().map(|path| std::fs::read(path).unwrap());
+        (bootable, initrd)
+    };
+    let (bootable, initrd) = extracted(Some("070701 and so on"), "quiet rdinit=/own ro");
+    let words = "rdinit=/.guise/agent root=/dev/vda quiet ro console=ttyS0";
+    assert_eq!((&*bootable.command_line, bootable.no_agent), (words, None));
+    let initrd = initrd.unwrap();
+    let archive = agent::archive("/own", b"a secret");
+    assert_eq!(archive.len() % 512, 0);
+    assert!(initrd.starts_with(&archive) && initrd.ends_with(b"070701 and so on"));
+    assert_eq!(initrd.len(), archive.len() + 16);
+    assert!(archive.windows(4).any(|window| window == b"/own"));
+
+    let (bootable, initrd) = extracted(Some("a file system"), "rdinit=/own");
+    assert_eq!(bootable.command_line, "root=/dev/vda rdinit=/own console=ttyS0");
+    assert!(bootable.no_agent.unwrap().contains("nothing can be added"));
+    assert_eq!(initrd.unwrap(), b"a file system");
+    let (bootable, initrd) = extracted(None, "ro");
+    assert!(bootable.no_agent.unwrap().contains("no initial RAM disk") && initrd.is_none());
+}

@@ -1,24 +1,29 @@
-//! A program in the guest as a worker's session.
+//! What the agent in a guest does for a worker: programs as sessions, files both ways.
 
+use std::fs;
 use std::io::{self, Read, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use guise_microvm::protocol::{Exit as GuestExit, NotStarted, Open, Resize, Stream};
-use guise_microvm::{AgentError, MicroVm as Guest, Session as GuestSession};
+use guise_microvm::protocol::{Exit as GuestExit, NotStarted, Open, Resize, Stream, Task};
+use guise_microvm::{Agent, AgentError, Session as GuestSession};
 
-use super::failed;
-use crate::body::{BodyError, Exit, Process, Program, Session, Size};
+use crate::body::{BodyError, Exit, Process, Program, Session, Size, failed, system};
 
 /// How long a guest may take to start a program.
 const START: Duration = Duration::from_secs(60);
+/// Of what a console says, so much is kept on the host.
+const LOG: usize = 1 << 20;
+/// Of what the agent says about a failed copy.
+const LONGEST_COMPLAINT: usize = 4096;
 const SIGKILL: i32 = 9;
 
 /// A program that runs.
 pub struct Running(Arc<GuestSession>);
 
 impl Running {
-    pub fn start(guest: &Guest, program: &Program) -> Result<(Session, Arc<Self>), BodyError> {
+    pub fn start(agent: &Agent, program: &Program) -> Result<(Session, Arc<Self>), BodyError> {
         let open = Open {
             arguments: program.argv.clone(),
             environment: program.env.clone(),
@@ -28,7 +33,7 @@ impl Running {
             input: program.stdin,
             ..Open::default()
         };
-        let session = Arc::new(guest.agent().open(&open).map_err(failed)?);
+        let session = Arc::new(agent.open(&open).map_err(failed)?);
         if let Err(exit) = session.started(START).map_err(failed)? {
             return Err(refusal(program, exit));
         }
@@ -144,4 +149,80 @@ impl Read for Output {
 
 fn gone(error: AgentError) -> io::Error {
     io::Error::new(io::ErrorKind::BrokenPipe, error)
+}
+
+/// Writes a file or folder of the guest as a tar archive.
+pub fn copy_out(agent: &Agent, path: &str, archive: &mut dyn Write) -> Result<(), BodyError> {
+    copy(agent, Task::Export { path: path.to_owned() }, None, archive)
+}
+
+/// Unpacks a tar archive into a folder of the guest.
+pub fn copy_in(agent: &Agent, path: &str, archive: &mut dyn Read) -> Result<(), BodyError> {
+    copy(agent, Task::Import { path: path.to_owned() }, Some(archive), &mut io::sink())
+}
+
+/// Runs one of the agent's own tasks to its end, with the streams as given.
+fn copy(
+    agent: &Agent,
+    task: Task,
+    input: Option<&mut dyn Read>,
+    output: &mut dyn Write,
+) -> Result<(), BodyError> {
+    let open = Open { task, input: input.is_some(), ..Open::default() };
+    let session = agent.open(&open).map_err(failed)?;
+    let mut result = Ok(());
+    if let Some(input) = input {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            match input.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(length) => session.write(&buffer[..length]).map_err(failed)?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    result = Err(system("read the archive")(error));
+                    break;
+                }
+            }
+        }
+        session.close_input().map_err(failed)?;
+    }
+    while let Some(bytes) = session.read(Stream::Output).map_err(failed)? {
+        // On a failure the session is dropped, which ends the task.
+        result?;
+        result = output.write_all(&bytes).map_err(system("write the archive"));
+    }
+    let (_, complaint, exit) = session.collect(LONGEST_COMPLAINT).map_err(failed)?;
+    match exit {
+        GuestExit::Code(0) => result,
+        _ => {
+            let complaint = String::from_utf8_lossy(&complaint);
+            let complaint = complaint.trim().trim_start_matches("guise-agent: ");
+            Err(BodyError::Failed(complaint.to_owned()))
+        }
+    }
+}
+
+/// What a console says, as far as it is kept; the rest goes nowhere.
+pub struct Capped {
+    file: fs::File,
+    left: usize,
+}
+
+impl Capped {
+    pub fn create(path: &Path) -> io::Result<Capped> {
+        Ok(Capped { file: fs::File::create(path)?, left: LOG })
+    }
+}
+
+impl Write for Capped {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = bytes.len().min(self.left);
+        self.file.write_all(&bytes[..length])?;
+        self.left -= length;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
