@@ -16,7 +16,7 @@ use crate::hooks;
 use crate::namespaces::{self, Plan};
 use crate::process::enter::{Entry, Outside};
 use crate::process::terminal::{Terminal, own_standard_streams};
-use crate::process::{lookup, memory_policy};
+use crate::process::{labels, lookup, memory_policy};
 use crate::rootfs::mounts::Mounter;
 use crate::rootfs::proc::PrivateProc;
 use crate::rootfs::{self, ChangeRoot, devices, mask};
@@ -27,7 +27,7 @@ use crate::sys::clone::{exit_now, unshare};
 use crate::sys::cred;
 use crate::sys::socket::{Channel, send_fd};
 
-/// What the first process tells the runtime; one byte starts each message.
+/// What the first process and the runtime tell each other; one byte starts each message.
 pub mod message {
     /// A user namespace was made and needs its mappings.
     pub const MAP_IDS: u8 = b'M';
@@ -37,8 +37,6 @@ pub mod message {
     pub const MOUNTED: u8 = b'H';
     /// A terminal's master comes along.
     pub const TERMINAL: u8 = b'T';
-    /// The cgroups have to be there now.
-    pub const CGROUPS: u8 = b'G';
     /// Resource limits have to be set from outside.
     pub const LIMITS: u8 = b'L';
     /// The clocks of a new time namespace have to be set from outside.
@@ -51,6 +49,9 @@ pub mod message {
     pub const ERROR: u8 = b'E';
     /// The runtime's answer: go on.
     pub const GO: u8 = b'g';
+    /// The runtime's word, which nobody asked for: the cgroups are there. Usually it is there
+    /// before the process needs them, and neither sleeps for the other.
+    pub const CGROUPS: u8 = b'G';
 }
 
 /// Where the terminal's master goes.
@@ -100,7 +101,7 @@ impl Job<'_> {
     /// that begins there. What follows is to find them: mounts of cgroups, and programs.
     fn enter_cgroups(&self, runtime: &Runtime<'_>) -> Result<()> {
         if self.cgroups_later.take() {
-            runtime.ask(message::CGROUPS)?;
+            runtime.wait_for_cgroups()?;
             self.cgroup.entrances(false, "")?.enter()?;
             self.make_cgroup_namespace()?;
         }
@@ -118,9 +119,15 @@ impl Job<'_> {
 /// The channel to the runtime, from the first process's side.
 pub struct Runtime<'a> {
     pub channel: &'a Channel,
+    /// The cgroups are there.
+    cgroups: Cell<bool>,
 }
 
-impl Runtime<'_> {
+impl<'a> Runtime<'a> {
+    pub fn new(channel: &'a Channel) -> Self {
+        Runtime { channel, cgroups: Cell::new(false) }
+    }
+
     /// Sends a message and waits for the answer.
     pub fn ask(&self, kind: u8) -> Result<()> {
         self.channel.send(&[kind], None).during(|| "talk to the runtime")?;
@@ -129,12 +136,30 @@ impl Runtime<'_> {
 
     /// Waits to be told to go on.
     pub fn wait(&self) -> Result<()> {
-        let (answer, _) = self.channel.receive().during(|| "listen to the runtime")?;
-        match answer.first() {
-            Some(&message::GO) => Ok(()),
-            // The runtime gave up and said why to its caller.
-            _ => exit_now(1),
+        loop {
+            match self.hear()? {
+                Some(message::GO) => return Ok(()),
+                Some(message::CGROUPS) => self.cgroups.set(true),
+                // The runtime gave up and said why to its caller.
+                _ => exit_now(1),
+            }
         }
+    }
+
+    /// Waits until the cgroups are there.
+    fn wait_for_cgroups(&self) -> Result<()> {
+        while !self.cgroups.get() {
+            match self.hear()? {
+                Some(message::CGROUPS) => self.cgroups.set(true),
+                _ => exit_now(1),
+            }
+        }
+        Ok(())
+    }
+
+    fn hear(&self) -> Result<Option<u8>> {
+        let (words, _) = self.channel.receive().during(|| "listen to the runtime")?;
+        Ok(words.first().copied())
     }
 }
 
@@ -167,7 +192,7 @@ pub fn decode_error(message: &[u8]) -> (u8, String) {
 
 /// Runs the first process; never returns to what its parent was doing.
 pub fn run(job: Job<'_>, channel: Channel) -> ! {
-    let runtime = Runtime { channel: &channel };
+    let runtime = Runtime::new(&channel);
     match set_up(job, &runtime) {
         Ok(ready) => {
             let error = ready.start(&runtime);
@@ -193,6 +218,7 @@ fn set_up<'a>(mut job: Job<'a>, runtime: &Runtime<'_>) -> Result<Ready<'a>> {
     // Dies with the runtime until the container is complete.
     cred::set_parent_death_signal(libc::SIGKILL).during(|| "watch the runtime")?;
     std::mem::take(&mut job.entrances).enter()?;
+    job.plan.make_own()?;
     if !job.joined {
         job.plan.join_others()?;
     }
@@ -232,7 +258,7 @@ fn set_up<'a>(mut job: Job<'a>, runtime: &Runtime<'_>) -> Result<Ready<'a>> {
     } else if root.is_none() {
         job.enter_cgroups(runtime)?;
     }
-    let proc = PrivateProc::open()?;
+    let proc = PrivateProc::open_if(!spec.linux.sysctl.is_empty() || labels::wanted(job.process))?;
     let hooks = &spec.hooks;
     let outside = (!hooks.create_container.is_empty() || !hooks.start_container.is_empty())
         .then(|| with_own_pid(job.state));
@@ -380,7 +406,7 @@ impl Ready<'_> {
             },
         };
         let channel = connection.as_ref().unwrap_or(runtime.channel);
-        let starter = Runtime { channel };
+        let starter = Runtime::new(channel);
         if let Err(e) = self.start_hooks() {
             return fail(channel, e);
         }

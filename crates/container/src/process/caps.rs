@@ -110,6 +110,11 @@ impl Sets {
         (uid == 0 && self.bounding & SYS_ADMIN != 0) || self.ambient & SYS_ADMIN != 0
     }
 
+    /// Whether a program that starts with these sets could ever have `CAP_SYS_ADMIN`.
+    pub fn lead_to_sys_admin(&self) -> bool {
+        (self.bounding | self.permitted | self.ambient | self.inheritable) & SYS_ADMIN != 0
+    }
+
     /// The sets of a configuration; an absent section grants nothing.
     pub fn of(capabilities: Option<&Capabilities>) -> Self {
         let Some(c) = capabilities else { return Sets::default() };

@@ -9,21 +9,38 @@ use crate::cgroup::{Cgroup, Hierarchy};
 use crate::error::{Context, Result};
 use crate::sys::mount::{self, ATTR_RDONLY, Change};
 
-/// Mounts the cgroup file systems as the container sees them: with a cgroup
-/// namespace the file systems themselves, without one only the container's own
-/// part of them.
+/// How much of the file systems is the container's own.
+#[derive(Clone, Copy)]
+pub struct Own {
+    /// It has a cgroup namespace.
+    pub namespace: bool,
+    /// Its programs may change what belongs to a file system and not to one mount of it.
+    pub may_change: bool,
+}
+
+impl Own {
+    /// Whether the container gets a file system of its own, which shows its part by the
+    /// namespace. Making and ending one for each hierarchy takes a tenth of a container's time,
+    /// and a mount of its part of the host's shows the same.
+    fn needs_filesystem(self, hierarchy: &Hierarchy) -> bool {
+        self.namespace && (self.may_change || hierarchy.directory().is_none())
+    }
+}
+
+/// Mounts the cgroup file systems as the container sees them: nothing but its own part, if
+/// it has one.
 pub fn mount(
     root: &RootDir,
     destination: &str,
     cgroup: &Cgroup,
     options: &Options,
-    own_namespace: bool,
+    own: Own,
 ) -> Result<()> {
     let hierarchies = cgroup.hierarchies();
     if let [only] = hierarchies
         && only.is_unified()
     {
-        let tree = tree_of(only, own_namespace)?;
+        let tree = tree_of(only, own)?;
         return finish(root, destination, &tree, options);
     }
     let data = ["mode=755".to_owned()];
@@ -33,7 +50,7 @@ pub fn mount(
     mount::attach(base.as_fd(), place.as_fd()).during(|| format!("mount {destination}"))?;
     // Where the container has no cgroup there is only the host's to be seen.
     for hierarchy in hierarchies.iter().filter(|h| h.directory().is_some()) {
-        let tree = match tree_of(hierarchy, own_namespace) {
+        let tree = match tree_of(hierarchy, own) {
             Ok(tree) => tree,
             Err(e) => {
                 tracing::warn!("the cgroup controllers {} stay away: {e}", hierarchy.name());
@@ -53,34 +70,34 @@ pub fn mount(
     Ok(())
 }
 
-fn tree_of(hierarchy: &Hierarchy, own_namespace: bool) -> Result<OwnedFd> {
-    let own = || -> Result<OwnedFd> {
+fn tree_of(hierarchy: &Hierarchy, own: Own) -> Result<OwnedFd> {
+    let part = || -> Result<OwnedFd> {
         let directory = hierarchy.directory().unwrap_or_else(|| hierarchy.mount_point());
         let place = open_host(directory).during(|| format!("open {}", directory.display()))?;
         mount::clone_tree(place.as_fd(), true).during(|| format!("take {}", directory.display()))
     };
-    if !own_namespace {
-        return own();
+    if !own.needs_filesystem(hierarchy) {
+        return part();
     }
     let (kind, data) = hierarchy.filesystem();
     match new_filesystem(kind, "cgroup", &data, &[], 0) {
         Ok(tree) => Ok(tree),
         // In a user namespace that does not own the cgroup namespace.
-        Err(_) => own(),
+        Err(_) => part(),
     }
 }
 
 fn finish(root: &RootDir, destination: &str, tree: &OwnedFd, options: &Options) -> Result<()> {
+    // What the host mounts in its cgroups is not the container's affair.
     let change = Change {
         set: options.set,
         clear: options.clear & !options.set,
+        propagation: libc::MS_PRIVATE,
         recursive: true,
         ..Change::default()
     };
-    if change.set | change.clear != 0 {
-        mount::set_attributes(tree.as_fd(), change)
-            .during(|| format!("set the options of {destination}"))?;
-    }
+    mount::set_attributes(tree.as_fd(), change)
+        .during(|| format!("set the options of {destination}"))?;
     let place = root.make_dir(destination)?;
     mount::attach(tree.as_fd(), place.as_fd()).during(|| format!("mount {destination}"))
 }

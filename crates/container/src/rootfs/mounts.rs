@@ -11,6 +11,7 @@ use super::path::{RootDir, clean};
 use super::{cgroupfs, copyup, idmap};
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
+use crate::process::caps::Sets;
 use crate::process::labels;
 use crate::spec::{IdMap, Mount, NamespaceKind, Spec};
 use crate::sys::mount::{self, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Change};
@@ -125,11 +126,21 @@ impl Mounter<'_> {
             )),
             "cgroup" | "cgroup2" => {
                 (self.enter_cgroups)()?;
-                let own = self.spec.makes(NamespaceKind::Cgroup);
+                let own = cgroupfs::Own {
+                    namespace: self.spec.makes(NamespaceKind::Cgroup),
+                    may_change: self.may_change_filesystems(),
+                };
                 cgroupfs::mount(self.root, destination, self.cgroup, options, own)
             }
             _ => self.filesystem(m, kind, destination, options),
         }
+    }
+
+    /// Whether programs of the container may change what belongs to a whole file system and not
+    /// to one mount of it.
+    fn may_change_filesystems(&self) -> bool {
+        let process = self.spec.process.as_ref();
+        Sets::of(process.and_then(|p| p.capabilities.as_ref())).lead_to_sys_admin()
     }
 
     fn filesystem(

@@ -130,8 +130,10 @@ fn make(store: &Store, options: &CreateOptions, runs: bool, foreground: bool) ->
         cgroups: Vec::new(),
     };
     let request = Request { options, spec: &spec, process: &process, plan: &plan, runs };
-    let made = prepare(&entry, &mut state, &spec, &text).and_then(|mut cgroup| {
-        request.bring_up(&entry, &mut state, &mut cgroup, filter.as_ref(), console)
+    let cgroup = Cgroup::plan(spec.linux.cgroups_path.as_deref(), &state.id, &spec.linux.resources);
+    let made = cgroup.and_then(|mut cgroup| {
+        state.cgroups = cgroup.save();
+        request.bring_up(&entry, &mut state, &text, &mut cgroup, filter.as_ref(), console)
     });
     match made {
         Ok((launched, master)) => {
@@ -201,20 +203,18 @@ fn open_console(process: &Process, options: &CreateOptions, relays: bool) -> Res
     }
 }
 
-/// State and configuration on disk, before there are cgroups or a process: what a
+/// Makes the cgroups, with their limits. State and configuration are on disk before: what a
 /// killed runtime leaves behind can then be found and deleted.
-fn prepare(entry: &Entry, state: &mut State, spec: &Spec, text: &[u8]) -> Result<Cgroup> {
-    let (path, resources) = (spec.linux.cgroups_path.as_deref(), &spec.linux.resources);
-    let cgroup = Cgroup::plan(path, &state.id, resources)?;
-    entry.save_config(text)?;
-    state.cgroups = cgroup.save();
-    entry.plan(state)?;
-    Ok(cgroup)
-}
-
-/// Makes the cgroups, with their limits.
-fn make_cgroups(cgroup: &mut Cgroup, state: &mut State, spec: &Spec) -> Result<()> {
+fn make_cgroups(
+    entry: &Entry,
+    cgroup: &mut Cgroup,
+    state: &mut State,
+    spec: &Spec,
+    text: &[u8],
+) -> Result<()> {
     let resources = &spec.linux.resources;
+    entry.save_config(text)?;
+    entry.plan(state)?;
     cgroup.create()?;
     state.cgroups = cgroup.save();
     cgroup.apply(resources)?;
@@ -234,15 +234,18 @@ impl Request<'_> {
         &self,
         entry: &Entry,
         state: &mut State,
+        text: &[u8],
         cgroup: &mut Cgroup,
         filter: Option<&Filter>,
         console: Console,
     ) -> Result<(Launched, Option<OwnedFd>)> {
         let spec = self.spec;
-        // On two processors the cgroups are made while the first process sets itself up.
+        // On two processors the cgroups are made while the first process sets itself up. Until
+        // it is told that they are there it has made nothing that outlives it, and it ends with
+        // the runtime.
         let cgroups_later = cgroup.can_be_entered_later() && self.plan.sees_the_host();
         if !cgroups_later {
-            make_cgroups(cgroup, state, spec)?;
+            make_cgroups(entry, cgroup, state, spec, text)?;
         }
         let needs_sources = spec.has(NamespaceKind::User)
             || spec.mounts.iter().any(|m| {
@@ -281,7 +284,11 @@ impl Request<'_> {
             cgroups_later: Cell::new(cgroups_later),
         };
         let launched = launch(job)?;
-        let made = if cgroups_later { make_cgroups(cgroup, state, spec) } else { Ok(()) };
+        let made = if cgroups_later {
+            make_cgroups(entry, cgroup, state, spec, text).map(|()| launched.tell_of_cgroups())
+        } else {
+            Ok(())
+        };
         let finished = made.and_then(|()| self.attend(entry, state, filter, &launched));
         match finished {
             Ok(master) => Ok((launched, master)),

@@ -46,7 +46,7 @@ pub fn launch(mut job: Job<'_>) -> Result<Launched> {
         }
         Err(e) => Err(e),
     };
-    match made.map_err(explain_clone)? {
+    match made.map_err(namespaces::explain)? {
         Side::Child => {
             drop(ours);
             init::run(job, theirs)
@@ -60,22 +60,13 @@ pub fn launch(mut job: Job<'_>) -> Result<Launched> {
     }
 }
 
-fn explain_clone(source: std::io::Error) -> Error {
-    match source.raw_os_error() {
-        Some(libc::ENOSPC | libc::EUSERS) => Error::unsupported(
-            "one more namespace",
-            "raise user.max_*_namespaces with sysctl, or end other containers",
-        ),
-        Some(libc::EPERM) => Error::unsupported(
-            "making these namespaces as this user",
-            "run as root, or give the container a user namespace (and see that the host allows \
-             them: kernel.unprivileged_userns_clone, user.max_user_namespaces)",
-        ),
-        _ => Error::System { what: "clone3 the first process".into(), source },
-    }
-}
-
 impl Launched {
+    /// Says that the cgroups are there, to a process that was made before them. One that is
+    /// gone has said why, which is heard later.
+    pub fn tell_of_cgroups(&self) {
+        let _ = self.channel.send(&[message::CGROUPS], None);
+    }
+
     /// What the runtime does for a process that it made directly.
     fn finish(&self, spec: &Spec) -> Result<()> {
         if spec.makes(NamespaceKind::User) {
@@ -178,7 +169,7 @@ fn intermediate(job: Job<'_>, plan: &Plan, channel: Channel) -> ! {
         let _ = channel.send(&init::encode_error(e), None);
         exit_now(1)
     };
-    let runtime = init::Runtime { channel: &channel };
+    let runtime = init::Runtime::new(&channel);
     let mut flags = plan.at_clone;
     let entered = plan.join_in_stages().and_then(|()| {
         if flags & libc::CLONE_NEWUSER as u64 != 0 {
@@ -205,6 +196,6 @@ fn intermediate(job: Job<'_>, plan: &Plan, channel: Channel) -> ! {
             let sent = channel.send(&text, None).is_ok();
             exit_now(i32::from(!sent))
         }
-        Err(source) => fail(&explain_clone(source)),
+        Err(source) => fail(&namespaces::explain(source)),
     }
 }
