@@ -49,8 +49,9 @@ pub mod message {
     pub const ERROR: u8 = b'E';
     /// The runtime's answer: go on.
     pub const GO: u8 = b'g';
-    /// The runtime's word, which nobody asked for: the cgroups are there. Usually it is there
-    /// before the process needs them, and neither sleeps for the other.
+    /// The runtime's word, which nobody asked for: the cgroups are there. With it come the
+    /// files through which a process enters them, one for each hierarchy, and then mounts of
+    /// them. Usually it is there before the process needs it, and neither sleeps for the other.
     pub const CGROUPS: u8 = b'G';
 }
 
@@ -99,13 +100,17 @@ pub struct Job<'a> {
 impl Job<'_> {
     /// Enters the cgroups that the runtime has made meanwhile, and makes the namespace of them
     /// that begins there. What follows is to find them: mounts of cgroups, and programs.
-    fn enter_cgroups(&self, runtime: &Runtime<'_>) -> Result<()> {
-        if self.cgroups_later.take() {
-            runtime.wait_for_cgroups()?;
-            self.cgroup.entrances(false, "")?.enter()?;
-            self.make_cgroup_namespace()?;
+    ///
+    /// Gives what the runtime has taken for the mounts, the first time.
+    fn enter_cgroups(&self, runtime: &Runtime<'_>) -> Result<Vec<OwnedFd>> {
+        if !self.cgroups_later.take() {
+            return Ok(Vec::new());
         }
-        Ok(())
+        let mut parts = runtime.wait_for_cgroups()?;
+        let ways_in = self.cgroup.own_hierarchies().count().min(parts.len());
+        Entrances::received(self.cgroup, parts.drain(..ways_in)).enter()?;
+        self.make_cgroup_namespace()?;
+        Ok(parts)
     }
 
     fn make_cgroup_namespace(&self) -> Result<()> {
@@ -119,13 +124,13 @@ impl Job<'_> {
 /// The channel to the runtime, from the first process's side.
 pub struct Runtime<'a> {
     pub channel: &'a Channel,
-    /// The cgroups are there.
-    cgroups: Cell<bool>,
+    /// What came with the word that the cgroups are there.
+    cgroups: Cell<Option<Vec<OwnedFd>>>,
 }
 
 impl<'a> Runtime<'a> {
     pub fn new(channel: &'a Channel) -> Self {
-        Runtime { channel, cgroups: Cell::new(false) }
+        Runtime { channel, cgroups: Cell::new(None) }
     }
 
     /// Sends a message and waits for the answer.
@@ -136,30 +141,32 @@ impl<'a> Runtime<'a> {
 
     /// Waits to be told to go on.
     pub fn wait(&self) -> Result<()> {
-        loop {
-            match self.hear()? {
-                Some(message::GO) => return Ok(()),
-                Some(message::CGROUPS) => self.cgroups.set(true),
-                // The runtime gave up and said why to its caller.
-                _ => exit_now(1),
-            }
-        }
-    }
-
-    /// Waits until the cgroups are there.
-    fn wait_for_cgroups(&self) -> Result<()> {
-        while !self.cgroups.get() {
-            match self.hear()? {
-                Some(message::CGROUPS) => self.cgroups.set(true),
-                _ => exit_now(1),
-            }
-        }
+        while self.hear()? != message::GO {}
         Ok(())
     }
 
-    fn hear(&self) -> Result<Option<u8>> {
-        let (words, _) = self.channel.receive().during(|| "listen to the runtime")?;
-        Ok(words.first().copied())
+    /// Waits until the cgroups are there.
+    fn wait_for_cgroups(&self) -> Result<Vec<OwnedFd>> {
+        loop {
+            if let Some(files) = self.cgroups.take() {
+                return Ok(files);
+            }
+            self.hear()?;
+        }
+    }
+
+    /// The runtime's next word.
+    fn hear(&self) -> Result<u8> {
+        let (words, fds) = self.channel.receive_many().during(|| "listen to the runtime")?;
+        match words.first() {
+            Some(&message::GO) => Ok(message::GO),
+            Some(&message::CGROUPS) => {
+                self.cgroups.set(Some(fds));
+                Ok(message::CGROUPS)
+            }
+            // The runtime gave up and said why to its caller.
+            _ => exit_now(1),
+        }
     }
 }
 

@@ -284,6 +284,12 @@ impl Entry {
         self.write(PLANNED, state).map(drop)
     }
 
+    /// Takes away what was known before, once the state holds: what is gone while the program
+    /// runs need not go at its end.
+    pub fn forget_plan(&self) {
+        let _ = fs::remove_file(self.file(PLANNED));
+    }
+
     /// Writes the state down, which holds from the moment that the caller says.
     pub fn prepare(&self, state: &State) -> Result<Prepared<'_>> {
         let file = self.write("state.json.new", state)?;

@@ -11,7 +11,6 @@ use super::path::{RootDir, clean};
 use super::{cgroupfs, copyup, idmap};
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
-use crate::process::caps::Sets;
 use crate::process::labels;
 use crate::spec::{IdMap, Mount, NamespaceKind, Spec};
 use crate::sys::mount::{self, ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Change};
@@ -24,8 +23,8 @@ pub struct Mounter<'a> {
     pub spec: &'a Spec,
     pub root: &'a RootDir,
     pub cgroup: &'a Cgroup,
-    /// Called before they are mounted.
-    pub enter_cgroups: &'a dyn Fn() -> Result<()>,
+    /// Called before they are mounted; gives what the runtime has taken for that.
+    pub enter_cgroups: &'a dyn Fn() -> Result<Vec<OwnedFd>>,
     /// Sources that the runtime opened beforehand, by the mount's index: those
     /// the container's own ids could not reach or map.
     pub sources: Vec<Option<OwnedFd>>,
@@ -124,23 +123,12 @@ impl Mounter<'_> {
                 format!("mounts: {destination}"),
                 "has no type and is not a bind mount",
             )),
-            "cgroup" | "cgroup2" => {
-                (self.enter_cgroups)()?;
-                let own = cgroupfs::Own {
-                    namespace: self.spec.makes(NamespaceKind::Cgroup),
-                    may_change: self.may_change_filesystems(),
-                };
-                cgroupfs::mount(self.root, destination, self.cgroup, options, own)
+            kind if cgroupfs::is_cgroup(kind) => {
+                let parts = (self.enter_cgroups)()?;
+                cgroupfs::mount(self.root, destination, self.spec, self.cgroup, options, parts)
             }
             _ => self.filesystem(m, kind, destination, options),
         }
-    }
-
-    /// Whether programs of the container may change what belongs to a whole file system and not
-    /// to one mount of it.
-    fn may_change_filesystems(&self) -> bool {
-        let process = self.spec.process.as_ref();
-        Sets::of(process.and_then(|p| p.capabilities.as_ref())).lead_to_sys_admin()
     }
 
     fn filesystem(

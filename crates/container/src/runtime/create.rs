@@ -66,6 +66,7 @@ pub fn run(store: &Store, options: &CreateOptions, detach: bool, keep: bool) -> 
         undo(&made.entry, &made.state, &made.spec);
         return Err(e);
     }
+    made.entry.forget_plan();
     if detach {
         return Ok(0);
     }
@@ -285,7 +286,8 @@ impl Request<'_> {
         };
         let launched = launch(job)?;
         let made = if cgroups_later {
-            make_cgroups(entry, cgroup, state, spec, text).map(|()| launched.tell_of_cgroups())
+            make_cgroups(entry, cgroup, state, spec, text)
+                .and_then(|()| launched.tell_of_cgroups(cgroup, spec))
         } else {
             Ok(())
         };

@@ -1,11 +1,14 @@
 //! Making the first process, in its namespaces and cgroups.
 
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 
 use super::gate::Gate;
+use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
 use crate::init::{self, Job, message};
 use crate::namespaces::{self, Plan};
+use crate::rootfs::cgroupfs;
 use crate::spec::{NamespaceKind, Spec};
 use crate::sys::clone::{Child, Side, exit_now, fork, unshare};
 use crate::sys::socket::Channel;
@@ -63,8 +66,16 @@ pub fn launch(mut job: Job<'_>) -> Result<Launched> {
 impl Launched {
     /// Says that the cgroups are there, to a process that was made before them. One that is
     /// gone has said why, which is heard later.
-    pub fn tell_of_cgroups(&self) {
-        let _ = self.channel.send(&[message::CGROUPS], None);
+    pub fn tell_of_cgroups(&self, cgroup: &Cgroup, spec: &Spec) -> Result<()> {
+        let entrances = cgroup.entrances(false, "")?;
+        let parts = cgroupfs::take_parts(spec, cgroup)?;
+        let fds: Vec<_> = entrances.files().chain(parts.iter().map(AsFd::as_fd)).collect();
+        match self.channel.send_many(&[message::CGROUPS], &fds) {
+            Err(e) if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                Ok(())
+            }
+            other => other.during(|| "hand over the cgroups"),
+        }
     }
 
     /// What the runtime does for a process that it made directly.
