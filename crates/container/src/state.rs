@@ -4,8 +4,9 @@
 //! two runtimes cannot both own a name:
 //!
 //! ```text
-//! planned.json   this file's `State` before anything is made: what a runtime that is killed
-//!                meanwhile leaves behind can be found and deleted
+//! planned.json   this file's `State` before any cgroup is made: what a runtime that is killed
+//!                meanwhile leaves behind can be found and deleted. Taken away once a
+//!                program that was started right away runs
 //! state.json     the same with the process, from the moment that it waits to be started:
 //!                renamed when it is complete
 //! config.json    the configuration as it was at creation
