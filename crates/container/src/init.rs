@@ -22,7 +22,7 @@ use crate::rootfs::proc::PrivateProc;
 use crate::rootfs::{self, ChangeRoot, devices, mask};
 use crate::seccomp::Filter;
 use crate::spec::{NamespaceKind, Process, Spec};
-use crate::state::{State, Status};
+use crate::state::{Prepared, State, Status};
 use crate::sys::clone::{exit_now, unshare};
 use crate::sys::cred;
 use crate::sys::socket::{Channel, send_fd};
@@ -69,6 +69,9 @@ pub enum Console {
 pub enum Start {
     /// Over the channel, by the runtime that made it.
     Channel,
+    /// Not at all: it goes on, and says itself that the state holds, which the runtime wrote
+    /// before the cgroups were there. Neither sleeps for the other.
+    AtOnce(Prepared),
     /// By whoever connects to this socket.
     Socket(OwnedFd),
 }
@@ -392,20 +395,28 @@ fn with_own_pid(state: &State) -> State {
 
 impl Ready<'_> {
     /// Waits for the start and becomes the program.
-    fn start(self, runtime: &Runtime<'_>) -> Error {
+    fn start(mut self, runtime: &Runtime<'_>) -> Error {
         let fail = |channel: &Channel, error: Error| {
             let _ = channel.send(&encode_error(&error), None);
             error
         };
-        if let Err(e) = runtime.channel.send(&[message::READY], None) {
-            return Error::System { what: "talk to the runtime".into(), source: e };
-        }
-        let connection = match &self.job.start {
-            Start::Channel => match runtime.wait() {
+        let start = match std::mem::replace(&mut self.job.start, Start::Channel) {
+            Start::AtOnce(state) => match state.hold() {
                 Ok(()) => None,
                 Err(e) => return fail(runtime.channel, e),
             },
-            Start::Socket(listener) => match accept_with(listener, SocketFlags::CLOEXEC) {
+            other => Some(other),
+        };
+        if let Err(e) = runtime.channel.send(&[message::READY], None) {
+            return Error::System { what: "talk to the runtime".into(), source: e };
+        }
+        let connection = match start {
+            None | Some(Start::AtOnce(_)) => None,
+            Some(Start::Channel) => match runtime.wait() {
+                Ok(()) => None,
+                Err(e) => return fail(runtime.channel, e),
+            },
+            Some(Start::Socket(listener)) => match accept_with(listener, SocketFlags::CLOEXEC) {
                 Ok(fd) => Some(Channel::from_fd(fd)),
                 Err(e) => {
                     return Error::System { what: "wait for the start".into(), source: e.into() };
