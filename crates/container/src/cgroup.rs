@@ -13,7 +13,7 @@ mod v2;
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -126,6 +126,11 @@ impl Cgroup {
         self.hierarchies.iter().any(|h| !h.is_unified())
             && rustix::process::geteuid().is_root()
             && !crate::namespaces::in_user_namespace()
+    }
+
+    /// Those of which the container has a directory.
+    pub fn own_hierarchies(&self) -> impl Iterator<Item = &Hierarchy> {
+        self.hierarchies.iter().filter(|h| h.directory().is_some())
     }
 
     /// Opens the ways in, for a process that is going to be made: into the
@@ -311,6 +316,18 @@ impl Cgroup {
 pub struct Entrances(Vec<(PathBuf, fs::File)>);
 
 impl Entrances {
+    /// Those that another process has opened, for cgroups planned as its own were.
+    pub fn received(cgroup: &Cgroup, files: impl IntoIterator<Item = OwnedFd>) -> Self {
+        let names = cgroup.own_hierarchies().filter_map(Hierarchy::directory);
+        let files = files.into_iter().map(fs::File::from);
+        Entrances(names.map(Path::to_path_buf).zip(files).collect())
+    }
+
+    /// The files, for a process that receives them.
+    pub fn files(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.iter().map(|(_, file)| file.as_fd())
+    }
+
     /// Moves the calling process, which has to have one thread.
     pub fn enter(&self) -> Result<()> {
         use std::io::Write;

@@ -16,18 +16,18 @@ use crate::hooks;
 use crate::namespaces::{self, Plan};
 use crate::process::enter::{Entry, Outside};
 use crate::process::terminal::{Terminal, own_standard_streams};
-use crate::process::{lookup, memory_policy};
+use crate::process::{labels, lookup, memory_policy};
 use crate::rootfs::mounts::Mounter;
 use crate::rootfs::proc::PrivateProc;
 use crate::rootfs::{self, ChangeRoot, devices, mask};
 use crate::seccomp::Filter;
 use crate::spec::{NamespaceKind, Process, Spec};
-use crate::state::{State, Status};
+use crate::state::{Prepared, State, Status};
 use crate::sys::clone::{exit_now, unshare};
 use crate::sys::cred;
 use crate::sys::socket::{Channel, send_fd};
 
-/// What the first process tells the runtime; one byte starts each message.
+/// What the first process and the runtime tell each other; one byte starts each message.
 pub mod message {
     /// A user namespace was made and needs its mappings.
     pub const MAP_IDS: u8 = b'M';
@@ -37,8 +37,6 @@ pub mod message {
     pub const MOUNTED: u8 = b'H';
     /// A terminal's master comes along.
     pub const TERMINAL: u8 = b'T';
-    /// The cgroups have to be there now.
-    pub const CGROUPS: u8 = b'G';
     /// Resource limits have to be set from outside.
     pub const LIMITS: u8 = b'L';
     /// The clocks of a new time namespace have to be set from outside.
@@ -51,6 +49,10 @@ pub mod message {
     pub const ERROR: u8 = b'E';
     /// The runtime's answer: go on.
     pub const GO: u8 = b'g';
+    /// The runtime's word, which nobody asked for: the cgroups are there. With it come the
+    /// files through which a process enters them, one for each hierarchy, and then mounts of
+    /// them. Usually it is there before the process needs it, and neither sleeps for the other.
+    pub const CGROUPS: u8 = b'G';
 }
 
 /// Where the terminal's master goes.
@@ -67,6 +69,9 @@ pub enum Console {
 pub enum Start {
     /// Over the channel, by the runtime that made it.
     Channel,
+    /// Not at all: it goes on, and says itself that the state holds, which the runtime wrote
+    /// before the cgroups were there. Neither sleeps for the other.
+    AtOnce(Prepared),
     /// By whoever connects to this socket.
     Socket(OwnedFd),
 }
@@ -98,13 +103,17 @@ pub struct Job<'a> {
 impl Job<'_> {
     /// Enters the cgroups that the runtime has made meanwhile, and makes the namespace of them
     /// that begins there. What follows is to find them: mounts of cgroups, and programs.
-    fn enter_cgroups(&self, runtime: &Runtime<'_>) -> Result<()> {
-        if self.cgroups_later.take() {
-            runtime.ask(message::CGROUPS)?;
-            self.cgroup.entrances(false, "")?.enter()?;
-            self.make_cgroup_namespace()?;
+    ///
+    /// Gives what the runtime has taken for the mounts, the first time.
+    fn enter_cgroups(&self, runtime: &Runtime<'_>) -> Result<Vec<OwnedFd>> {
+        if !self.cgroups_later.take() {
+            return Ok(Vec::new());
         }
-        Ok(())
+        let mut parts = runtime.wait_for_cgroups()?;
+        let ways_in = self.cgroup.own_hierarchies().count().min(parts.len());
+        Entrances::received(self.cgroup, parts.drain(..ways_in)).enter()?;
+        self.make_cgroup_namespace()?;
+        Ok(parts)
     }
 
     fn make_cgroup_namespace(&self) -> Result<()> {
@@ -118,9 +127,15 @@ impl Job<'_> {
 /// The channel to the runtime, from the first process's side.
 pub struct Runtime<'a> {
     pub channel: &'a Channel,
+    /// What came with the word that the cgroups are there.
+    cgroups: Cell<Option<Vec<OwnedFd>>>,
 }
 
-impl Runtime<'_> {
+impl<'a> Runtime<'a> {
+    pub fn new(channel: &'a Channel) -> Self {
+        Runtime { channel, cgroups: Cell::new(None) }
+    }
+
     /// Sends a message and waits for the answer.
     pub fn ask(&self, kind: u8) -> Result<()> {
         self.channel.send(&[kind], None).during(|| "talk to the runtime")?;
@@ -129,9 +144,29 @@ impl Runtime<'_> {
 
     /// Waits to be told to go on.
     pub fn wait(&self) -> Result<()> {
-        let (answer, _) = self.channel.receive().during(|| "listen to the runtime")?;
-        match answer.first() {
-            Some(&message::GO) => Ok(()),
+        while self.hear()? != message::GO {}
+        Ok(())
+    }
+
+    /// Waits until the cgroups are there.
+    fn wait_for_cgroups(&self) -> Result<Vec<OwnedFd>> {
+        loop {
+            if let Some(files) = self.cgroups.take() {
+                return Ok(files);
+            }
+            self.hear()?;
+        }
+    }
+
+    /// The runtime's next word.
+    fn hear(&self) -> Result<u8> {
+        let (words, fds) = self.channel.receive_many().during(|| "listen to the runtime")?;
+        match words.first() {
+            Some(&message::GO) => Ok(message::GO),
+            Some(&message::CGROUPS) => {
+                self.cgroups.set(Some(fds));
+                Ok(message::CGROUPS)
+            }
             // The runtime gave up and said why to its caller.
             _ => exit_now(1),
         }
@@ -167,7 +202,7 @@ pub fn decode_error(message: &[u8]) -> (u8, String) {
 
 /// Runs the first process; never returns to what its parent was doing.
 pub fn run(job: Job<'_>, channel: Channel) -> ! {
-    let runtime = Runtime { channel: &channel };
+    let runtime = Runtime::new(&channel);
     match set_up(job, &runtime) {
         Ok(ready) => {
             let error = ready.start(&runtime);
@@ -193,6 +228,7 @@ fn set_up<'a>(mut job: Job<'a>, runtime: &Runtime<'_>) -> Result<Ready<'a>> {
     // Dies with the runtime until the container is complete.
     cred::set_parent_death_signal(libc::SIGKILL).during(|| "watch the runtime")?;
     std::mem::take(&mut job.entrances).enter()?;
+    job.plan.make_own()?;
     if !job.joined {
         job.plan.join_others()?;
     }
@@ -232,7 +268,7 @@ fn set_up<'a>(mut job: Job<'a>, runtime: &Runtime<'_>) -> Result<Ready<'a>> {
     } else if root.is_none() {
         job.enter_cgroups(runtime)?;
     }
-    let proc = PrivateProc::open()?;
+    let proc = PrivateProc::open_if(!spec.linux.sysctl.is_empty() || labels::wanted(job.process))?;
     let hooks = &spec.hooks;
     let outside = (!hooks.create_container.is_empty() || !hooks.start_container.is_empty())
         .then(|| with_own_pid(job.state));
@@ -359,20 +395,28 @@ fn with_own_pid(state: &State) -> State {
 
 impl Ready<'_> {
     /// Waits for the start and becomes the program.
-    fn start(self, runtime: &Runtime<'_>) -> Error {
+    fn start(mut self, runtime: &Runtime<'_>) -> Error {
         let fail = |channel: &Channel, error: Error| {
             let _ = channel.send(&encode_error(&error), None);
             error
         };
-        if let Err(e) = runtime.channel.send(&[message::READY], None) {
-            return Error::System { what: "talk to the runtime".into(), source: e };
-        }
-        let connection = match &self.job.start {
-            Start::Channel => match runtime.wait() {
+        let start = match std::mem::replace(&mut self.job.start, Start::Channel) {
+            Start::AtOnce(state) => match state.hold() {
                 Ok(()) => None,
                 Err(e) => return fail(runtime.channel, e),
             },
-            Start::Socket(listener) => match accept_with(listener, SocketFlags::CLOEXEC) {
+            other => Some(other),
+        };
+        if let Err(e) = runtime.channel.send(&[message::READY], None) {
+            return Error::System { what: "talk to the runtime".into(), source: e };
+        }
+        let connection = match start {
+            None | Some(Start::AtOnce(_)) => None,
+            Some(Start::Channel) => match runtime.wait() {
+                Ok(()) => None,
+                Err(e) => return fail(runtime.channel, e),
+            },
+            Some(Start::Socket(listener)) => match accept_with(listener, SocketFlags::CLOEXEC) {
                 Ok(fd) => Some(Channel::from_fd(fd)),
                 Err(e) => {
                     return Error::System { what: "wait for the start".into(), source: e.into() };
@@ -380,7 +424,7 @@ impl Ready<'_> {
             },
         };
         let channel = connection.as_ref().unwrap_or(runtime.channel);
-        let starter = Runtime { channel };
+        let starter = Runtime::new(channel);
         if let Err(e) = self.start_hooks() {
             return fail(channel, e);
         }

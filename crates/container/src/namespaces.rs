@@ -52,6 +52,9 @@ pub struct Join {
 pub struct Plan {
     /// Flags of the namespaces that are made together with the process.
     pub at_clone: u64,
+    /// Made by the process itself as its first step: a network namespace alone takes as long as
+    /// making all cgroups, which the runtime does meanwhile.
+    pub at_start: i32,
     /// Made by the process itself, once it is in its cgroup.
     pub cgroup: bool,
     /// Made by the process itself, because clocks are set before it enters.
@@ -62,7 +65,8 @@ pub struct Plan {
 impl Plan {
     /// Reads the configuration and opens what is to be joined.
     pub fn of(spec: &Spec) -> Result<Self> {
-        let mut plan = Plan { at_clone: 0, cgroup: false, time: false, joins: Vec::new() };
+        let mut plan =
+            Plan { at_clone: 0, at_start: 0, cgroup: false, time: false, joins: Vec::new() };
         for namespace in &spec.linux.namespaces {
             let kind = namespace.kind;
             match namespace.path.as_deref().filter(|p| !p.is_empty()) {
@@ -78,22 +82,35 @@ impl Plan {
                 },
             }
         }
+        if !plan.makes_user() && plan.joins.is_empty() {
+            let pid = libc::CLONE_NEWPID as u64;
+            plan.at_start = (plan.at_clone & !pid) as i32;
+            plan.at_clone &= pid;
+        }
         Ok(plan)
+    }
+
+    /// Whether it is to own a user namespace, which owns all others that are made.
+    fn makes_user(&self) -> bool {
+        self.at_clone & libc::CLONE_NEWUSER as u64 != 0
+    }
+
+    /// Makes those that are the process's own affair.
+    pub fn make_own(&self) -> Result<()> {
+        if self.at_start == 0 { Ok(()) } else { unshare(self.at_start).map_err(explain) }
     }
 
     /// Whether a user namespace is made or joined beside joining others: these
     /// have to be entered in an order that one clone cannot give.
     pub fn needs_stages(&self) -> bool {
-        let makes_user = self.at_clone & libc::CLONE_NEWUSER as u64 != 0;
         let joins_user = self.joins.iter().any(|j| j.kind == NamespaceKind::User);
-        joins_user || (makes_user && !self.joins.is_empty())
+        joins_user || (self.makes_user() && !self.joins.is_empty())
     }
 
     /// Whether the first process still sees and may do what the runtime does, until it mounts.
     pub fn sees_the_host(&self) -> bool {
-        let makes_user = self.at_clone & libc::CLONE_NEWUSER as u64 != 0;
         let elsewhere = [NamespaceKind::User, NamespaceKind::Mount, NamespaceKind::Cgroup];
-        !makes_user && !self.joins.iter().any(|j| elsewhere.contains(&j.kind))
+        !self.makes_user() && !self.joins.iter().any(|j| elsewhere.contains(&j.kind))
     }
 
     /// Joins the pid namespace for the children of this process.
@@ -139,6 +156,22 @@ impl Join {
     fn enter(&self) -> Result<()> {
         setns(self.file.as_fd(), self.kind.flag())
             .during(|| format!("join a {} namespace", self.kind.name()))
+    }
+}
+
+/// Why namespaces could not be made, for whoever asked for them.
+pub fn explain(source: io::Error) -> Error {
+    match source.raw_os_error() {
+        Some(libc::ENOSPC | libc::EUSERS) => Error::unsupported(
+            "one more namespace",
+            "raise user.max_*_namespaces with sysctl, or end other containers",
+        ),
+        Some(libc::EPERM) => Error::unsupported(
+            "making these namespaces as this user",
+            "run as root, or give the container a user namespace (and see that the host allows \
+             them: kernel.unprivileged_userns_clone, user.max_user_namespaces)",
+        ),
+        _ => Error::System { what: "make the first process".into(), source },
     }
 }
 

@@ -4,8 +4,9 @@
 //! two runtimes cannot both own a name:
 //!
 //! ```text
-//! planned.json   this file's `State` before anything is made: what a runtime that is killed
-//!                meanwhile leaves behind can be found and deleted
+//! planned.json   this file's `State` before any cgroup is made: what a runtime that is killed
+//!                meanwhile leaves behind can be found and deleted. Taken away once a
+//!                program that was started right away runs
 //! state.json     the same with the process, from the moment that it waits to be started:
 //!                renamed when it is complete
 //! config.json    the configuration as it was at creation
@@ -156,18 +157,17 @@ pub struct Entry {
 
 const PLANNED: &str = "planned.json";
 const STATE: &str = "state.json";
+/// The latter until it holds.
+const PREPARED: &str = "state.json.new";
 
 /// A state that is written but does not hold yet.
 #[derive(Debug)]
-pub struct Prepared<'a> {
-    entry: &'a Entry,
-    file: PathBuf,
-}
+pub struct Prepared(OwnedFd);
 
-impl Prepared<'_> {
-    /// From here on it holds.
+impl Prepared {
+    /// From here on it holds. A process that sees no files of the host any more can say so too.
     pub fn hold(self) -> Result<()> {
-        fs::rename(&self.file, self.entry.file(STATE)).during(|| format!("name {STATE}"))
+        rustix::fs::renameat(&self.0, PREPARED, &self.0, STATE).during(|| format!("name {STATE}"))
     }
 }
 
@@ -281,21 +281,32 @@ impl Entry {
 
     /// Keeps what is known before anything is made.
     pub fn plan(&self, state: &State) -> Result<()> {
-        self.write(PLANNED, state).map(drop)
+        self.write(PLANNED, state)
     }
 
-    /// Writes the state down, which holds from the moment that the caller says.
-    pub fn prepare(&self, state: &State) -> Result<Prepared<'_>> {
-        let file = self.write("state.json.new", state)?;
-        Ok(Prepared { entry: self, file })
+    /// Takes away what was known before, once the state holds: what is gone while the program
+    /// runs need not go at its end.
+    pub fn forget_plan(&self) {
+        let _ = fs::remove_file(self.file(PLANNED));
     }
 
-    fn write(&self, name: &str, state: &State) -> Result<PathBuf> {
+    /// Where the state is going to be written, which holds from the moment that the caller says.
+    pub fn will_hold(&self) -> Result<Prepared> {
+        let directory = fs::File::open(&self.directory);
+        let directory = directory.during(|| format!("open {}", self.directory.display()))?;
+        Ok(Prepared(directory.into()))
+    }
+
+    /// Writes the state down.
+    pub fn prepare(&self, state: &State) -> Result<()> {
+        self.write(PREPARED, state)
+    }
+
+    fn write(&self, name: &str, state: &State) -> Result<()> {
         let text = serde_json::to_vec(state)
             .map_err(|source| Error::Json { what: name.into(), source })?;
         let file = self.file(name);
-        fs::write(&file, text).during(|| format!("write {}", file.display()))?;
-        Ok(file)
+        fs::write(&file, text).during(|| format!("write {}", file.display()))
     }
 
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {

@@ -110,6 +110,11 @@ impl Sets {
         (uid == 0 && self.bounding & SYS_ADMIN != 0) || self.ambient & SYS_ADMIN != 0
     }
 
+    /// Whether a program that starts with these sets could ever have `CAP_SYS_ADMIN`.
+    pub fn lead_to_sys_admin(&self) -> bool {
+        (self.bounding | self.permitted | self.ambient | self.inheritable) & SYS_ADMIN != 0
+    }
+
     /// The sets of a configuration; an absent section grants nothing.
     pub fn of(capabilities: Option<&Capabilities>) -> Self {
         let Some(c) = capabilities else { return Sets::default() };
@@ -125,14 +130,16 @@ impl Sets {
     /// Drops everything that is not in the bounding set from it. Has to come
     /// before the user changes: it needs `CAP_SETPCAP`.
     pub fn apply_bounding(&self) -> Result<()> {
-        for capability in 0..64 {
+        for capability in (0..64).filter(|n| self.bounding & 1 << n == 0) {
+            let Err(refused) = cred::drop_from_bounding_set(capability) else { continue };
             match cred::in_bounding_set(capability) {
+                // The kernel knows no such capability, and none after it.
                 Err(_) => break,
-                Ok(true) if self.bounding & 1 << capability == 0 => {
-                    cred::drop_from_bounding_set(capability)
-                        .during(|| format!("drop {} from the bounding set", name(capability)))?;
+                Ok(false) => {}
+                Ok(true) => {
+                    return Err(refused)
+                        .during(|| format!("drop {} from the bounding set", name(capability)));
                 }
-                Ok(_) => {}
             }
         }
         Ok(())

@@ -8,6 +8,14 @@ use std::path::Path;
 
 use crate::error::{Context, Error, Result};
 use crate::rootfs::proc::PrivateProc;
+use crate::spec::Process;
+
+/// Whether the program gets a label.
+pub fn wanted(process: &Process) -> bool {
+    [&process.apparmor_profile, &process.selinux_label]
+        .into_iter()
+        .any(|label| label.as_deref().is_some_and(|l| !l.is_empty()))
+}
 
 /// Sets the AppArmor profile of the program.
 pub fn apply_apparmor(proc: &PrivateProc, profile: &str) -> Result<()> {

@@ -9,22 +9,22 @@ use crate::error::{Context, Error, Result};
 use crate::spec::{Device, Spec};
 use crate::sys::mount;
 
-/// The devices every container has: path, major, minor.
+/// The devices every container has: name, major, minor.
 pub const DEFAULT: [(&str, u32, u32); 6] = [
-    ("/dev/null", 1, 3),
-    ("/dev/zero", 1, 5),
-    ("/dev/full", 1, 7),
-    ("/dev/random", 1, 8),
-    ("/dev/urandom", 1, 9),
-    ("/dev/tty", 5, 0),
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
 ];
 
 const LINKS: [(&str, &str); 5] = [
-    ("/proc/self/fd", "/dev/fd"),
-    ("/proc/self/fd/0", "/dev/stdin"),
-    ("/proc/self/fd/1", "/dev/stdout"),
-    ("/proc/self/fd/2", "/dev/stderr"),
-    ("pts/ptmx", "/dev/ptmx"),
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+    ("pts/ptmx", "ptmx"),
 ];
 
 /// Fills `/dev`, unless the host's own is mounted there. In a user namespace
@@ -33,13 +33,18 @@ pub fn create(root: &RootDir, spec: &Spec, in_user_namespace: bool) -> Result<()
     if host_dev_is_mounted(spec) {
         return Ok(());
     }
-    for (path, major, minor) in DEFAULT {
+    let directory = root.make_dir("/dev")?;
+    for (name, major, minor) in DEFAULT {
+        let path = format!("/dev/{name}");
         if spec.linux.devices.iter().any(|d| clean(&d.path) == path) {
+            continue;
+        }
+        if !in_user_namespace && made_anew(&directory, name, major, minor) {
             continue;
         }
         let device = Device {
             kind: "c".into(),
-            path: path.into(),
+            path,
             major: major.into(),
             minor: minor.into(),
             file_mode: Some(0o666),
@@ -51,13 +56,26 @@ pub fn create(root: &RootDir, spec: &Spec, in_user_namespace: bool) -> Result<()
     for device in &spec.linux.devices {
         create_one(root, device, in_user_namespace)?;
     }
-    for (target, path) in LINKS {
-        if path == "/dev/ptmx" && !spec.mounts.iter().any(|m| clean(&m.destination) == "/dev/pts") {
+    for (target, name) in LINKS {
+        if name == "ptmx" && !spec.mounts.iter().any(|m| clean(&m.destination) == "/dev/pts") {
             continue;
         }
-        root.make_link(target, path)?;
+        match rustix::fs::symlinkat(target, &directory, name) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(e) => return Err(e).during(|| format!("link /dev/{name} to {target}")),
+        }
     }
     Ok(())
+}
+
+/// Makes a node that all may read and write, where nothing has its name: usually `/dev` is empty.
+fn made_anew(directory: &OwnedFd, name: &str, major: u32, minor: u32) -> bool {
+    let everybody = Mode::from_raw_mode(0o666);
+    let number = rustix::fs::makedev(major, minor);
+    let before = rustix::process::umask(Mode::empty());
+    let made = rustix::fs::mknodat(directory, name, FileType::CharacterDevice, everybody, number);
+    rustix::process::umask(before);
+    made.is_ok()
 }
 
 fn host_dev_is_mounted(spec: &Spec) -> bool {

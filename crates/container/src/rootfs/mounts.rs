@@ -23,8 +23,8 @@ pub struct Mounter<'a> {
     pub spec: &'a Spec,
     pub root: &'a RootDir,
     pub cgroup: &'a Cgroup,
-    /// Called before they are mounted.
-    pub enter_cgroups: &'a dyn Fn() -> Result<()>,
+    /// Called before they are mounted; gives what the runtime has taken for that.
+    pub enter_cgroups: &'a dyn Fn() -> Result<Vec<OwnedFd>>,
     /// Sources that the runtime opened beforehand, by the mount's index: those
     /// the container's own ids could not reach or map.
     pub sources: Vec<Option<OwnedFd>>,
@@ -123,10 +123,9 @@ impl Mounter<'_> {
                 format!("mounts: {destination}"),
                 "has no type and is not a bind mount",
             )),
-            "cgroup" | "cgroup2" => {
-                (self.enter_cgroups)()?;
-                let own = self.spec.makes(NamespaceKind::Cgroup);
-                cgroupfs::mount(self.root, destination, self.cgroup, options, own)
+            kind if cgroupfs::is_cgroup(kind) => {
+                let parts = (self.enter_cgroups)()?;
+                cgroupfs::mount(self.root, destination, self.spec, self.cgroup, options, parts)
             }
             _ => self.filesystem(m, kind, destination, options),
         }

@@ -104,15 +104,6 @@ impl RootDir {
         self.place(path).during(|| format!("open {path} in the root file system"))
     }
 
-    /// A symbolic link, unless something is there already.
-    pub fn make_link(&self, target: &str, path: &str) -> Result<()> {
-        let (parent, name) = self.make_parent(path)?;
-        match rustix::fs::symlinkat(target, &parent, name) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
-            Err(e) => Err(e).during(|| format!("link {path} to {target}")),
-        }
-    }
-
     /// What a path is, not following a last link.
     pub fn stat(&self, path: &str) -> io::Result<rustix::fs::Stat> {
         let place = self.place_nofollow(path)?;

@@ -80,8 +80,6 @@ impl Conversation<'_> {
                     limits::apply(self.state.pid, &self.process.rlimits)?;
                     self.go()?;
                 }
-                // They are made before this begins.
-                Some(&message::CGROUPS) => self.go()?,
                 Some(&message::CLOCKS) => {
                     let pid = self.state.pid.to_string();
                     namespaces::set_clocks(&pid, &self.spec.linux.time_offsets)?;

@@ -40,7 +40,7 @@ pub struct CreateOptions {
     pub no_new_keyring: bool,
 }
 
-/// A container whose first process waits.
+/// A container whose first process waits, or goes on.
 struct Made {
     entry: Entry,
     state: State,
@@ -48,6 +48,8 @@ struct Made {
     process: Process,
     filter: Option<Filter>,
     launched: Launched,
+    /// It does not wait to be started.
+    goes_on: bool,
     master: Option<OwnedFd>,
 }
 
@@ -66,6 +68,7 @@ pub fn run(store: &Store, options: &CreateOptions, detach: bool, keep: bool) -> 
         undo(&made.entry, &made.state, &made.spec);
         return Err(e);
     }
+    made.entry.forget_plan();
     if detach {
         return Ok(0);
     }
@@ -87,7 +90,9 @@ fn begin(made: &Made) -> Result<()> {
         listener: made.filter.as_ref().and_then(Filter::listener),
         master: None,
     };
-    talk.go()?;
+    if !made.goes_on {
+        talk.go()?;
+    }
     talk.run()?;
     let public = made.state.public(Status::Running);
     hooks::run("poststart", &made.spec.hooks.poststart, &public)
@@ -130,12 +135,14 @@ fn make(store: &Store, options: &CreateOptions, runs: bool, foreground: bool) ->
         cgroups: Vec::new(),
     };
     let request = Request { options, spec: &spec, process: &process, plan: &plan, runs };
-    let made = prepare(&entry, &mut state, &spec, &text).and_then(|mut cgroup| {
-        request.bring_up(&entry, &mut state, &mut cgroup, filter.as_ref(), console)
+    let cgroup = Cgroup::plan(spec.linux.cgroups_path.as_deref(), &state.id, &spec.linux.resources);
+    let made = cgroup.and_then(|mut cgroup| {
+        state.cgroups = cgroup.save();
+        request.bring_up(&entry, &mut state, &text, &mut cgroup, filter.as_ref(), console)
     });
     match made {
-        Ok((launched, master)) => {
-            Ok(Made { entry, state, spec, process, filter, launched, master })
+        Ok((launched, goes_on, master)) => {
+            Ok(Made { entry, state, spec, process, filter, launched, goes_on, master })
         }
         Err(e) => {
             undo(&entry, &state, &spec);
@@ -201,20 +208,18 @@ fn open_console(process: &Process, options: &CreateOptions, relays: bool) -> Res
     }
 }
 
-/// State and configuration on disk, before there are cgroups or a process: what a
+/// Makes the cgroups, with their limits. State and configuration are on disk before: what a
 /// killed runtime leaves behind can then be found and deleted.
-fn prepare(entry: &Entry, state: &mut State, spec: &Spec, text: &[u8]) -> Result<Cgroup> {
-    let (path, resources) = (spec.linux.cgroups_path.as_deref(), &spec.linux.resources);
-    let cgroup = Cgroup::plan(path, &state.id, resources)?;
-    entry.save_config(text)?;
-    state.cgroups = cgroup.save();
-    entry.plan(state)?;
-    Ok(cgroup)
-}
-
-/// Makes the cgroups, with their limits.
-fn make_cgroups(cgroup: &mut Cgroup, state: &mut State, spec: &Spec) -> Result<()> {
+fn make_cgroups(
+    entry: &Entry,
+    cgroup: &mut Cgroup,
+    state: &mut State,
+    spec: &Spec,
+    text: &[u8],
+) -> Result<()> {
     let resources = &spec.linux.resources;
+    entry.save_config(text)?;
+    entry.plan(state)?;
     cgroup.create()?;
     state.cgroups = cgroup.save();
     cgroup.apply(resources)?;
@@ -234,15 +239,18 @@ impl Request<'_> {
         &self,
         entry: &Entry,
         state: &mut State,
+        text: &[u8],
         cgroup: &mut Cgroup,
         filter: Option<&Filter>,
         console: Console,
-    ) -> Result<(Launched, Option<OwnedFd>)> {
+    ) -> Result<(Launched, bool, Option<OwnedFd>)> {
         let spec = self.spec;
-        // On two processors the cgroups are made while the first process sets itself up.
+        // On two processors the cgroups are made while the first process sets itself up. Until
+        // it is told that they are there it has made nothing that outlives it, and it ends with
+        // the runtime.
         let cgroups_later = cgroup.can_be_entered_later() && self.plan.sees_the_host();
         if !cgroups_later {
-            make_cgroups(cgroup, state, spec)?;
+            make_cgroups(entry, cgroup, state, spec, text)?;
         }
         let needs_sources = spec.has(NamespaceKind::User)
             || spec.mounts.iter().any(|m| {
@@ -254,8 +262,13 @@ impl Request<'_> {
         } else {
             Vec::new()
         };
-        let start =
-            if self.runs { Start::Channel } else { Start::Socket(listen_for_start(entry)?) };
+        let start = if self.goes_on(cgroups_later) {
+            Start::AtOnce(entry.will_hold()?)
+        } else if self.runs {
+            Start::Channel
+        } else {
+            Start::Socket(listen_for_start(entry)?)
+        };
         let listen_fds = inherited_sockets();
         let job = Job {
             spec,
@@ -281,10 +294,20 @@ impl Request<'_> {
             cgroups_later: Cell::new(cgroups_later),
         };
         let launched = launch(job)?;
-        let made = if cgroups_later { make_cgroups(cgroup, state, spec) } else { Ok(()) };
-        let finished = made.and_then(|()| self.attend(entry, state, filter, &launched));
-        match finished {
-            Ok(master) => Ok((launched, master)),
+        let made =
+            if cgroups_later { make_cgroups(entry, cgroup, state, spec, text) } else { Ok(()) };
+        let written = made.and_then(|()| {
+            // Written while the process sets itself up, so that it need not wait for it.
+            state.pid = launched.child.pid;
+            state.start_time = process_start_time(state.pid).unwrap_or(0);
+            entry.prepare(state)
+        });
+        let told = written.and_then(|()| {
+            if cgroups_later { launched.tell_of_cgroups(cgroup, spec) } else { Ok(()) }
+        });
+        let goes_on = self.goes_on(cgroups_later);
+        match told.and_then(|()| self.attend(entry, state, filter, &launched, goes_on)) {
+            Ok(master) => Ok((launched, goes_on, master)),
             Err(e) => {
                 launched.child.kill();
                 Err(e)
@@ -292,18 +315,21 @@ impl Request<'_> {
         }
     }
 
-    /// Talks with the first process until it waits, and writes down who it is.
+    /// Whether the process need not wait to be started: nothing has to be done before that
+    /// depends on its being ready, and it can do the rest itself.
+    fn goes_on(&self, cgroups_later: bool) -> bool {
+        self.runs && cgroups_later && self.options.pid_file.is_none()
+    }
+
+    /// Talks with the first process until it is ready to be started.
     fn attend(
         &self,
         entry: &Entry,
-        state: &mut State,
+        state: &State,
         filter: Option<&Filter>,
         launched: &Launched,
+        goes_on: bool,
     ) -> Result<Option<OwnedFd>> {
-        state.pid = launched.child.pid;
-        state.start_time = process_start_time(state.pid).unwrap_or(0);
-        // Written while the process sets itself up, so that it need not wait for it.
-        let prepared = entry.prepare(state)?;
         let mut talk = Conversation {
             channel: &launched.channel,
             spec: self.spec,
@@ -320,7 +346,9 @@ impl Request<'_> {
             });
         }
         let master = talk.master.take();
-        prepared.hold()?;
+        if !goes_on {
+            entry.will_hold()?.hold()?;
+        }
         if let Some(path) = &self.options.pid_file {
             write_pid_file(path, state.pid)?;
         }

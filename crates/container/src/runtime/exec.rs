@@ -13,7 +13,7 @@ use crate::error::{Context, Error, Result};
 use crate::init::{self, Console, Runtime, hand_out, message};
 use crate::process::enter::Entry;
 use crate::process::terminal::{Terminal, own_standard_streams};
-use crate::process::{self, memory_policy, schedule};
+use crate::process::{self, labels, memory_policy, schedule};
 use crate::rootfs::path::{RootDir, open_host};
 use crate::rootfs::proc::PrivateProc;
 use crate::seccomp::Filter;
@@ -200,7 +200,7 @@ fn intermediate(job: Job<'_>, channel: Channel) -> ! {
         let _ = channel.send(&init::encode_error(e), None);
         exit_now(1)
     };
-    let runtime = Runtime { channel: &channel };
+    let runtime = Runtime::new(&channel);
     let entered = enter_cgroups(&job).and_then(|()| {
         // Before anything of this process can be seen from inside.
         cred::set_undumpable().during(|| "keep others from tracing this process")?;
@@ -254,7 +254,7 @@ fn become_program(job: &Job<'_>, runtime: &Runtime<'_>) -> Error {
         if let Some(policy) = &job.spec.linux.memory_policy {
             memory_policy::apply(policy)?;
         }
-        let proc = PrivateProc::open()?;
+        let proc = PrivateProc::open_if(labels::wanted(process))?;
         if matches!(job.console, Console::None) {
             own_standard_streams(process.user.uid);
         } else {

@@ -1,11 +1,14 @@
 //! Making the first process, in its namespaces and cgroups.
 
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 
 use super::gate::Gate;
+use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
 use crate::init::{self, Job, message};
 use crate::namespaces::{self, Plan};
+use crate::rootfs::cgroupfs;
 use crate::spec::{NamespaceKind, Spec};
 use crate::sys::clone::{Child, Side, exit_now, fork, unshare};
 use crate::sys::socket::Channel;
@@ -46,7 +49,7 @@ pub fn launch(mut job: Job<'_>) -> Result<Launched> {
         }
         Err(e) => Err(e),
     };
-    match made.map_err(explain_clone)? {
+    match made.map_err(namespaces::explain)? {
         Side::Child => {
             drop(ours);
             init::run(job, theirs)
@@ -60,22 +63,21 @@ pub fn launch(mut job: Job<'_>) -> Result<Launched> {
     }
 }
 
-fn explain_clone(source: std::io::Error) -> Error {
-    match source.raw_os_error() {
-        Some(libc::ENOSPC | libc::EUSERS) => Error::unsupported(
-            "one more namespace",
-            "raise user.max_*_namespaces with sysctl, or end other containers",
-        ),
-        Some(libc::EPERM) => Error::unsupported(
-            "making these namespaces as this user",
-            "run as root, or give the container a user namespace (and see that the host allows \
-             them: kernel.unprivileged_userns_clone, user.max_user_namespaces)",
-        ),
-        _ => Error::System { what: "clone3 the first process".into(), source },
-    }
-}
-
 impl Launched {
+    /// Says that the cgroups are there, to a process that was made before them. One that is
+    /// gone has said why, which is heard later.
+    pub fn tell_of_cgroups(&self, cgroup: &Cgroup, spec: &Spec) -> Result<()> {
+        let entrances = cgroup.entrances(false, "")?;
+        let parts = cgroupfs::take_parts(spec, cgroup)?;
+        let fds: Vec<_> = entrances.files().chain(parts.iter().map(AsFd::as_fd)).collect();
+        match self.channel.send_many(&[message::CGROUPS], &fds) {
+            Err(e) if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                Ok(())
+            }
+            other => other.during(|| "hand over the cgroups"),
+        }
+    }
+
     /// What the runtime does for a process that it made directly.
     fn finish(&self, spec: &Spec) -> Result<()> {
         if spec.makes(NamespaceKind::User) {
@@ -178,7 +180,7 @@ fn intermediate(job: Job<'_>, plan: &Plan, channel: Channel) -> ! {
         let _ = channel.send(&init::encode_error(e), None);
         exit_now(1)
     };
-    let runtime = init::Runtime { channel: &channel };
+    let runtime = init::Runtime::new(&channel);
     let mut flags = plan.at_clone;
     let entered = plan.join_in_stages().and_then(|()| {
         if flags & libc::CLONE_NEWUSER as u64 != 0 {
@@ -205,6 +207,6 @@ fn intermediate(job: Job<'_>, plan: &Plan, channel: Channel) -> ! {
             let sent = channel.send(&text, None).is_ok();
             exit_now(i32::from(!sent))
         }
-        Err(source) => fail(&explain_clone(source)),
+        Err(source) => fail(&namespaces::explain(source)),
     }
 }

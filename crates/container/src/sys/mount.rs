@@ -100,6 +100,11 @@ pub fn clone_tree_at(path: &str, recursive: bool, follow: bool) -> io::Result<Ow
     Ok(open_tree(CWD, path, flags)?)
 }
 
+/// Puts a detached tree onto an entry of a directory that nobody else changes.
+pub fn attach_at(tree: BorrowedFd<'_>, directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    Ok(move_mount(tree, c"", directory, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
+
 /// Puts a detached tree onto the place a descriptor stands at.
 pub fn attach(tree: BorrowedFd<'_>, onto: BorrowedFd<'_>) -> io::Result<()> {
     Ok(move_mount(

@@ -13,6 +13,10 @@ use rustix::net::{
 /// The longest message; an error text is cut to fit.
 pub const MAX_MESSAGE: usize = 8192;
 
+/// As many descriptors as a message may carry: two for each hierarchy of cgroups, of which
+/// Linux has fewer than twenty.
+pub const MOST_DESCRIPTORS: usize = 64;
+
 /// One end of a pair of sockets that keep message boundaries.
 pub struct Channel(OwnedFd);
 
@@ -35,9 +39,19 @@ impl Channel {
         send_fd(self.0.as_fd(), message, fd)
     }
 
+    /// Sends one message with as many descriptors as one may carry.
+    pub fn send_many(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        send_fds(self.0.as_fd(), message, fds)
+    }
+
     /// Receives one message; an empty one means the other end is gone.
     pub fn receive(&self) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
         receive_fd(self.0.as_fd(), MAX_MESSAGE)
+    }
+
+    /// Receives one message and all descriptors that came with it.
+    pub fn receive_many(&self) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+        receive_fds(self.0.as_fd(), MAX_MESSAGE)
     }
 }
 
@@ -49,11 +63,14 @@ impl AsFd for Channel {
 
 /// Sends bytes and perhaps a descriptor over a unix socket.
 pub fn send_fd(socket: BorrowedFd<'_>, data: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    send_fds(socket, data, fd.as_slice())
+}
+
+fn send_fds(socket: BorrowedFd<'_>, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
-        return Err(io::Error::other("no room for a descriptor"));
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::Error::other("no room for descriptors"));
     }
     loop {
         match sendmsg(socket, &[IoSlice::new(data)], &mut control, SendFlags::NOSIGNAL) {
@@ -64,11 +81,14 @@ pub fn send_fd(socket: BorrowedFd<'_>, data: &[u8], fd: Option<BorrowedFd<'_>>) 
     }
 }
 
-/// Receives up to `limit` bytes and at most one descriptor; a second one would
-/// be closed.
+/// Receives up to `limit` bytes and at most one descriptor; others are closed.
 pub fn receive_fd(socket: BorrowedFd<'_>, limit: usize) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    receive_fds(socket, limit).map(|(data, fds)| (data, fds.into_iter().next()))
+}
+
+fn receive_fds(socket: BorrowedFd<'_>, limit: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut data = vec![0u8; limit];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let length = loop {
         let mut parts = [IoSliceMut::new(&mut data)];
@@ -79,11 +99,11 @@ pub fn receive_fd(socket: BorrowedFd<'_>, limit: usize) -> io::Result<(Vec<u8>, 
         }
     };
     data.truncate(length);
-    let mut fd = None;
+    let mut fds = Vec::new();
     for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(fds) = message {
-            fd = fds.into_iter().next();
+        if let RecvAncillaryMessage::ScmRights(came) = message {
+            fds.extend(came);
         }
     }
-    Ok((data, fd))
+    Ok((data, fds))
 }
