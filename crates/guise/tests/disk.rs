@@ -182,8 +182,13 @@ fn lists_the_options_that_qemus_tools_have() {
         return;
     }
     let place = Place::new();
-    // What is not here: hints for file systems, and what is deprecated there.
-    let missing = ["extent_size_hint=<size>", "encryption=<bool (on/off)>"];
+    // What is not here: hints for file systems, what is deprecated there, and LUKS headers in
+    // files of their own, which QEMU has since 9.0.
+    let missing = [
+        "extent_size_hint=<size>",
+        "encryption=<bool (on/off)>",
+        "detached-header=<bool (on/off)>",
+    ];
     for format in ["raw", "qcow2", "vmdk", "vpc", "vhdx", "vdi", "parallels", "luks"] {
         let line = format!("create -f {format} -o help disk");
         let ours = place.ours("qemu-img", &line);
