@@ -217,7 +217,7 @@ impl Translator {
             cache: Cache::new(arena),
             paths: Paths::new(routines.return_bottom)?,
             routines,
-            scanner: Scanner::new(),
+            scanner: Scanner::new(options.lockstep),
             options,
             helpers,
             vectors: VectorLevel::None,

@@ -79,6 +79,7 @@ const UNSEEN: u16 = u16::MAX;
 /// Scans regions; holds what is worth keeping between them.
 pub struct Scanner {
     seen: Box<[u16; PAGE_SIZE as usize]>,
+    undefined_flags_matter: bool,
 }
 
 pub fn granules(offset: u64, length: u64) -> u64 {
@@ -87,8 +88,9 @@ pub fn granules(offset: u64, length: u64) -> u64 {
 }
 
 impl Scanner {
-    pub fn new() -> Scanner {
-        Scanner { seen: Box::new([UNSEEN; PAGE_SIZE as usize]) }
+    /// `undefined_flags_matter`: results are compared with those of an interpreter.
+    pub fn new(undefined_flags_matter: bool) -> Scanner {
+        Scanner { seen: Box::new([UNSEEN; PAGE_SIZE as usize]), undefined_flags_matter }
     }
 
     /// The region that begins at `rip`, whose page is `bytes`; `tail` is how the next
@@ -230,7 +232,10 @@ impl Scanner {
     fn connect(&self, region: &mut Region, index: usize, once: bool) {
         let way = |region: &Region, address| self.way(region, address, once);
         let instruction = region.steps[index].instruction;
-        let (reads, writes) = flag_use(&instruction, region.steps[index].level);
+        let (mut reads, writes) = flag_use(&instruction, region.steps[index].level);
+        if self.undefined_flags_matter {
+            reads |= flags_left_alone(&instruction);
+        }
         let next = instruction.next_ip();
         let (mut on, mut to) = (Way::Nowhere, Way::Nowhere);
         if !region.steps[index].cut {
@@ -284,7 +289,7 @@ impl Scanner {
                 if let Way::Outside(address) = way
                     && !outside.iter().any(|&(known, _)| known == address)
                 {
-                    outside.push((address, peek(region, bytes, address)));
+                    outside.push((address, self.peek(region, bytes, address)));
                 }
             }
         }
@@ -315,32 +320,44 @@ impl Scanner {
             }
         }
     }
+
+    /// Which flags matter at an address of the same page, as far as its first
+    /// instructions tell. What was looked at becomes a part of the region's bytes.
+    fn peek(&self, region: &mut Region, bytes: &[u8; PAGE_SIZE as usize], address: u64) -> u8 {
+        if address & !(PAGE_SIZE - 1) != region.page {
+            return ALL_FLAGS;
+        }
+        let start = (address - region.page) as usize;
+        let mut decoder = Decoder::with_ip(64, &bytes[start..], address, DecoderOptions::NONE);
+        let (mut live, mut undecided) = (0, ALL_FLAGS);
+        for _ in 0..4 {
+            let instruction = decoder.decode();
+            let plain =
+                instruction.flow_control() == FlowControl::Next && !ends_region(&instruction);
+            if instruction.is_invalid() {
+                break;
+            }
+            let (reads, writes) = flag_use(&instruction, required_level(&instruction));
+            let left = if self.undefined_flags_matter { flags_left_alone(&instruction) } else { 0 };
+            live |= (reads | left) & undecided;
+            undecided &= !writes;
+            if !plain || undecided == 0 {
+                break;
+            }
+        }
+        region.granules |= granules(start as u64, decoder.position() as u64 + 15);
+        live | undecided
+    }
 }
 
-/// Which flags matter at an address of the same page, as far as its first
-/// instructions tell. What was looked at becomes a part of the region's bytes.
-fn peek(region: &mut Region, bytes: &[u8; PAGE_SIZE as usize], address: u64) -> u8 {
-    if address & !(PAGE_SIZE - 1) != region.page {
-        return ALL_FLAGS;
+/// Flags that are undefined after it, and that AMD's processors leave as they were. No guest
+/// relies on that, but it can see it.
+fn flags_left_alone(instruction: &Instruction) -> u8 {
+    use Mnemonic::{Bsf, Bsr, Div, Idiv, Imul, Mul};
+    match instruction.mnemonic() {
+        Mul | Imul | Div | Idiv | Bsf | Bsr => instruction.rflags_undefined() as u8 & ALL_FLAGS,
+        _ => 0,
     }
-    let start = (address - region.page) as usize;
-    let mut decoder = Decoder::with_ip(64, &bytes[start..], address, DecoderOptions::NONE);
-    let (mut live, mut undecided) = (0, ALL_FLAGS);
-    for _ in 0..4 {
-        let instruction = decoder.decode();
-        let plain = instruction.flow_control() == FlowControl::Next && !ends_region(&instruction);
-        if instruction.is_invalid() {
-            break;
-        }
-        let (reads, writes) = flag_use(&instruction, required_level(&instruction));
-        live |= reads & undecided;
-        undecided &= !writes;
-        if !plain || undecided == 0 {
-            break;
-        }
-    }
-    region.granules |= granules(start as u64, decoder.position() as u64 + 15);
-    live | undecided
 }
 
 /// Flags that an instruction may read, and those that it surely writes.
