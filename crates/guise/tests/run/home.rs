@@ -362,7 +362,9 @@ impl Home {
 
     #[track_caller]
     pub fn until(&self, what: &str, so: impl FnMut() -> bool) {
-        self.until_within(PATIENCE, what, so);
+        // A system takes its time to come up, and tests have several beside each other.
+        let patience = if self.guise == Guise::Vm { 4 * PATIENCE } else { PATIENCE };
+        self.until_within(patience, what, so);
     }
 
     #[track_caller]
