@@ -39,7 +39,9 @@ fn a_name_is_taken_once_and_found_again() {
     };
     entry.plan(&state).unwrap();
     assert_eq!(entry.load().unwrap().unwrap().pid, state.pid);
-    entry.prepare(&state).unwrap().hold().unwrap();
+    entry.prepare(&state).unwrap();
+    entry.will_hold().unwrap().hold().unwrap();
+    entry.forget_plan();
     assert_eq!(entry.status(&entry.state().unwrap()), Status::Running);
     state.start_time += 1;
     assert_eq!(entry.status(&state), Status::Stopped, "another process with the same id");

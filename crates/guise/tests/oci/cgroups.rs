@@ -57,6 +57,22 @@ fn too_many_processes_are_refused_inside() {
     assert!(!out.contains("all"), "the limit did not hold");
 }
 
+/// A container sees no cgroups but its own, whether the file systems are its own or the host's:
+/// that depends on what it may do to them.
+#[test]
+fn only_its_own_cgroups_are_shown() {
+    let script = "grep ' - cgroup' /proc/self/mountinfo | cut -d' ' -f4; true";
+    let Some(mut bundle) = Bundle::new("part", script) else { return };
+    for capability in ["CAP_KILL", "CAP_SYS_ADMIN"] {
+        for set in ["bounding", "effective", "permitted"] {
+            bundle.config["process"]["capabilities"][set] = json!([capability]);
+        }
+        let (status, out, err) = bundle.run();
+        assert_eq!(status, 0, "{err}");
+        assert!(out.lines().all(|root| root == "/"), "with {capability}: {out}");
+    }
+}
+
 /// Runs a container in a mount namespace that presents cgroups differently.
 fn in_another_view(name: &str, prepare: &str) {
     let script = "cat /proc/self/cgroup; ls /sys/fs/cgroup";
