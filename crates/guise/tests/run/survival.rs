@@ -192,8 +192,7 @@ fn a_daemon_killed_anywhere_loses_nothing() {
         home.until_phase(name, "running");
     }
     assert_eq!(home.good(&["ps", "-aq"]).lines().count(), made.len() + 1);
-    let mut workers: Vec<String> =
-        home.leftovers().into_iter().filter(|line| line.contains(" worker ")).collect();
+    let mut workers = home.workers();
     workers.sort();
     let all = workers.len();
     workers.dedup();
