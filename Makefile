@@ -17,11 +17,13 @@ setup: packages ## Install missing packages, fetch test kernels, build test gues
 	@$(CARGO) run --quiet --release --package guise-testkit --bin assets
 
 run: packages ## Fetch Debian and open a shell in it, or without a terminal run a command
+	@[ -e $(GUISE) ] || echo "Building guise, which takes some minutes the first time"
 	@$(CARGO) build --quiet --release --package guise
 	@$(CARGO) run --quiet --release --package guise-testkit --bin assets -- first-run
 	@sh crates/testkit/first-run.sh $(GUISE)
 
 boot: packages ## Boot a Debian kernel to a shell, or without a terminal run one command
+	@[ -e $(GUISE) ] || echo "Building guise, which takes some minutes the first time"
 	@$(CARGO) build --quiet --release --package guise
 	@$(CARGO) run --quiet --release --package guise-testkit --bin assets -- first-boot
 	@sh crates/testkit/first-boot.sh $(GUISE)

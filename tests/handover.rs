@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use guise_engine::{CpuModel, Engine};
+use guise_engine::{CpuModel, Engine, EngineError};
 use guise_engine_kvm::probe;
 use guise_engine_soft::{SoftEngine, Tier};
-use guise_machine::{BoardKind, BootSource, Ending, Machine, MachineConfig};
+use guise_machine::{BoardKind, BootSource, Ending, Machine, MachineConfig, MachineError};
 use guise_testkit::assets::Kernel;
 use guise_testkit::baremetal::Program;
 use guise_testkit::initramfs;
@@ -57,19 +57,28 @@ impl Output {
 struct Guest {
     program: Program,
     vcpus: u32,
+    model: CpuModel,
     kernel: PathBuf,
 }
 
-fn boot(guest: &Guest, engine: &dyn Engine) -> (Machine, Output) {
-    let config = MachineConfig {
-        memory: 64 << 20,
-        addable_memory: 0,
-        vcpus: guest.vcpus,
-        board: BoardKind::Microvm,
-        model: CpuModel::Baseline,
-        iommu: true,
-        test_devices: true,
+fn config(vcpus: u32, model: CpuModel) -> MachineConfig {
+    let board = BoardKind::Microvm;
+    let (memory, addable_memory) = (64 << 20, 0);
+    MachineConfig { memory, addable_memory, vcpus, board, model, iommu: true, test_devices: true }
+}
+
+/// The baseline, unless an engine lacks something of it on this host: a KVM that is a guest
+/// itself may. All of them then have what the host has.
+fn common_model(engines: &[&dyn Engine]) -> CpuModel {
+    let lacks = |engine: &&dyn Engine| {
+        let machine = Machine::new(*engine, &config(1, CpuModel::Baseline), Box::new(Vec::new()));
+        matches!(machine, Err(MachineError::Engine(EngineError::Model { .. })))
     };
+    if engines.iter().any(lacks) { CpuModel::Host } else { CpuModel::Baseline }
+}
+
+fn boot(guest: &Guest, engine: &dyn Engine) -> (Machine, Output) {
+    let config = config(guest.vcpus, guest.model);
     let output = Output::default();
     let machine = Machine::new(engine, &config, Box::new(output.clone())).expect("a machine");
     let source = BootSource {
@@ -138,9 +147,11 @@ fn ping_pong(
     may_fail: impl Fn(&dyn Engine) -> bool,
 ) {
     let interpreter = SoftEngine::new(Tier::Interpreter);
+    let model = common_model(engines);
     let compiled = |&(program, vcpus): &(Program, u32)| Guest {
         program,
         vcpus,
+        model,
         kernel: have(program.image()),
     };
     let guests: Vec<Guest> = guests.iter().map(compiled).collect();

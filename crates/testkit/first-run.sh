@@ -7,8 +7,12 @@ guise=$1
 image=debian:12-slim
 program=${GUISE_ASSETS:-assets}/programs/hello.wasm
 
-"$guise" image pull --missing --quiet "$image" >/dev/null
-"$guise" image pull --missing --quiet kernel:debian-12 >/dev/null
+fetch() {
+	"$guise" image inspect "$1" >/dev/null 2>&1 || echo "Fetching $1"
+	"$guise" image pull --missing --quiet "$1" >/dev/null
+}
+fetch "$image"
+fetch kernel:debian-12
 if [ -t 0 ] && [ -t 1 ]; then
 	echo "A shell in $image, as: $("$guise" run --explain "$image" | head -n 1). Leave with 'exit'."
 	exec "$guise" run --rm -it "$image" sh

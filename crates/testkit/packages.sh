@@ -16,13 +16,19 @@ if [ "$(id -u)" = 0 ]; then
 elif command -v sudo >/dev/null; then
 	as_root=sudo
 else
-	echo "These packages are missing and need root to install:$missing" >&2
+	echo "These packages are missing and need root to install:$missing" | fold -s >&2
 	exit 1
 fi
-echo "Installing$missing"
+echo "Installing$missing" | fold -s
 export DEBIAN_FRONTEND=noninteractive
+# What it says is worth reading where it fails.
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 # shellcheck disable=SC2086 # the list is words, and no prefix is no word
-{
+if ! {
 	$as_root apt-get --quiet=2 update &&
 		$as_root apt-get --quiet=2 --no-install-recommends --yes install $missing
-} >/dev/null
+} >"$log" 2>&1; then
+	cat "$log" >&2
+	exit 1
+fi

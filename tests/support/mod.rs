@@ -224,7 +224,9 @@ impl Ended {
             "segfault",
             "clocksource: timekeeping watchdog",
         ];
-        for line in self.output.lines() {
+        // What a kernel thinks of the host's processor is not the engine's doing.
+        let told = |line: &&str| !line.contains("/hw-vuln/");
+        for line in self.output.lines().filter(told) {
             let bad = BAD.iter().find(|bad| line.contains(**bad));
             assert!(bad.is_none(), "the guest's log has {line:?}:\n{}", self.output);
         }

@@ -23,7 +23,7 @@ pub(crate) use access::default_project;
 pub use access::*;
 pub use error::{ApiError, Code};
 pub use event::Event;
-pub use image::{Image, Pull, Push};
+pub use image::{Build, BuildNetwork, Image, Pull, Push};
 pub use instance::*;
 pub use list::{Change, Page, Paging};
 pub use network::{NamedNetwork, NewNetwork};

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::Build;
+
 /// What a task is to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
@@ -21,6 +23,8 @@ pub enum Work {
         #[serde(default)]
         to: Option<String>,
     },
+    /// Build an image of a Containerfile.
+    Build { build: Build },
 }
 
 impl Work {
@@ -29,6 +33,7 @@ impl Work {
         match self {
             Work::Pull { .. } => "pull",
             Work::Push { .. } => "push",
+            Work::Build { .. } => "build",
         }
     }
 
@@ -37,6 +42,7 @@ impl Work {
     pub fn object(&self) -> &str {
         match self {
             Work::Pull { image, .. } | Work::Push { image, .. } => image,
+            Work::Build { build } => build.tags.first().unwrap_or(&build.context),
         }
     }
 }

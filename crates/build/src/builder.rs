@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -35,6 +35,23 @@ pub enum Network {
     None,
 }
 
+/// Where what commands print goes.
+#[derive(Debug, Clone, Default)]
+pub enum Output {
+    /// To standard error.
+    #[default]
+    Shown,
+    /// Nowhere, but for the end of what a failing one said.
+    Kept,
+    /// To somebody who takes it.
+    To(Arc<dyn Sink>),
+}
+
+/// Takes what commands print, as it comes.
+pub trait Sink: std::fmt::Debug + Send + Sync {
+    fn take(&self, bytes: &[u8]);
+}
+
 /// What to build and how.
 #[derive(Debug, Default)]
 pub struct Build {
@@ -51,8 +68,7 @@ pub struct Build {
     pub pull: bool,
     pub network: Network,
     pub limits: Limits,
-    /// Keep commands' output for errors rather than showing it.
-    pub quiet: bool,
+    pub output: Output,
     /// The `guise` binary, whose `oci` runs the containers.
     pub runtime: PathBuf,
     /// Set to end the build.
@@ -65,6 +81,13 @@ pub fn forget_cache(store: &Store) -> Result<()> {
 }
 
 impl Build {
+    /// The Containerfile of a context, where none is said.
+    #[must_use]
+    pub fn containerfile_of(context: &Path) -> PathBuf {
+        let all = ["Containerfile", "Dockerfile"].map(|name| context.join(name));
+        all.iter().find(|path| path.exists()).unwrap_or(&all[0]).clone()
+    }
+
     /// Builds the image and names it.
     pub fn run(&self, store: &Store, progress: &dyn Progress) -> Result<Descriptor> {
         if !rustix::process::geteuid().is_root() {

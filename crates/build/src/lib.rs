@@ -28,7 +28,7 @@ mod tree;
 mod users;
 mod words;
 
-pub use builder::{Build, Network, forget_cache};
+pub use builder::{Build, Network, Output, Sink, forget_cache};
 pub use error::{Error, Result};
 
 /// Reads a Containerfile without building anything: what the fuzz target and the

@@ -4,6 +4,7 @@
 //! watches: this one may have threads, and the runtime must not.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -15,7 +16,7 @@ use guise_container::spec::{
     defaults,
 };
 
-use crate::builder::{Build, Network};
+use crate::builder::{Build, Network, Output, Sink};
 use crate::error::{Error, IoContext, Result};
 use crate::mounted::Mounted;
 use crate::users;
@@ -153,14 +154,29 @@ impl Run<'_> {
         let kept = beside.join("output");
         let mut command = runtime(&["run", "--bundle"]);
         command.arg(&bundle).arg(&id);
-        if self.build.quiet {
-            let out = File::create(&kept).at("making", &kept)?;
-            command.stdout(out.try_clone().at("opening", &kept)?).stderr(out);
-        } else {
-            command.stdout(std::io::stderr());
+        let mut printed = None;
+        match &self.build.output {
+            Output::Shown => {
+                command.stdout(std::io::stderr());
+            }
+            Output::Kept => {
+                let out = File::create(&kept).at("making", &kept)?;
+                command.stdout(out.try_clone().at("opening", &kept)?).stderr(out);
+            }
+            Output::To(sink) => {
+                let (from, to) = std::io::pipe().at("making a pipe for", &self.build.runtime)?;
+                let again = to.try_clone().at("making a pipe for", &self.build.runtime)?;
+                command.stdout(again).stderr(to);
+                printed = Some((from, sink.clone()));
+            }
         }
         let what = &self.build.runtime;
         let mut child = command.spawn().at("running", what)?;
+        // It holds ends of the pipe, which would never come to its end.
+        drop(command);
+        // Ends with the last process that can print.
+        let printing =
+            printed.map(|(from, sink)| std::thread::spawn(move || pass_on(from, &*sink)));
         let status = match self.wait(&mut child) {
             Ok(status) => status,
             Err(e) => {
@@ -169,6 +185,8 @@ impl Run<'_> {
                 return Err(e);
             }
         };
+        // What a thread could not pass on is missing, and nothing else.
+        drop(printing.map(std::thread::JoinHandle::join));
         if status == 0 {
             return Ok(());
         }
@@ -186,6 +204,18 @@ impl Run<'_> {
                 return Err(Error::Interrupted);
             }
             std::thread::sleep(TICK);
+        }
+    }
+}
+
+fn pass_on(mut from: impl Read, sink: &dyn Sink) {
+    let mut buffer = [0; 16 << 10];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(length) => sink.take(&buffer[..length]),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return,
         }
     }
 }

@@ -3,31 +3,35 @@
 //! Afterwards it is in namespaces of its own, sees the paths that it named at their old
 //! names and nothing else, holds only the capabilities that it named, over its own user
 //! namespace only, and makes only the system calls that it named. None of that can be taken
-//! back. The way, in this order: a user namespace (somebody outside maps the ids), all other
-//! namespaces, a process in them that goes on while the first one only waits for its end, an
-//! empty root in which the paths are mounted, capabilities, Landlock, seccomp.
+//! back. The way, in this order: a user namespace (somebody outside maps the ids, or, for
+//! root, it becomes one of [`Strangers`]), all other namespaces, a process in them that goes on
+//! while the first one only waits for its end, an empty root in which the paths are mounted,
+//! capabilities, Landlock, seccomp.
 //!
-//! The kernel judges files of `/proc/sys` by the user alone, and the user is the host's: so
-//! there is nothing of them in the jail, and what there is of `/proc` cannot be written to.
+//! The kernel judges files of `/proc/sys` by the user alone, and where the user is the
+//! host's root, that is enough: so there is nothing of them in the jail, and what there is of
+//! `/proc` cannot be written to.
 
-use std::fs;
+mod cell;
+mod ids;
+mod root;
+mod split;
+
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
-
-use rustix::fs::{Mode, OFlags};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result};
 use crate::namespaces::own_mounts;
 use crate::process::{caps, landlock};
 use crate::seccomp::Filter;
 use crate::spec::Seccomp;
-use crate::sys::mount::{
-    ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Change, attach, clone_tree_at,
-    set_attributes,
-};
 use crate::sys::{clone, cred, landlock as rules};
+pub use cell::Cell;
+pub use ids::{STRANGERS, Strangers};
+pub use root::attach;
+pub use split::{Ward, keep_only, split};
 
 /// What is left to the process.
 #[derive(Debug)]
@@ -37,11 +41,24 @@ pub struct Jail {
     pub paths: Vec<Visible>,
     /// It is in a user namespace of its own already, whose ids are mapped.
     pub has_user_namespace: bool,
+    pub identity: Identity,
     /// The network of the host is not reached any more.
     pub own_network: bool,
+    /// It ends with the process that made it.
+    pub ends_with_parent: bool,
     /// Capabilities that it keeps, as bits.
     pub capabilities: u64,
     pub calls: Seccomp,
+}
+
+/// Who it is to the host.
+#[derive(Debug)]
+pub enum Identity {
+    /// Who it was.
+    Same,
+    Stranger(Strangers),
+    /// Who it was, because there are no strangers here, for this reason.
+    NoStranger(String),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,17 +74,28 @@ pub enum Access {
     Read,
     /// Files and folders are made, changed and removed; links and devices are not made.
     Write,
+    /// The same, in a folder that holds nothing that lasts: it may change hands.
+    Scratch,
     /// Anything. It is somebody else's folder.
     Share,
-    /// A device is used.
-    Device,
 }
 
 /// How far it went.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entered {
     /// Why this host has no namespaces for it.
     pub missing: Option<String>,
+    /// Why it is not the stranger that it should be.
+    pub kept_its_id: Option<String>,
+}
+
+/// The namespaces, from outside and from inside.
+struct Inside {
+    /// The trees of the paths, and who they were mapped for; made inside where it stays who
+    /// it is.
+    trees: Option<Vec<OwnedFd>>,
+    /// Where the new root is mounted.
+    place: OwnedFd,
 }
 
 impl Jail {
@@ -77,26 +105,53 @@ impl Jail {
     pub fn enter(&self, map: impl FnOnce() -> io::Result<()>) -> Result<Entered> {
         // Compiled where there is room for it.
         let filter = Filter::compile(&self.calls)?;
-        let missing = match self.enter_namespaces(map) {
-            Ok(()) => {
-                self.fill_root()?;
+        await_the_end_of_threads();
+        let mut entered = Entered::default();
+        let disguise = match &self.identity {
+            Identity::Same => None,
+            Identity::NoStranger(why) => {
+                entered.kept_its_id = Some(why.clone());
                 None
             }
-            Err(Error::Unsupported { what, .. }) => Some(what),
-            Err(error) => return Err(error),
+            Identity::Stranger(strangers) => match self.trees_for(strangers) {
+                Ok(trees) => Some((strangers, trees)),
+                Err(Error::Unsupported { what, .. }) => {
+                    entered.kept_its_id = Some(what);
+                    None
+                }
+                Err(error) => return Err(error),
+            },
         };
+        match self.enter_namespaces(disguise, map) {
+            Ok(inside) => self.fill_root(inside)?,
+            Err(Error::Unsupported { what, .. }) => entered.missing = Some(what),
+            Err(error) => return Err(error),
+        }
+        self.shed(&filter)?;
+        Ok(entered)
+    }
+
+    /// What can be given up where one is.
+    fn shed(&self, filter: &Filter) -> Result<()> {
+        cred::set_rlimit(0, libc::RLIMIT_CORE, 0, 0).during(|| "leave no memory behind")?;
         self.give_up_capabilities()?;
         cred::set_no_new_privileges().during(|| "give up gaining privileges")?;
         self.restrict_paths()?;
-        filter.load().during(|| "load the filter of system calls")?;
-        Ok(Entered { missing })
+        filter.load().map(drop).during(|| "load the filter of system calls")
     }
 
-    fn enter_namespaces(&self, map: impl FnOnce() -> io::Result<()>) -> Result<()> {
+    fn enter_namespaces(
+        &self,
+        disguise: Option<(&Strangers, Vec<OwnedFd>)>,
+        map: impl FnOnce() -> io::Result<()>,
+    ) -> Result<Inside> {
         let lacking = |what: &str, error: io::Error| {
             Error::unsupported(format!("{what} for this user ({error})"), "see guise doctor")
         };
-        if !self.has_user_namespace {
+        root::make_place(&self.root)?;
+        if let Some((strangers, _)) = &disguise {
+            strangers.enter()?;
+        } else if !self.has_user_namespace {
             match clone::unshare(libc::CLONE_NEWUSER) {
                 Ok(()) => map().during(|| "have the user namespace's ids mapped")?,
                 // Who may make the others without it does.
@@ -110,42 +165,30 @@ impl Jail {
         }
         clone::unshare(flags).map_err(|error| lacking("namespaces", error))?;
         own_mounts()?;
+        // Folders above it may be closed to a stranger.
+        let place = root::open_path(&self.root).during(|| "open the place of the new root")?;
+        if disguise.is_some() {
+            ids::become_root()?;
+        }
+        let trees = disguise.map(|(_, trees)| trees);
         // SAFETY: the caller vouches for there being one thread.
         match unsafe { clone::fork(0, None) }.during(|| "make a process in the namespaces")? {
             // Locks and sockets are the other's alone from here on.
-            clone::Side::Parent(child) => child.stand_for_it(),
+            clone::Side::Parent(child) => {
+                // A change of user has taken this back, where it was asked for.
+                if self.ends_with_parent {
+                    let _ = cred::set_parent_death_signal(libc::SIGKILL);
+                }
+                // It only waits: what it could do beyond that, nobody is to find there.
+                let _ = self.give_up_capabilities();
+                child.stand_for_it()
+            }
             clone::Side::Child => {
-                cred::set_parent_death_signal(libc::SIGKILL).during(|| "end with the first process")
+                cred::set_parent_death_signal(libc::SIGKILL)
+                    .during(|| "end with the first process")?;
+                Ok(Inside { trees, place })
             }
         }
-    }
-
-    /// Mounts the paths below an empty root, and makes that the root.
-    fn fill_root(&self) -> Result<()> {
-        let root = &self.root;
-        let mut paths: Vec<&Visible> = self.paths.iter().collect();
-        // A folder comes before what is in it.
-        paths.sort_by_key(|visible| visible.path.as_os_str().len());
-        let trees: Result<Vec<OwnedFd>> = paths.iter().map(|visible| visible.tree()).collect();
-        let trees = trees?;
-        fs::create_dir_all(root).during(|| format!("make {}", root.display()))?;
-        let bare = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        mount("jail", root, "tmpfs", bare, Some(c"mode=0755,size=1m"))
-            .during(|| "mount an empty root")?;
-        for (visible, tree) in paths.iter().zip(trees) {
-            place(root, &visible.path)
-                .and_then(|place| attach(tree.as_fd(), open_path(&place)?.as_fd()))
-                .during(|| format!("show {}", visible.path.display()))?;
-        }
-        mount_proc(root)?;
-        std::env::set_current_dir(root).during(|| "enter the new root")?;
-        rustix::process::pivot_root(".", ".").during(|| "change the root")?;
-        unmount(".", UnmountFlags::DETACH).during(|| "leave the old root")?;
-        std::env::set_current_dir("/").during(|| "enter the new root")?;
-        let change = Change { set: ATTR_RDONLY, ..Change::default() };
-        open_path(Path::new("/"))
-            .and_then(|slash| set_attributes(slash.as_fd(), change))
-            .during(|| "close the new root")
     }
 
     fn give_up_capabilities(&self) -> Result<()> {
@@ -171,9 +214,10 @@ impl Jail {
         for visible in self.paths.iter().chain([&proc]) {
             let allowed = match visible.access {
                 Access::Read => landlock::READ & !landlock::EXECUTE,
-                Access::Write => known & !(landlock::EXECUTE | landlock::MAKE_SPECIAL),
+                Access::Write | Access::Scratch => {
+                    known & !(landlock::EXECUTE | landlock::MAKE_SPECIAL)
+                }
                 Access::Share => known & !landlock::EXECUTE,
-                Access::Device => known & landlock::ON_FILES & !landlock::EXECUTE,
             };
             landlock::allow_below(&ruleset, &visible.path, allowed & known)?;
         }
@@ -181,60 +225,13 @@ impl Jail {
     }
 }
 
-impl Visible {
-    /// The path with what is mounted below it, as it is to be seen.
-    fn tree(&self) -> Result<OwnedFd> {
-        let what = || format!("show {}", self.path.display());
-        let path = self.path.to_str().ok_or_else(|| {
-            Error::unsupported(format!("the path {}", self.path.display()), "use UTF-8 in names")
-        })?;
-        let tree = clone_tree_at(path, true, true).during(what)?;
-        let set = match self.access {
-            Access::Read => ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC,
-            Access::Write | Access::Share => ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC,
-            Access::Device => ATTR_NOSUID | ATTR_NOEXEC,
-        };
-        let change = Change { set, recursive: true, ..Change::default() };
-        set_attributes(tree.as_fd(), change).during(what)?;
-        Ok(tree)
+/// A thread that was waited for may still be there for a moment, and the kernel makes user
+/// namespaces for processes with one thread only.
+fn await_the_end_of_threads() {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let deadline = Instant::now() + PATIENCE;
+    let alone = || std::fs::read_dir("/proc/self/task").map_or(true, |all| all.count() <= 1);
+    while !alone() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_micros(100));
     }
-}
-
-fn open_path(path: &Path) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
-}
-
-/// The mount point for a path of the host, made below the new root.
-fn place(root: &Path, path: &Path) -> io::Result<PathBuf> {
-    let place = root.join(path.strip_prefix("/").map_err(io::Error::other)?);
-    if path.is_dir() {
-        fs::create_dir_all(&place)?;
-    } else {
-        place.parent().map_or(Ok(()), fs::create_dir_all)?;
-        if fs::symlink_metadata(&place).is_err() {
-            fs::File::create(&place)?;
-        }
-    }
-    Ok(place)
-}
-
-/// What a process can see of itself in `/proc`, and nothing of others or of the system. Where
-/// the host's own `/proc` has been covered in parts a new one is refused.
-fn mount_proc(root: &Path) -> Result<()> {
-    let what = || "mount /proc";
-    let place = root.join("proc");
-    fs::create_dir_all(&place).during(what)?;
-    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    if mount("proc", &place, "proc", flags, Some(c"subset=pid")).is_ok() {
-        return Ok(());
-    }
-    // As the host's knows this process.
-    let own = fs::canonicalize("/proc/self").during(what)?;
-    let tree = clone_tree_at(&own.to_string_lossy(), false, true).during(what)?;
-    let set = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC;
-    set_attributes(tree.as_fd(), Change { set, ..Change::default() }).during(what)?;
-    let place = place.join("self");
-    fs::create_dir_all(&place)
-        .and_then(|()| attach(tree.as_fd(), open_path(&place)?.as_fd()))
-        .during(what)
 }

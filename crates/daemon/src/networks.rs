@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use guise_api::{ApiError, Code, NamedNetwork};
+use guise_container::jail::STRANGERS;
 use guise_net::ipam::{Book, Subnet};
 use guise_net::switch::client;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -237,8 +238,15 @@ async fn start(
         .truncate(true)
         .open(&said)
         .map_err(|e| failed("open its error file", &e))?;
-    let mut child = Command::new("/proc/self/exe")
-        .arg("switch")
+    let mut command = Command::new("/proc/self/exe");
+    if rustix::process::geteuid().is_root() {
+        // To the host, workers are not root.
+        command.args(["switch", "--admit"]);
+        command.arg(format!("{}-{}", STRANGERS.start(), STRANGERS.end()));
+    } else {
+        command.arg("switch");
+    }
+    let mut child = command
         .arg(socket)
         .arg("--state")
         .arg(daemon.config.networks(&network.project))

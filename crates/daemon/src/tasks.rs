@@ -1,22 +1,26 @@
-//! Work that takes long: fetching and sending images.
+//! Work that takes long: fetching, sending and building images.
 //!
 //! A task is in the store before it begins, and goes on with the next daemon when this one
 //! is killed: what it does can be done twice, and what has been fetched already is kept. How
 //! far it is lives in memory only. Few run at the same time; the others wait.
 
+pub mod log;
 mod progress;
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use guise_api::{ApiError, Code, Task, TaskState, Work};
+use guise_api::{self as api, ApiError, Code, Task, TaskState, Work};
+use guise_build::{Build, Network, Output};
 use guise_container::state::timestamp;
-use guise_image::{Name, registry};
+use guise_image::{Limits, Name, registry};
 use tokio::sync::{Semaphore, watch};
 
 use crate::changes::Changes;
 use crate::{Daemon, DaemonError, random};
+use log::{Log, Told};
 use progress::Meters;
 
 /// How many run at the same time.
@@ -87,6 +91,9 @@ pub async fn begin(
     for image in names(&work) {
         image.parse::<Name>().map_err(|error| ApiError::invalid(error.to_string()))?;
     }
+    if let Work::Build { build } = &work {
+        check_build(build)?;
+    }
     let task = Task {
         id: random::digits(12)?,
         project: project.to_owned(),
@@ -105,6 +112,7 @@ pub async fn begin(
         Place::New(entry, forget) => (entry, forget),
         Place::UnderWay(entry) => return Ok(entry),
     };
+    forget.iter().for_each(|id| log::forget(&daemon.config.state, id));
     if let Err(error) = daemon.objects.keep_task(&entry.task(), &forget).await {
         daemon.tasks.lock().remove(&entry.task().id);
         return Err(error);
@@ -113,12 +121,29 @@ pub async fn begin(
     Ok(entry)
 }
 
-fn names(work: &Work) -> impl Iterator<Item = &String> {
-    let (first, second) = match work {
-        Work::Pull { image, .. } => (image, None),
-        Work::Push { image, to } => (image, to.as_ref()),
+fn names(work: &Work) -> Vec<&String> {
+    match work {
+        Work::Pull { image, .. } => vec![image],
+        Work::Push { image, to } => std::iter::once(image).chain(to).collect(),
+        Work::Build { build } => build.tags.iter().collect(),
+    }
+}
+
+/// Refuses what can be no build before there is a task of it.
+fn check_build(build: &api::Build) -> Result<(), ApiError> {
+    for path in std::iter::once(&build.context).chain(&build.containerfile) {
+        if !Path::new(path).is_absolute() {
+            return Err(ApiError::invalid(format!("{path:?} is no absolute path"))
+                .hint("name folders and files of the daemon's host by their whole paths"));
+        }
+    }
+    let found = std::fs::metadata(&build.context);
+    let wrong = match found {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => "it is no folder".to_owned(),
+        Err(error) => error.to_string(),
     };
-    std::iter::once(first).chain(second)
+    Err(ApiError::invalid(format!("the context {}: {wrong}", build.context)))
 }
 
 enum Place {
@@ -213,8 +238,8 @@ async fn run(daemon: Arc<Daemon>, entry: Arc<Entry>) {
         return;
     }
     tell(&daemon.objects.changes, &task);
-    let (working, work, meters) = (daemon.clone(), task.work.clone(), entry.meters.clone());
-    let mut done = tokio::task::spawn_blocking(move || perform(&working, &work, &meters));
+    let (working, doing, meters) = (daemon.clone(), task.clone(), entry.meters.clone());
+    let mut done = tokio::task::spawn_blocking(move || perform(&working, &doing, &meters));
     let ended = loop {
         tokio::select! {
             ended = &mut done => break ended,
@@ -255,8 +280,16 @@ async fn run(daemon: Arc<Daemon>, entry: Arc<Entry>) {
             }
         }
     });
-    if let (Work::Pull { image, .. }, Some(digest)) = (&task.work, &task.result) {
-        daemon.events.of_host("image", digest, image, "pulled");
+    match (&task.work, &task.result) {
+        (Work::Pull { image, .. }, Some(digest)) => {
+            daemon.events.of_host("image", digest, image, "pulled");
+        }
+        (Work::Build { build }, Some(digest)) => {
+            for tag in &build.tags {
+                daemon.events.of_host("image", digest, tag, "built");
+            }
+        }
+        _ => {}
     }
     // Not kept, it is done again by the next daemon.
     if let Err(error) = daemon.objects.keep_task(&task, &[]).await {
@@ -269,9 +302,9 @@ fn tell(changes: &Changes, task: &Task) {
 }
 
 /// Does the work; the image's digest.
-fn perform(daemon: &Daemon, work: &Work, meters: &Meters) -> Result<String, ApiError> {
+fn perform(daemon: &Daemon, task: &Task, meters: &Meters) -> Result<String, ApiError> {
     let failed = |error: guise_image::Error| ApiError::internal(error).exit_code(125);
-    match work {
+    match &task.work {
         Work::Pull { image, missing } => {
             let name: Name = image.parse().map_err(failed)?;
             let pull = guise_image::Pull { missing: *missing, ..guise_image::Pull::default() };
@@ -283,5 +316,48 @@ fn perform(daemon: &Daemon, work: &Work, meters: &Meters) -> Result<String, ApiE
             let digest = registry::push(&daemon.images, &name, &to, meters).map_err(failed)?;
             Ok(digest.to_string())
         }
+        Work::Build { build } => perform_build(daemon, &task.id, build, meters),
     }
+}
+
+fn perform_build(
+    daemon: &Daemon,
+    id: &str,
+    wanted: &api::Build,
+    meters: &Meters,
+) -> Result<String, ApiError> {
+    let log = Log::create(&daemon.config.state, id)
+        .map_err(|error| ApiError::host("make the task's log", &error))?;
+    let log = Arc::new(log);
+    let context = PathBuf::from(&wanted.context);
+    let tags: Result<Vec<Name>, _> = wanted.tags.iter().map(|tag| tag.parse()).collect();
+    let build = Build {
+        containerfile: match &wanted.containerfile {
+            Some(file) => PathBuf::from(file),
+            None => Build::containerfile_of(&context),
+        },
+        context,
+        tags: tags.map_err(|error: guise_image::Error| ApiError::invalid(error.to_string()))?,
+        arguments: wanted.arguments.clone(),
+        target: wanted.target.clone(),
+        no_cache: wanted.no_cache,
+        pull: wanted.pull,
+        network: match wanted.network {
+            api::BuildNetwork::Host => Network::Host,
+            api::BuildNetwork::None => Network::None,
+        },
+        limits: Limits::default(),
+        output: Output::To(log.clone()),
+        runtime: "/proc/self/exe".into(),
+        interrupted: meters.cancelled_flag(),
+    };
+    let built = build.run(&daemon.images, &Told { meters, log: &log });
+    let descriptor = built.map_err(|error| match error {
+        guise_build::Error::NeedsRoot => {
+            ApiError::new(Code::Unsupported, "building needs a daemon of root")
+                .hint("it mounts overlayfs, and commands run in containers")
+        }
+        error => ApiError::invalid(error.to_string()),
+    })?;
+    Ok(descriptor.digest.to_string())
 }

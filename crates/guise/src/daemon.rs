@@ -107,8 +107,16 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     }
 }
 
-/// `guise worker STATE RUN`: the process that holds one instance.
-pub fn worker(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+/// `guise worker STATE RUN`: the process that holds one instance, and what it starts to copy
+/// files.
+pub fn worker(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.collect();
+    let words: Vec<String> =
+        arguments.iter().filter_map(|word| word.to_str().map(str::to_owned)).collect();
+    if let Some(code) = guise_worker::copy(&words) {
+        return ExitCode::from(code);
+    }
+    let mut arguments = arguments.into_iter();
     match (arguments.next(), arguments.next(), arguments.next()) {
         (Some(state), Some(run), None) => {
             ExitCode::from(guise_worker::run(state.as_ref(), run.as_ref()))

@@ -48,11 +48,25 @@ enum Command {
     /// Networks on which instances find each other by name
     #[command(subcommand)]
     Network(instance::Network),
-    /// Long work that goes on by itself: images that are fetched or sent
-    #[command(subcommand)]
+    /// Long work that goes on by itself: images that are fetched, sent or built
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  guise task ls
+  guise task wait 402857136119
+  guise task cancel 402857136119"
+    )]
     Task(instance::Task),
     /// Objects that belong together, with a quota
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  guise project create lab --instances 10 --memory 4G
+  guise --project lab run -d -m 512M --name web debian:12 sleep 1h
+  guise project ls
+  guise --project lab rm -f web
+  guise project rm lab"
+    )]
     Project(instance::Project),
     /// Who may use the daemon from other hosts, and for what
     #[command(subcommand)]

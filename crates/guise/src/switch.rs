@@ -1,6 +1,7 @@
 //! `guise switch`: a network of one user's instances, in a process without privileges.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -47,6 +48,15 @@ pub struct Arguments {
     /// Resolvers, in place of the host's; may be repeated
     #[arg(long, value_name = "ADDRESS", value_parser = parse_resolver)]
     dns: Vec<SocketAddr>,
+    /// Users that may join besides its own, by their numbers: those of workers in jails
+    #[arg(long, value_name = "FIRST-LAST", value_parser = parse_users, hide = true)]
+    admit: Option<RangeInclusive<u32>>,
+}
+
+fn parse_users(text: &str) -> Result<RangeInclusive<u32>, String> {
+    let wrong = || format!("'{text}' is not FIRST-LAST");
+    let (first, last) = text.split_once('-').ok_or_else(wrong)?;
+    Ok(first.parse().map_err(|_| wrong())?..=last.parse().map_err(|_| wrong())?)
 }
 
 fn parse_static(text: &str) -> Result<(String, Ipv4Addr), String> {
@@ -91,6 +101,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
             deny: arguments.deny.clone(),
         },
         resolvers: arguments.dns.clone(),
+        admitted: arguments.admit.clone(),
     };
     let subnet = book.subnet();
     // Each connection outward is a socket here.

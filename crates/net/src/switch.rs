@@ -19,6 +19,7 @@ mod member;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -92,6 +93,8 @@ pub struct SwitchConfig {
     pub policy: Policy,
     /// The host's resolvers; those of /etc/resolv.conf where it is empty.
     pub resolvers: Vec<std::net::SocketAddr>,
+    /// Users besides its own that may join, if they reach its socket.
+    pub admitted: Option<RangeInclusive<u32>>,
 }
 
 /// Ends a running switch, from any thread.
@@ -120,7 +123,7 @@ pub struct Switch {
 }
 
 impl Switch {
-    /// Listens at `path`, for processes of the same user.
+    /// Listens at `path`, for processes of the same user and those that are admitted.
     pub fn open(path: &Path, book: Book, config: SwitchConfig) -> Result<Switch, SwitchError> {
         let failed =
             |error: Errno| SwitchError::Socket { path: path.to_owned(), source: error.into() };
@@ -218,9 +221,13 @@ impl Switch {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let Ok(socket) = accept_with(&self.listener, flags) else { return };
             let own = rustix::process::geteuid();
-            let same = sockopt::socket_peercred(&socket)
-                .is_ok_and(|peer| peer.uid == own || peer.uid.is_root());
-            if !same {
+            let may = sockopt::socket_peercred(&socket).is_ok_and(|peer| {
+                let admitted = self.config.admitted.as_ref();
+                peer.uid == own
+                    || peer.uid.is_root()
+                    || admitted.is_some_and(|users| users.contains(&peer.uid.as_raw()))
+            });
+            if !may {
                 continue;
             }
             let number = self.members.iter().position(Option::is_none).unwrap_or_else(|| {

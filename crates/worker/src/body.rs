@@ -11,6 +11,7 @@
 //! inside has closed its end, which may be after the program's own end.
 
 use std::io::{Read, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +49,12 @@ pub trait Body: Send + Sync {
     /// Takes away what the body made, when the workload has ended. What it could not
     /// remove is in the error.
     fn clean_up(&self) -> Result<(), BodyError>;
+
+    /// Takes away the name of the control socket. Who has connected by it stays connected.
+    fn leave(&self, socket: &Path) {
+        // One that stays is removed by who needs the name.
+        let _ = std::fs::remove_file(socket);
+    }
 }
 
 /// What is to be run.

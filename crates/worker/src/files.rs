@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use guise_container::rootfs::path::{RootDir, clean};
 use guise_image::tar::{Entry, Kind, Reader, Time, Writer};
@@ -23,22 +23,29 @@ pub fn copy_out(root: OwnedFd, path: &str, archive: &mut dyn Write) -> Result<()
     let place = root
         .place_nofollow(&path)
         .map_err(|error| BodyError::Failed(format!("{path} in the instance: {error}")))?;
+    let open = || root.open(&path, READ_NOFOLLOW, Mode::empty());
     let mut writer = Writer::new(archive);
-    add(&mut writer, place, name, 0).map_err(system(format!("read {path} in the instance")))?;
+    add(&mut writer, &place, &open, name, 0)
+        .map_err(system(format!("read {path} in the instance")))?;
     writer.finish().map(drop).map_err(system("finish the archive"))
 }
 
-/// Adds what is at a place, and everything below it.
+/// How regular files are opened that may be something else by then.
+const READ_NOFOLLOW: OFlags =
+    OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::NOFOLLOW);
+
+/// Adds what is at a place, and everything below it. `open` opens what has its name.
 fn add(
     writer: &mut Writer<&mut dyn Write>,
-    place: OwnedFd,
+    place: &OwnedFd,
+    open: &dyn Fn() -> io::Result<OwnedFd>,
     name: &str,
     depth: usize,
 ) -> io::Result<()> {
     if depth > MAX_DEPTH {
         return Err(io::Error::other(format!("{name}: folders are nested too deep")));
     }
-    let stat = rustix::fs::fstat(&place)?;
+    let stat = rustix::fs::fstat(place)?;
     let mode = (stat.st_mode & 0o7777) as u32;
     let mut entry = Entry::new(name, Kind::Directory, mode);
     entry.uid = stat.st_uid;
@@ -47,7 +54,7 @@ fn add(
     match FileType::from_raw_mode(stat.st_mode as RawMode) {
         FileType::Directory => {
             writer.append(&entry, io::empty())?;
-            let folder = reopen(&place, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            let folder = open_folder(place)?;
             for child in Dir::read_from(&folder)? {
                 let child = child?;
                 let bytes = child.file_name();
@@ -57,18 +64,26 @@ fn add(
                 let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let below = rustix::fs::openat(&folder, bytes, flags, Mode::empty())?;
                 let below_name = format!("{name}/{}", bytes.to_string_lossy());
-                add(writer, below, &below_name, depth + 1)?;
+                let open = || {
+                    let flags = READ_NOFOLLOW | OFlags::CLOEXEC;
+                    Ok(rustix::fs::openat(&folder, bytes, flags, Mode::empty())?)
+                };
+                add(writer, &below, &open, &below_name, depth + 1)?;
             }
             Ok(())
         }
         FileType::RegularFile => {
             entry.kind = Kind::File;
             entry.size = stat.st_size as u64;
-            let file = File::from(reopen(&place, OFlags::RDONLY | OFlags::NONBLOCK)?);
-            writer.append(&entry, file)
+            let file = open()?;
+            let opened = rustix::fs::fstat(&file)?;
+            if (opened.st_dev, opened.st_ino) != (stat.st_dev, stat.st_ino) {
+                return Err(io::Error::other(format!("{name} was replaced meanwhile")));
+            }
+            writer.append(&entry, File::from(file))
         }
         FileType::Symlink => {
-            let target = rustix::fs::readlinkat(&place, "", Vec::new())?;
+            let target = rustix::fs::readlinkat(place, "", Vec::new())?;
             entry.kind = Kind::Symlink(target.into_bytes());
             writer.append(&entry, io::empty())
         }
@@ -77,11 +92,10 @@ fn add(
     }
 }
 
-/// Opens the very file that a place stands for.
-fn reopen(place: &OwnedFd, flags: OFlags) -> io::Result<OwnedFd> {
-    use std::os::fd::AsRawFd;
-    let path = format!("/proc/self/fd/{}", place.as_fd().as_raw_fd());
-    Ok(rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?)
+/// Opens the very folder that a place stands for.
+fn open_folder(place: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(place, ".", flags, Mode::empty())?)
 }
 
 pub fn copy_in(root: OwnedFd, path: &str, archive: &mut dyn Read) -> Result<(), BodyError> {
@@ -110,7 +124,7 @@ fn unpack(folder: &RootDir, name: &str, entry: &Entry, data: &mut impl Read) -> 
     if entry.kind == Kind::Directory {
         let made = folder.make_dir(name).map_err(io::Error::other)?;
         if name != "/" {
-            let made = reopen(&made, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            let made = open_folder(&made)?;
             rustix::fs::fchmod(&made, mode)?;
         }
         return Ok(());

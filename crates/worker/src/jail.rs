@@ -1,8 +1,8 @@
-//! What is left to the worker of a machine, which reads what a guest wrote, and to that of a
-//! WebAssembly program, which runs in it.
+//! What is left to a worker: that of a machine reads what a guest wrote, a WebAssembly program
+//! runs in its own, and a container's has its output, its packets and its archives to read.
 //!
-//! It sees its own two folders, what its machine or program is made of and the folders that are
-//! shared with it. Outwards lead sockets in the host's network, and where none are wanted,
+//! It sees its own folders, what its machine or program is made of and what is shared with it;
+//! root's is a user to the host that nobody else is. Outwards lead sockets in the host's network, and where none are wanted,
 //! nothing: a network namespace of its own. A guest's requests to the disk go to the kernel in
 //! rings (`io_uring`), which ask no filter of system calls: what they can open and reach is
 //! bounded by the rest. Programs have no rings.
@@ -11,9 +11,12 @@ mod calls;
 
 use std::path::{Path, PathBuf};
 
-use guise_container::jail::{Access, Jail, Visible};
+use guise_container::Error;
+use guise_container::jail::{Access, Entered, Identity, Jail, Strangers, Visible};
+use guise_container::namespaces::in_user_namespace;
+use guise_container::spec::Seccomp;
 
-use crate::job::{Engine, Job, Network};
+use crate::job::{Job, Network};
 
 /// Capabilities with which a folder is shared, its owners included: to change owners
 /// (0), to pass over what they allow (1) and whose a file is (3), to keep set-id bits (4).
@@ -21,8 +24,28 @@ const OF_SHARES: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4;
 
 /// What a user is told where a host is not able to do all of it.
 #[must_use]
-pub fn missing(what: String) -> String {
-    format!("its worker is shut in less than it could be: this host lacks {what}")
+pub fn warnings(entered: Entered) -> Vec<String> {
+    let missing = entered
+        .missing
+        .map(|what| format!("its worker is shut in less than it could be: this host lacks {what}"));
+    let same = entered
+        .kept_its_id
+        .map(|what| format!("its worker goes on as the host's root: this host lacks {what}"));
+    missing.into_iter().chain(same).collect()
+}
+
+fn is_host_root() -> bool {
+    rustix::process::geteuid().is_root() && !in_user_namespace()
+}
+
+/// To the host, root's workers are users that nobody else is.
+#[must_use]
+pub fn identity(job: &Job) -> Identity {
+    if !is_host_root() {
+        return Identity::Same;
+    }
+    let why = |error: Error| format!("user namespaces for them ({error})");
+    Strangers::of(&job.id).map_or_else(|e| Identity::NoStranger(why(e)), Identity::Stranger)
 }
 
 fn visible(path: impl Into<PathBuf>, access: Access) -> Visible {
@@ -33,36 +56,63 @@ fn shared(path: impl Into<PathBuf>, read_only: bool) -> Visible {
     visible(path, if read_only { Access::Read } else { Access::Share })
 }
 
-/// What every worker sees: its own folders and those that were mounted.
+/// What a worker sees that makes its form itself: its own folders and those that were mounted.
 fn own_paths(job: &Job) -> Vec<Visible> {
-    let mut paths = vec![visible(&job.state, Access::Write), visible(&job.run, Access::Write)];
+    let mut paths = vec![visible(&job.state, Access::Write), visible(&job.run, Access::Scratch)];
     paths.extend(job.mounts.iter().map(|mount| shared(&mount.source, mount.read_only)));
     paths
 }
 
+/// A switch that begins again has a new socket in its folder.
+fn of_plug(job: &Job) -> Option<Visible> {
+    let folder = job.plug.as_ref()?.socket.parent()?;
+    Some(visible(folder, Access::Read))
+}
+
 /// The jail of a machine's worker; `files` are what it is made of.
 #[must_use]
-pub fn of_machine(job: &Job, files: &[&Path], engine: Engine) -> Jail {
+pub fn of_machine(job: &Job, files: &[&Path]) -> Jail {
     let mut paths = own_paths(job);
     paths.extend(files.iter().map(|path| visible(*path, Access::Read)));
-    // A switch that begins again has a new socket in its folder.
-    if let Some(folder) = job.plug.as_ref().and_then(|plug| plug.socket.parent()) {
-        paths.push(visible(folder, Access::Read));
-    }
-    let kvm = PathBuf::from("/dev/kvm");
-    if engine != Engine::Soft && kvm.exists() {
-        paths.push(visible(kvm, Access::Device));
-    }
+    paths.extend(of_plug(job));
     let root = rustix::process::geteuid().is_root();
     Jail {
         root: job.run.join("jail"),
         paths,
         has_user_namespace: false,
+        identity: identity(job),
+        ends_with_parent: false,
         own_network: job.network != Network::User,
         // A plain user's worker can do what this user can.
         capabilities: if root && !job.mounts.is_empty() { OF_SHARES } else { 0 },
         calls: calls::allowed(calls::Of { rings: true, shares: !job.mounts.is_empty() }),
     }
+}
+
+/// The jail of a container's worker: its log, and the switch that it is plugged into. All that
+/// needs more is done by its keeper, whose files are out of its sight.
+#[must_use]
+pub fn of_container(job: &Job, identity: Identity) -> Jail {
+    let mut paths = vec![visible(&job.state, Access::Write)];
+    paths.extend(of_plug(job));
+    Jail {
+        root: job.run.join("jail"),
+        paths,
+        has_user_namespace: true,
+        identity,
+        ends_with_parent: true,
+        own_network: job.network != Network::User,
+        capabilities: 0,
+        calls: calls::allowed(calls::Of { rings: false, shares: false }),
+    }
+}
+
+/// Capabilities of the process that copies files for a container's user who is not its own: to
+/// pass over what files allow (1, 2) and whose they are (3), to keep set-id bits (4).
+pub(crate) const OF_COPIES: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4;
+
+pub(crate) fn calls_of_copies() -> Seccomp {
+    calls::of_copies()
 }
 
 /// What names are resolved with, where there is a network.
@@ -72,7 +122,13 @@ const OF_RESOLVERS: [&str; 4] =
 /// The jail of a WebAssembly program's worker; `root` is its root file system, and `file` the
 /// program where that is not in it. A plain user's may be in its user namespace already.
 #[must_use]
-pub fn of_program(job: &Job, root: &Path, file: Option<&Path>, has_user_namespace: bool) -> Jail {
+pub fn of_program(
+    job: &Job,
+    root: &Path,
+    file: Option<&Path>,
+    identity: Identity,
+    has_user_namespace: bool,
+) -> Jail {
     let mut paths = own_paths(job);
     paths.push(shared(root, job.read_only));
     paths.extend(file.map(|file| visible(file, Access::Read)));
@@ -86,6 +142,8 @@ pub fn of_program(job: &Job, root: &Path, file: Option<&Path>, has_user_namespac
         root: job.run.join("jail"),
         paths,
         has_user_namespace,
+        identity,
+        ends_with_parent: false,
         own_network: !networked,
         capabilities: if is_root { OF_SHARES } else { 0 },
         calls: calls::allowed(calls::Of { rings: false, shares: true }),

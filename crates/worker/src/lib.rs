@@ -13,7 +13,7 @@
 //! log       the log's files
 //! control   the control socket, and what can be asked over it
 //! place     the files of an instance, and who may run it
-//! jail      what is left to the worker of a machine or of a WebAssembly program
+//! jail      what is left to a worker that reads what a guest wrote
 //! files     files in and out of a root file system
 //! terminal  terminals, from the side of whoever sits at them
 //! container the container form
@@ -43,7 +43,7 @@ mod vm;
 #[cfg(feature = "wasm")]
 mod wasm;
 
-pub use life::run;
+pub use life::{copy, run};
 
 /// Whether this build runs WebAssembly programs.
 pub const HAS_WASM: bool = cfg!(feature = "wasm");

@@ -1,6 +1,6 @@
 //! One life of an instance: from its job to its recorded end.
 
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +31,19 @@ const FAREWELL: Duration = Duration::from_secs(600);
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// The exit code of what ran for too long.
 const TIMED_OUT: u8 = 124;
+
+/// What a worker's helper does that copies files into a container or out of it, by its
+/// arguments. None where these are others.
+#[must_use]
+pub fn copy(arguments: &[String]) -> Option<u8> {
+    Some(match container::copy(arguments)? {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{error}");
+            1
+        }
+    })
+}
 
 /// The worker's whole work, in the process that is it. Its standard input is the
 /// daemon's channel. Returns the process's exit code.
@@ -69,11 +82,15 @@ fn live(place: &Place, midwife: &mut Midwife) -> Result<(), ApiError> {
     let job = place.read_job().map_err(failure("read the job"))?.ok_or_else(|| {
         ApiError::new(Code::Internal, "the worker was given no job").exit_code(125)
     })?;
+    // In the jail its name may be out of sight.
+    let listener = control::bind(&place.socket()).map_err(failure("make the control socket"))?;
     // Before there is a second thread, which could not follow into namespaces.
-    let (body, warnings) = prepare(&job, midwife)?;
+    let (body, warnings) = prepare(&job, midwife).inspect_err(|_| {
+        let _ = std::fs::remove_file(place.socket());
+    })?;
     // What failed up to here, perhaps because the daemon is gone, may be tried again.
     place.begin().and_then(|()| hold.sign(process, job.life)).map_err(failure("begin a life"))?;
-    let started = bring_up(place, &job, &body);
+    let started = bring_up(place, &job, &body, listener);
     let (served, pumps, open) = match started {
         Ok(started) => started,
         Err(error) => {
@@ -116,7 +133,7 @@ fn live(place: &Place, midwife: &mut Midwife) -> Result<(), ApiError> {
     }
     // From here on another life may begin, while this process still gives out what
     // was printed.
-    let _ = std::fs::remove_file(place.socket());
+    body.leave(&place.socket());
     drop(hold);
     served.output.finish(ended);
     open.wait(FAREWELL);
@@ -136,17 +153,19 @@ fn prepare(job: &Job, midwife: &mut Midwife) -> Result<(Arc<dyn Body>, Vec<Strin
         Form::Microvm { root, kernel, modules, cache, engine } => {
             let outside = Outside::make(job, kernel, modules, cache)?;
             let files = [&**root, &*outside.kernel.kernel, &*outside.kernel.initrd];
-            let entered = shut_in(&jail::of_machine(job, &files, *engine), midwife)?;
-            let (body, mut warnings) = MicroVm::prepare(job, root, *engine, outside)?;
-            warnings.extend(entered.missing.map(jail::missing));
+            let (engine, remark) = machine::engine(*engine)?;
+            let entered = shut_in(&jail::of_machine(job, &files), midwife)?;
+            let (body, mut warnings) = MicroVm::prepare(job, root, engine, outside)?;
+            warnings.extend(remark.into_iter().chain(jail::warnings(entered)));
             Ok((Arc::new(body), warnings))
         }
         Form::Vm { image, engine, user_data, ssh_keys } => {
             let network = machine::network(job, "a VM")?;
-            let entered = shut_in(&jail::of_machine(job, &[&**image], *engine), midwife)?;
+            let (engine, remark) = machine::engine(*engine)?;
+            let entered = shut_in(&jail::of_machine(job, &[&**image]), midwife)?;
             let told = (user_data.as_deref(), &ssh_keys[..]);
-            let (body, mut warnings) = Vm::prepare(job, image, told, *engine, network)?;
-            warnings.extend(entered.missing.map(jail::missing));
+            let (body, mut warnings) = Vm::prepare(job, image, told, engine, network)?;
+            warnings.extend(remark.into_iter().chain(jail::warnings(entered)));
             Ok((Arc::new(body), warnings))
         }
         #[cfg(feature = "wasm")]
@@ -177,10 +196,14 @@ fn shut_in(jail: &Jail, midwife: &mut Midwife) -> Result<Entered, ApiError> {
 type Started = (Arc<Served>, Vec<JoinHandle<()>>, Arc<Open>);
 
 /// Starts the workload, and everything that listens to it.
-fn bring_up(place: &Place, job: &Job, body: &Arc<dyn Body>) -> Result<Started, ApiError> {
+fn bring_up(
+    place: &Place,
+    job: &Job,
+    body: &Arc<dyn Body>,
+    listener: UnixListener,
+) -> Result<Started, ApiError> {
     let output = Output::new(&place.log(), job.log).map_err(failure("open the log"))?;
     let output = Arc::new(output);
-    let listener = control::bind(&place.socket()).map_err(failure("make the control socket"))?;
     let Session { stdin, stdout, stderr, process } = body.start()?;
     let pumps = [(stdout, Stream::Stdout), (stderr, Stream::Stderr)]
         .into_iter()

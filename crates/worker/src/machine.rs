@@ -16,7 +16,7 @@ use crate::job::{self, Job};
 const LEAST_MEMORY: u64 = 96 << 20;
 
 /// The engine that a job asks for, and a word to the user where that is not what he may
-/// expect.
+/// expect. A worker that is shut in has no `/dev/kvm`: it opens it before.
 pub fn engine(wanted: job::Engine) -> Result<(Box<dyn Engine>, Option<String>), BodyError> {
     let soft = || Box::new(SoftEngine::new(Tier::Translator));
     match wanted {

@@ -73,12 +73,10 @@ impl MicroVm {
     pub fn prepare(
         job: &Job,
         root: &Path,
-        engine: job::Engine,
+        engine: Box<dyn Engine>,
         outside: Outside,
     ) -> Result<(Self, Vec<String>), BodyError> {
         let mut warnings = Vec::new();
-        let (engine, warning) = machine::engine(engine)?;
-        warnings.extend(warning);
         let shares = machine::shares(&job.mounts, FORM)?;
         let mount = |(mount, share): (&job::Mount, &SharedFolder)| Mount {
             source: Source::Share(share.tag.clone()),

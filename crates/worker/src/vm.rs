@@ -77,12 +77,10 @@ impl Vm {
         job: &Job,
         image: &Path,
         (user_data, ssh_keys): (Option<&str>, &[String]),
-        engine: job::Engine,
+        engine: Box<dyn Engine>,
         network: Option<UserMode>,
     ) -> Result<(Vm, Vec<String>), BodyError> {
         let mut warnings = Vec::new();
-        let (engine, warning) = machine::engine(engine)?;
-        warnings.extend(warning);
         if job.read_only {
             return Err(unsupported(
                 "a VM with --read-only",

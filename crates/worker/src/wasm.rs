@@ -10,10 +10,12 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use guise_container::jail::{Identity, Strangers};
 use guise_container::rootfs::path::{RootDir, clean, components, open_host};
 use guise_wasm::{End, Folder, Running, StartError, Streams};
 use rustix::fs::{Mode, OFlags};
@@ -78,26 +80,28 @@ impl Wasm {
         }
         let terminal = job.program.terminal.map(Terminal::open).transpose()?;
         let plain = !rustix::process::geteuid().is_root();
+        let identity = jail::identity(job);
+        let strangers = match &identity {
+            Identity::Stranger(strangers) => Some(strangers),
+            Identity::Same | Identity::NoStranger(_) => None,
+        };
         let root = if layers.is_empty() {
             let root = job.state.join("upper");
             fs::create_dir_all(&root).map_err(system("make the program's root"))?;
             root
         } else {
             root::enter_namespaces(&mut map)?;
-            root::mount(job, layers)?
+            root::mount(job, layers, strangers)?
         };
-        let inside = RootDir::new(open_host(&root).map_err(system("open the program's root"))?);
-        for mount in &job.mounts {
-            inside.make_dir(&mount.target).map_err(failed)?;
-        }
+        make_targets(job, &root, strangers)?;
         let file = match module {
             Module::File(file) => Some(&**file),
             Module::Inside(_) => None,
         };
-        let entered = jail::of_program(job, &root, file, plain && !layers.is_empty())
-            .enter(map)
-            .map_err(failed)?;
-        warnings.extend(entered.missing.map(jail::missing));
+        let mapped = plain && !layers.is_empty();
+        let shut_in = jail::of_program(job, &root, file, identity, mapped);
+        let entered = shut_in.enter(map).map_err(failed)?;
+        warnings.extend(jail::warnings(entered));
         let code = read(module, &root, &job.program)?;
         let wasm = Wasm {
             code: Mutex::new(code),
@@ -163,6 +167,20 @@ impl Wasm {
         };
         made.map_err(system("make the program's streams"))
     }
+}
+
+/// Makes the folders below the root at which others are shown.
+fn make_targets(job: &Job, root: &Path, strangers: Option<&Strangers>) -> Result<(), BodyError> {
+    let open = || system("open the program's root");
+    let folder = RootDir::new(open_host(root).map_err(open())?);
+    let make = || job.mounts.iter().try_for_each(|mount| folder.make_dir(&mount.target).map(drop));
+    let owner = fs::metadata(root).map_err(open())?.uid();
+    // Whose root it is, theirs are the folders.
+    match strangers.filter(|strangers| strangers.hold(owner)) {
+        Some(strangers) => strangers.acting(make).and_then(|made| made),
+        None => make(),
+    }
+    .map_err(failed)
 }
 
 /// Refuses what no WebAssembly program has.

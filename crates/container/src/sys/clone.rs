@@ -81,12 +81,7 @@ impl Child {
 
     /// Does nothing more but wait for its end, with nothing open, and ends as it did.
     pub fn stand_for_it(self) -> ! {
-        let kept = self.pidfd.as_raw_fd().cast_unsigned();
-        let ranges = [(0, kept.checked_sub(1)), (kept + 1, Some(u32::MAX))];
-        for (first, last) in ranges.into_iter().filter_map(|(first, last)| Some((first, last?))) {
-            // SAFETY: nothing of this process runs any more that could use them.
-            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-        }
+        close_all_but(0, &mut [self.pidfd.as_raw_fd()]);
         exit_now(self.wait().unwrap_or(1))
     }
 
@@ -94,6 +89,20 @@ impl Child {
     pub fn kill(&self) {
         let _ = signal_pidfd(&self.pidfd, libc::SIGKILL);
         let _ = self.wait();
+    }
+}
+
+/// Closes all descriptors from `first` on but those that are `kept`. Nothing of this process
+/// may use the others any more.
+pub fn close_all_but(first: RawFd, kept: &mut [RawFd]) {
+    kept.sort_unstable();
+    let mut next = first.cast_unsigned();
+    for kept in kept.iter().map(|fd| fd.cast_unsigned()).chain([u32::MAX]) {
+        if next < kept {
+            // SAFETY: the caller vouches for nobody using them.
+            unsafe { libc::syscall(libc::SYS_close_range, next, kept - 1, 0) };
+        }
+        next = next.max(kept.saturating_add(1));
     }
 }
 

@@ -83,6 +83,11 @@ pub fn set_undumpable() -> io::Result<()> {
     prctl(libc::PR_SET_DUMPABLE, 0, 0).map(drop)
 }
 
+/// Lets this process read its own `/proc` files again, as before a change of user.
+pub fn set_dumpable() -> io::Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, 1, 0).map(drop)
+}
+
 /// The signal this process gets when its parent ends.
 pub fn set_parent_death_signal(signal: i32) -> io::Result<()> {
     prctl(libc::PR_SET_PDEATHSIG, signal as u64, 0).map(drop)
@@ -98,6 +103,15 @@ pub fn set_gid(gid: u32) -> io::Result<()> {
 pub fn set_uid(uid: u32) -> io::Result<()> {
     // SAFETY: as for set_gid.
     check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(drop)
+}
+
+/// Sets the ids that the calling thread's work on files is done with; how that went is not told.
+pub fn set_file_ids(id: u32) {
+    // SAFETY: integers only; the raw calls concern the calling thread.
+    unsafe {
+        libc::syscall(libc::SYS_setfsgid, id);
+        libc::syscall(libc::SYS_setfsuid, id);
+    }
 }
 
 /// Sets the supplementary groups.

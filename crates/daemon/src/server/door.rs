@@ -13,12 +13,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use guise_api::ApiError;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
@@ -37,6 +38,10 @@ const MOST_CONNECTIONS: usize = 512;
 const MOST_OF_ONE: usize = 128;
 /// After the system refused one: it may have run out of descriptors for a moment.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Of a request that came to the wrong port, so much is passed over, for so long.
+const MOST_UNREAD: u64 = 1 << 20;
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Where other hosts reach the daemon, and what they know it by.
 #[derive(Debug)]
@@ -103,11 +108,43 @@ async fn welcome(
     let Some(tls) = tls else {
         return converse(Held { stream, _place: place }, peer, router).await;
     };
+    match tokio::time::timeout(HANDSHAKE_PATIENCE, begins_plainly(&stream)).await {
+        Ok(false) => {}
+        Ok(true) => return point_at_tls(stream, place).await,
+        Err(_) => return tracing::debug!("{from}: no handshake in time"),
+    }
     match tokio::time::timeout(HANDSHAKE_PATIENCE, tls.accept(stream)).await {
         Ok(Ok(stream)) => converse(Held { stream, _place: place }, peer, router).await,
         Ok(Err(error)) => tracing::debug!("{from}: {error}"),
         Err(_) => tracing::debug!("{from}: no handshake in time"),
     }
+}
+
+/// Whether what comes first is a request and no handshake. Nothing is taken off the stream.
+async fn begins_plainly(stream: &TcpStream) -> bool {
+    let mut first = [0];
+    // Methods are in capital letters; a handshake begins with 22.
+    matches!(stream.peek(&mut first).await, Ok(1) if first[0].is_ascii_uppercase())
+}
+
+/// Answers whoever speaks HTTP without TLS, and lets him read that.
+async fn point_at_tls(mut stream: TcpStream, _place: Place) {
+    let error = ApiError::invalid("this port speaks TLS, and the request came without")
+        .hint("begin the address with https://");
+    let body = serde_json::to_string(&error).unwrap_or_default();
+    let answer = format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let tell = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        // A socket that is closed with something unread takes the answer back.
+        tokio::io::copy(&mut stream.take(MOST_UNREAD), &mut tokio::io::sink()).await
+    };
+    // He is gone, or sends without end: both are his.
+    let _ = tokio::time::timeout(FAREWELL, tell).await;
 }
 
 /// Serves the daemon's own socket, which only its user can open.

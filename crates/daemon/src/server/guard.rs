@@ -73,9 +73,12 @@ const RULES: &[Rule] = &[
     told(Method::DELETE, "/v1/images/{name}", Need::Everywhere(Role::Operator)),
     told(Method::POST, "/v1/images/pull", USE),
     told(Method::POST, "/v1/images/push", Need::Everywhere(Role::Operator)),
+    // It reads folders of the host, and gives images names that all projects see.
+    told(Method::POST, "/v1/images/build", RULE),
     look("/v1/tasks", Need::Seeing),
     look("/v1/tasks/{id}", VIEW),
     look("/v1/tasks/{id}/follow", VIEW),
+    look("/v1/tasks/{id}/log", VIEW),
     told(Method::POST, "/v1/tasks/{id}/cancel", USE),
     Rule { method: Method::POST, path: "/v1/explain", need: VIEW, told: false },
     look("/v1/instances", Need::Seeing),

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::{Extension, Json};
-use guise_api::{ApiError, Code, Image, Page, Paging, Pull, Push, Task, Work};
+use guise_api::{ApiError, Build, Code, Image, Page, Paging, Pull, Push, Task, Work};
 use guise_image::Error;
 
 use super::App;
@@ -83,6 +83,22 @@ pub async fn pull(
     Body(Pull { image, missing }): Body<Pull>,
 ) -> Begun {
     begin(&daemon, &caller, Work::Pull { image, missing }).await
+}
+
+/// Builds an image of a folder of the daemon's host, as a task with a log.
+#[utoipa::path(
+    post, path = "/v1/images/build", request_body = Build,
+    responses(
+        (status = 202, body = Task), (status = 400, body = ApiError),
+        (status = 409, body = ApiError),
+    )
+)]
+pub async fn build(
+    State(daemon): State<App>,
+    Extension(caller): Extension<Caller>,
+    Body(build): Body<Build>,
+) -> Begun {
+    begin(&daemon, &caller, Work::Build { build }).await
 }
 
 /// Sends an image to its registry, as a task.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::time::Duration;
 
 use axum::Extension;
 use axum::body::{Body as Answer, Bytes};
@@ -9,7 +10,7 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use guise_api::{ApiError, Change, Code, Event, Task};
+use guise_api::{ApiError, Change, Code, Event, Task, Work};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
@@ -20,6 +21,7 @@ use super::answer::{Name, Query, Refused};
 use super::guard::Caller;
 use super::tasks;
 use crate::named::Named;
+use crate::tasks::log;
 
 /// An answer whose lines come out of a channel.
 fn lines<T: Serialize + Send + 'static>(receiver: mpsc::Receiver<T>) -> Response {
@@ -221,6 +223,61 @@ fn past(daemon: &App, caller: &Caller, since: u64) -> Result<Vec<Change>, ApiErr
         }
     }
     Ok(past)
+}
+
+/// How often it is looked whether a task has printed more.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// What a task has printed so far, and with `follow` what comes until it is over. Builds have
+/// such a log, of a bounded length.
+#[utoipa::path(
+    get, path = "/v1/tasks/{id}/log", params(("id" = String, Path), Following),
+    responses(
+        (status = 200, description = "text", content_type = "text/plain", body = String),
+        (status = 404, body = ApiError),
+    )
+)]
+pub async fn task_log(
+    State(daemon): State<App>,
+    Extension(caller): Extension<Caller>,
+    Name(id): Name,
+    Query(following): Query<Following>,
+) -> Result<Response, Refused> {
+    let entry = tasks::find(&daemon, &caller, &id)?;
+    if !matches!(entry.task().work, Work::Build { .. }) {
+        let why = format!("task {id} is no build, and prints nothing");
+        return Err(ApiError::new(Code::NotFound, why)
+            .hint(format!("guise task wait {id} shows how far it is"))
+            .into());
+    }
+    let path = log::path(&daemon.config.state, &entry.task().id);
+    let (sender, receiver) = mpsc::channel(4);
+    tokio::spawn(async move {
+        let mut from = 0;
+        loop {
+            // Asked before the file is read: what is there then is all.
+            let over = !following.follow || entry.task().state.is_over();
+            let place = path.clone();
+            let read = tokio::task::spawn_blocking(move || log::read(&place, from)).await;
+            // Before it runs there is none.
+            let bytes = read.ok().and_then(Result::ok).unwrap_or_default();
+            from += bytes.len() as u64;
+            match bytes.is_empty() {
+                false if sender.send(bytes).await.is_err() => return,
+                false => {}
+                true if over => return,
+                true => tokio::select! {
+                    () = tokio::time::sleep(LOOK_EVERY) => {}
+                    () = sender.closed() => return,
+                },
+            }
+        }
+    });
+    let text = stream::unfold(receiver, |mut receiver| async move {
+        let bytes: Vec<u8> = receiver.recv().await?;
+        Some((Ok::<_, Infallible>(Bytes::from(bytes)), receiver))
+    });
+    Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], Answer::from_stream(text)).into_response())
 }
 
 /// A task whenever something is new of it, until it is over.

@@ -1,7 +1,7 @@
 //! How far a task is, and the way to end it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use guise_image::Digest;
 use guise_image::progress::{Meter, Progress};
@@ -10,7 +10,7 @@ use guise_image::progress::{Meter, Progress};
 #[derive(Default)]
 pub struct Meters {
     begun: Mutex<Begun>,
-    cancelled: AtomicBool,
+    cancelled: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -27,6 +27,11 @@ impl Meters {
         for meter in &self.begun.lock().unwrap_or_else(PoisonError::into_inner).meters {
             meter.cancel();
         }
+    }
+
+    /// Set when everything is to end.
+    pub fn cancelled_flag(&self) -> Arc<AtomicBool> {
+        self.cancelled.clone()
     }
 
     /// Bytes that are through, those that are known of, and what was said last.

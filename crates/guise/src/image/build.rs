@@ -1,12 +1,12 @@
 //! `guise image build`: an image from a Containerfile.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::{Args, ValueEnum};
-use guise_build::{Build, Network};
+use guise_build::{Build, Network, Output};
 use guise_image::{Name, Store};
 
 use super::LimitArgs;
@@ -63,7 +63,7 @@ pub fn run(store: &Store, args: BuildArgs) -> guise_build::Result<()> {
         let _ = signal_hook::flag::register(signal, Arc::clone(&interrupted));
     }
     let build = Build {
-        containerfile: containerfile(&args.context, args.file),
+        containerfile: args.file.unwrap_or_else(|| Build::containerfile_of(&args.context)),
         context: args.context,
         tags: args.tags,
         arguments: arguments(args.arguments),
@@ -75,7 +75,7 @@ pub fn run(store: &Store, args: BuildArgs) -> guise_build::Result<()> {
             BuildNetwork::None => Network::None,
         },
         limits: args.limits.limits(),
-        quiet: args.quiet,
+        output: if args.quiet { Output::Kept } else { Output::Shown },
         runtime: "/proc/self/exe".into(),
         interrupted,
     };
@@ -85,12 +85,26 @@ pub fn run(store: &Store, args: BuildArgs) -> guise_build::Result<()> {
     Ok(())
 }
 
-fn containerfile(context: &Path, given: Option<PathBuf>) -> PathBuf {
-    let usual = || {
-        let all = ["Containerfile", "Dockerfile"].map(|name| context.join(name));
-        all.iter().find(|path| path.exists()).unwrap_or(&all[0]).clone()
+/// The same as a request to the daemon of another host, where the paths are; and whether it is
+/// to be quiet.
+pub fn request(args: BuildArgs) -> Result<(guise_api::Build, bool), String> {
+    let path = |path: PathBuf| {
+        path.into_os_string().into_string().map_err(|path| format!("{path:?} is not UTF-8"))
     };
-    given.unwrap_or_else(usual)
+    let wanted = guise_api::Build {
+        context: path(args.context)?,
+        containerfile: args.file.map(path).transpose()?,
+        tags: args.tags.iter().map(ToString::to_string).collect(),
+        arguments: arguments(args.arguments),
+        target: args.target,
+        no_cache: args.no_cache,
+        pull: args.pull,
+        network: match args.network {
+            BuildNetwork::Host => guise_api::BuildNetwork::Host,
+            BuildNetwork::None => guise_api::BuildNetwork::None,
+        },
+    };
+    Ok((wanted, args.quiet))
 }
 
 fn arguments(list: Vec<String>) -> BTreeMap<String, String> {

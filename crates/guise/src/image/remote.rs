@@ -5,10 +5,10 @@ use std::process::ExitCode;
 
 use guise_api::{Image, Pull, Push, Task};
 
-use super::ImageCommand;
 use super::show::human_size;
+use super::{ImageCommand, build};
 use crate::Failure;
-use crate::instance::{Done, attend, block_on, connect, escaped};
+use crate::instance::{Done, attend, block_on, connect, escaped, print_log};
 
 pub fn run(command: ImageCommand, host: &str) -> Done {
     block_on(ask(command, host))
@@ -69,7 +69,17 @@ async fn ask(command: ImageCommand, host: &str) -> Done {
         ImageCommand::Export { .. } => Err(here("export")),
         ImageCommand::Tag { .. } => Err(here("tag")),
         ImageCommand::Unpack { .. } => Err(here("unpack")),
-        ImageCommand::Build(_) => Err(here("build")),
+        ImageCommand::Build(args) => {
+            let (wanted, quiet) = build::request(args).map_err(Failure::usage)?;
+            let client = connect()?;
+            let task: Task = client.post("/images/build", &wanted).await?;
+            if !quiet {
+                print_log(&client, &task.id, true, &mut std::io::stderr()).await?;
+            }
+            let path = format!("/tasks/{}", escaped(&task.id));
+            println!("{}", attend(&client, client.get(&path).await?).await?);
+            Ok(ExitCode::SUCCESS)
+        }
         ImageCommand::Gc { .. } => Err(here("gc")),
     }
 }

@@ -20,7 +20,7 @@ pub use access::{Audit, Info, Project, Token};
 pub use arguments::{Create, Exec, Run};
 pub use manage::{Manage, Network, Volume};
 pub use remote::{Way, choose, connect, other_host};
-pub use tasks::{Task, attend};
+pub use tasks::{Task, attend, print_log};
 pub use watch::{Events, Logs, Stats};
 
 use crate::Failure;

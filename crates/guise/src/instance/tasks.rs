@@ -27,6 +27,15 @@ pub enum Task {
         #[arg(required = true)]
         ids: Vec<String>,
     },
+    /// Print what a task has printed: the steps of a build, and what its commands said
+    #[command(after_help = "Examples:
+  guise task logs -f 402857136119")]
+    Logs {
+        /// And what comes, until the task is over
+        #[arg(short, long)]
+        follow: bool,
+        id: String,
+    },
     /// Ask tasks to end
     Cancel {
         #[arg(required = true)]
@@ -73,6 +82,9 @@ pub async fn run(command: Task) -> Done {
             }
             whole(&found, output)?;
         }
+        Task::Logs { follow, id } => {
+            print_log(&client, &id, follow, &mut std::io::stdout()).await?;
+        }
         Task::Cancel { ids } => {
             for id in ids {
                 let path = format!("/tasks/{}/cancel", escaped(&id));
@@ -88,6 +100,20 @@ pub async fn run(command: Task) -> Done {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a task's log, and what comes of it where it is followed.
+pub async fn print_log(
+    client: &Client,
+    id: &str,
+    follow: bool,
+    to: &mut dyn Write,
+) -> Result<(), Failure> {
+    let mut parts = client.stream(&format!("/tasks/{}/log?follow={follow}", escaped(id))).await?;
+    while let Some(bytes) = parts.next().await? {
+        to.write_all(&bytes).and_then(|()| to.flush()).map_err(Failure::failed)?;
+    }
+    Ok(())
 }
 
 /// Watches a task until it is over, and says on standard error what it does. Its result.

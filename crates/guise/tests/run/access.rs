@@ -219,6 +219,25 @@ fn plain_tcp_is_for_this_host_alone() {
 }
 
 #[test]
+fn who_speaks_without_tls_is_told_so() {
+    let Some(open) = Open::new("no-tls", &[]) else { return };
+    let connect = || TcpStream::connect(&open.address).unwrap();
+    let answer = exchange(connect(), "GET /v1/instances HTTP/1.1", b"");
+    assert_eq!(answer.0, 400, "{answer:?}");
+    // What it sends does not matter, nor that it sends a lot.
+    let much = exchange(connect(), "POST /v1/instances HTTP/1.1", &vec![b' '; 200_000]);
+    assert_eq!(much.0, 400, "{much:?}");
+    let mut stream = connect();
+    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).unwrap();
+    assert!(said.contains("speaks TLS") && said.contains("https://"), "{said}");
+    // Others are served meanwhile.
+    let token = open.token("t", "*=admin");
+    open.good(&token, "default", &["ps"]);
+}
+
+#[test]
 fn a_quota_holds_also_when_many_ask_at_once() {
     let Some(home) = Home::new("quota", Guise::Container) else { return };
     home.good(&["project", "create", "--instances", "3", "--memory", "96M", "lab"]);

@@ -414,6 +414,31 @@ impl Home {
     }
 }
 
+impl Home {
+    /// The command lines of workers; one whose parent is the same worker is a part of it.
+    pub fn workers(&self) -> Vec<String> {
+        let line = |process: &Path| {
+            let command = fs::read(process.join("cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&command).replace('\0', " ")
+        };
+        let parent = |process: &Path| {
+            let stat = fs::read_to_string(process.join("stat")).ok()?;
+            let parent = stat.rsplit(')').next()?.split_whitespace().nth(1)?.to_owned();
+            Some(Path::new("/proc").join(parent))
+        };
+        let marks = self.directory.to_string_lossy().into_owned();
+        let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+        processes
+            .filter_map(|process| {
+                let own = line(&process);
+                let is_part = parent(&process).is_some_and(|parent| line(&parent) == own);
+                let worker = own.contains(" worker ") && own.contains(&marks);
+                (worker && !is_part).then_some(own)
+            })
+            .collect()
+    }
+}
+
 impl Drop for Home {
     fn drop(&mut self) {
         // Commands start a daemon if there is none.

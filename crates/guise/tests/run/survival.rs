@@ -149,28 +149,6 @@ fn a_killed_worker_is_shown_cleaned_up_and_restarted_by_policy(guise: Guise) {
     assert_eq!(home.good(&["exec", "once", "echo", "back"]), "back");
 }
 
-/// The command lines of this home's workers. In a jail one is two processes, of which the first
-/// only waits for the second.
-fn workers_of(home: &Home) -> Vec<String> {
-    let mark = home.path("").to_string_lossy().into_owned();
-    let worker = |process: &std::path::Path| {
-        let line = String::from_utf8(fs::read(process.join("cmdline")).ok()?).ok()?;
-        (line.contains("\0worker\0") && line.contains(&mark)).then_some(line)
-    };
-    let parent_of = |process: &std::path::Path| {
-        let stat = fs::read_to_string(process.join("stat")).ok()?;
-        stat.rsplit_once(") ")?.1.split(' ').nth(1).map(str::to_owned)
-    };
-    let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
-    let first = processes.filter_map(|process| {
-        let line = worker(&process)?;
-        let parent = parent_of(&process)?;
-        let is_second = worker(&PathBuf::from("/proc").join(parent)).as_ref() == Some(&line);
-        (!is_second).then_some(line)
-    });
-    first.collect()
-}
-
 /// Kills the daemon in the middle of whatever it does, again and again: afterwards every
 /// object is consistent, what was made is there, and nothing runs twice.
 #[test]
@@ -220,7 +198,7 @@ fn a_daemon_killed_anywhere_loses_nothing() {
         home.until_phase(name, "running");
     }
     assert_eq!(home.good(&["ps", "-aq"]).lines().count(), made.len() + 1);
-    let mut workers = workers_of(&home);
+    let mut workers = home.workers();
     workers.sort();
     let all = workers.len();
     workers.dedup();

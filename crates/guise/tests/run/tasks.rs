@@ -166,11 +166,70 @@ fn a_task_ends_with_a_result_or_a_reason() {
     open.refused(&token, "default", &["image", "pull", &image], &free.to_string());
     open.refused(&token, "default", &["image", "pull", "No Name"], "image name");
     open.refused(&token, "default", &["image", "rm", BOX], "no operator in all projects");
-    open.refused(&token, "default", &["image", "build", "."], "works on this host's files");
+    open.refused(&token, "default", &["image", "build", "/"], "no admin in all projects");
     let failed = tasks(&open.home).into_iter().find(|task| task["state"] == "failed").unwrap();
     assert!(failed["error"]["message"].is_string() && failed["finished"].is_string(), "{failed}");
     let missing = open.home.guise(&["task", "inspect", "none"]);
     assert!(missing.code == 1 && missing.err.contains("there is no task none"), "{missing:?}");
+}
+
+#[test]
+fn a_build_is_a_task_with_a_log() {
+    let Some(open) = Open::new("task-build", &[]) else { return };
+    let home = &open.home;
+    let context = home.path("context");
+    std::fs::create_dir(&context).unwrap();
+    std::fs::write(context.join("file"), "text").unwrap();
+    let file = |text: &str| {
+        std::fs::write(context.join("Containerfile"), format!("FROM {BOX}\n{text}")).unwrap();
+    };
+    let folder = context.to_str().unwrap();
+    let token = open.token("b", "*=admin");
+    let build = |tag: &str| {
+        let args = ["image", "build", "--network", "none", "-t", tag, folder];
+        crate::home::said(open.command(&token, "default", &args).output().unwrap())
+    };
+    file("COPY file /made\nRUN echo saw $(cat /made) && echo complaint >&2\n");
+    let built = build("made:1");
+    assert!(built.code == 0 && built.out.starts_with("sha256:"), "{built:?}");
+    for told in ["[2/3] COPY file /made", "[3/3] RUN", "saw text\n", "complaint\n"] {
+        assert!(built.err.contains(told), "{told}: {built:?}");
+    }
+    assert_eq!(home.good(&["run", "--rm", "made:1", "cat", "/made"]), "text");
+    let task = tasks(home).into_iter().find(|task| task["work"]["kind"] == "build").unwrap();
+    assert_eq!((&task["state"], &task["result"]), (&json!("done"), &json!(built.out.trim())));
+    let log = home.good(&["task", "logs", task["id"].as_str().unwrap()]);
+    assert_eq!(log.trim(), built.err.trim());
+    // One that fails says where, and keeps what was printed.
+    file("RUN echo before && exit 3\n");
+    let failed = build("made:2");
+    assert!(failed.code == 1 && failed.err.contains("status 3"), "{failed:?}");
+    assert!(failed.err.contains("before\n") && failed.err.contains("line 2"), "{failed:?}");
+    // One that takes long can be cancelled in the middle of a command.
+    file("RUN echo asleep; sleep 1000\n");
+    let wanted = json!({"context": folder, "network": "none", "tags": ["made:3"]});
+    let (status, task) = home.request("POST", "/v1/images/build", &wanted);
+    assert_eq!(status, 202, "{task}");
+    let id = task["id"].as_str().unwrap();
+    home.until("it sleeps", || home.good(&["task", "logs", id]).ends_with("\nasleep"));
+    home.good(&["task", "cancel", id]);
+    home.until("it has ended", || {
+        let now = tasks(home).into_iter().find(|task| task["id"] == id).unwrap();
+        now["state"] == "cancelled"
+    });
+    assert!(home.guise(&["task", "wait", id]).err.contains("was cancelled"));
+    // What is no build is refused before there is a task.
+    for (wrong, why) in [
+        (json!({"context": "context"}), "absolute path"),
+        (json!({"context": "/no/such/folder"}), "/no/such/folder"),
+        (json!({"context": folder, "tags": ["No Name"]}), "image name"),
+        (json!({"context": folder, "shell": "sh"}), "shell"),
+    ] {
+        let (status, error) = home.request("POST", "/v1/images/build", &wrong);
+        assert!(status == 400 && error.to_string().contains(why), "{wrong}: {error}");
+    }
+    let pulled = tasks(home).into_iter().find(|task| task["work"]["kind"] == "pull");
+    assert!(pulled.is_none(), "bases of the store are not fetched: {pulled:?}");
 }
 
 #[test]

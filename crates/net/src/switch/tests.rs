@@ -23,7 +23,7 @@ struct Running {
 
 fn config(host: bool) -> SwitchConfig {
     let policy = Policy { host, ..Policy::default() };
-    SwitchConfig { mtu: 1500, policy, resolvers: Vec::new() }
+    SwitchConfig { mtu: 1500, policy, resolvers: Vec::new(), admitted: None }
 }
 
 impl Running {

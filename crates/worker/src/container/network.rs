@@ -11,7 +11,7 @@ mod tap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -23,43 +23,21 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::system;
 use crate::body::BodyError;
-use crate::job::{self, Job, Plug, Protocol};
+use crate::job::{self, Job, Protocol};
 
 /// The largest frame: the largest packet and its Ethernet header.
 const LARGEST: usize = MAX_MTU as usize + 14;
 /// How many frames are taken before what they cause is sent.
 const BATCH: usize = 64;
 
-/// A namespace with networks in it, as long as this lives.
-pub struct Plugged {
-    namespace: OwnedFd,
-    /// Readable when the threads are to end.
-    stop: Arc<OwnedFd>,
-    threads: Vec<JoinHandle<()>>,
+/// A namespace, and what it is plugged into.
+pub struct Plug {
+    pub namespace: OwnedFd,
+    ends: Vec<(Box<dyn Network>, File)>,
 }
 
-impl Drop for Plugged {
-    fn drop(&mut self) {
-        // One more does not overflow it.
-        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                eprintln!("a thread that drove a network has panicked");
-            }
-        }
-    }
-}
-
-impl Plugged {
-    /// The namespace's path for other processes of this user.
-    pub fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.namespace.as_raw_fd())
-    }
-}
-
-/// Makes the namespace, and starts a thread for each network in it; none where the
-/// container has only loopback, or the host's interfaces.
-pub fn plug(job: &Job) -> Result<Option<Plugged>, BodyError> {
+/// Makes the namespace; none where the container has only loopback, or the host's interfaces.
+pub fn plug(job: &Job) -> Result<Option<Plug>, BodyError> {
     let mut ends: Vec<(tap::Settings, Box<dyn Network>)> = Vec::new();
     if job.network == job::Network::User {
         ends.push(user_network(job)?);
@@ -75,18 +53,45 @@ pub fn plug(job: &Job) -> Result<Option<Plugged>, BodyError> {
         what: format!("a network for the container (/dev/net/tun: {error})"),
         instead: "use --network none or host, or have the administrator open /dev/net/tun".into(),
     })?;
-    let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(|e| system("make an event")(e.into()))?;
-    let mut plugged = Plugged { namespace, stop: Arc::new(stop), threads: Vec::new() };
-    for (network, tap) in networks.into_iter().zip(taps) {
-        let stop = plugged.stop.clone();
-        let thread = std::thread::Builder::new().name("network".to_owned()).spawn(move || {
-            if let Err(error) = drive(network, &tap, &stop) {
-                eprintln!("the network stopped: {error}");
+    Ok(Some(Plug { namespace, ends: networks.into_iter().zip(taps).collect() }))
+}
+
+/// Networks that are driven, as long as this lives.
+pub struct Driven {
+    /// Readable when the threads are to end.
+    stop: Arc<OwnedFd>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        // One more does not overflow it.
+        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                eprintln!("a thread that drove a network has panicked");
             }
-        });
-        plugged.threads.push(thread.map_err(system("start a thread for the network"))?);
+        }
     }
-    Ok(Some(plugged))
+}
+
+impl Plug {
+    /// Starts a thread for each network. The namespace is for who starts programs in it.
+    pub fn drive(self) -> Result<(OwnedFd, Driven), BodyError> {
+        let stop = eventfd(0, EventfdFlags::CLOEXEC);
+        let stop = stop.map_err(|e| system("make an event")(e.into()))?;
+        let mut driven = Driven { stop: Arc::new(stop), threads: Vec::new() };
+        for (network, tap) in self.ends {
+            let stop = driven.stop.clone();
+            let thread = std::thread::Builder::new().name("network".to_owned()).spawn(move || {
+                if let Err(error) = drive(network, &tap, &stop) {
+                    eprintln!("the network stopped: {error}");
+                }
+            });
+            driven.threads.push(thread.map_err(system("start a thread for the network"))?);
+        }
+        Ok((self.namespace, driven))
+    }
 }
 
 fn user_network(job: &Job) -> Result<(tap::Settings, Box<dyn Network>), BodyError> {
@@ -113,7 +118,7 @@ fn user_network(job: &Job) -> Result<(tap::Settings, Box<dyn Network>), BodyErro
     Ok((settings, Box::new(network)))
 }
 
-fn switch_port(plug: &Plug) -> Result<(tap::Settings, Box<dyn Network>), BodyError> {
+fn switch_port(plug: &job::Plug) -> Result<(tap::Settings, Box<dyn Network>), BodyError> {
     let who = Join { name: plug.name.clone(), mac: None, vlan: 0, isolated: false };
     let port = SwitchPort::open(&plug.socket, who).map_err(|e| BodyError::Failed(e.to_string()))?;
     let welcome = port.welcome();

@@ -1,13 +1,12 @@
 //! Programs in the container, started by the OCI runtime as a process of its own.
 
-use std::fs::File;
-use std::io::{self, IoSliceMut, Read, Write};
+use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
@@ -15,14 +14,11 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
 
+use super::line::Streams;
 use super::system;
-use crate::body::{BodyError, Exit, Process, Program, Session, Size};
-use crate::terminal;
+use crate::body::{BodyError, Exit, Program};
 
 const SIGKILL: i32 = 9;
-
-/// Tells whether memory ran out in the container.
-pub type MemoryKilled = Box<dyn Fn() -> bool + Send>;
 
 /// One call of the runtime.
 pub struct Invocation {
@@ -53,25 +49,15 @@ impl Invocation {
     }
 
     /// Starts the program; when this returns, it runs.
-    pub fn start(
-        mut self,
-        id: &str,
-        program: &Program,
-        killed: Option<MemoryKilled>,
-    ) -> Result<(Session, Arc<Running>), BodyError> {
-        let started = self.launch(id, program, killed);
+    pub fn start(mut self, id: &str, program: &Program) -> Result<(Running, Ends), BodyError> {
+        let started = self.launch(id, program);
         for extension in ["log", "pid", "sock"] {
             let _ = std::fs::remove_file(self.file(extension));
         }
         started
     }
 
-    fn launch(
-        &mut self,
-        id: &str,
-        program: &Program,
-        killed: Option<MemoryKilled>,
-    ) -> Result<(Session, Arc<Running>), BodyError> {
+    fn launch(&mut self, id: &str, program: &Program) -> Result<(Running, Ends), BodyError> {
         let console = match program.terminal {
             Some(_) => {
                 let path = self.file("sock");
@@ -82,7 +68,7 @@ impl Invocation {
             None => None,
         };
         self.command.arg(id);
-        let mut ends = Ends::default();
+        let mut ends = Ends::Pipes { stdin: None, out: Vec::new() };
         if console.is_some() {
             let null = || Stdio::null();
             self.command.stdin(null()).stdout(null()).stderr(null());
@@ -99,13 +85,12 @@ impl Invocation {
             .ok()
             .and_then(|text| text.trim().parse().ok())
             .ok_or_else(|| BodyError::Failed("the runtime named no process".to_owned()))?;
-        let terminal = match console {
-            Some(listener) => Some(receive_terminal(&listener).map_err(system("take a terminal"))?),
-            None => None,
-        };
-        let running = Running::adopt(pid, terminal, killed).map_err(system("hold the program"))?;
-        let session = running.session(ends, program.stdin).map_err(system("share a terminal"))?;
-        Ok((session, running))
+        if let Some(listener) = console {
+            let terminal = receive_terminal(&listener).map_err(system("take a terminal"))?;
+            ends = Ends::Terminal(terminal);
+        }
+        let running = Running::adopt(pid).map_err(system("hold the program"))?;
+        Ok((running, ends))
     }
 
     /// What the runtime said when it failed.
@@ -132,12 +117,14 @@ fn message(line: &str) -> Option<String> {
     line.split_once(" error: ").map(|(_, text)| text.to_owned())
 }
 
-/// Our ends of a program's pipes.
-#[derive(Default)]
-struct Ends {
-    stdin: Option<File>,
-    stdout: Option<File>,
-    stderr: Option<File>,
+/// Our ends of a program's streams.
+pub enum Ends {
+    Terminal(OwnedFd),
+    Pipes {
+        stdin: Option<OwnedFd>,
+        /// Output and errors.
+        out: Vec<OwnedFd>,
+    },
 }
 
 impl Ends {
@@ -145,21 +132,34 @@ impl Ends {
         let pipe = || -> io::Result<(OwnedFd, OwnedFd)> {
             Ok(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
         };
-        let mut ends = Ends::default();
+        let mut input = None;
         if stdin {
             let (read, write) = pipe()?;
             command.stdin(read);
-            ends.stdin = Some(write.into());
+            input = Some(write);
         } else {
             command.stdin(Stdio::null());
         }
-        let (read, write) = pipe()?;
-        command.stdout(write);
-        ends.stdout = Some(read.into());
-        let (read, write) = pipe()?;
-        command.stderr(write);
-        ends.stderr = Some(read.into());
-        Ok(ends)
+        let (output, their_output) = pipe()?;
+        command.stdout(their_output);
+        let (errors, their_errors) = pipe()?;
+        command.stderr(their_errors);
+        Ok(Ends::Pipes { stdin: input, out: vec![output, errors] })
+    }
+
+    pub fn kind(&self) -> Streams {
+        match self {
+            Ends::Terminal(_) => Streams::Terminal,
+            Ends::Pipes { stdin, .. } => Streams::Pipes { input: stdin.is_some() },
+        }
+    }
+
+    /// In the order in which they are told.
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Ends::Terminal(terminal) => vec![terminal.as_fd()],
+            Ends::Pipes { stdin, out } => stdin.iter().chain(out).map(AsFd::as_fd).collect(),
+        }
     }
 }
 
@@ -183,35 +183,31 @@ fn receive_terminal(listener: &UnixListener) -> io::Result<OwnedFd> {
 pub struct Running {
     pid: Pid,
     pidfd: OwnedFd,
-    terminal: Option<OwnedFd>,
     ended: Mutex<Option<Exit>>,
     changed: Condvar,
 }
 
 impl Running {
-    fn adopt(
-        pid: i32,
-        terminal: Option<OwnedFd>,
-        killed: Option<MemoryKilled>,
-    ) -> io::Result<Arc<Running>> {
+    fn adopt(pid: i32) -> io::Result<Running> {
         let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::other("there is no process 0"))?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-        let (ended, changed) = (Mutex::new(None), Condvar::new());
-        let running = Arc::new(Running { pid, pidfd, terminal, ended, changed });
-        let waiting = running.clone();
-        std::thread::spawn(move || {
-            let exit = waiting.reap(killed.as_ref());
-            *waiting.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(exit);
-            waiting.changed.notify_all();
-        });
-        Ok(running)
+        Ok(Running { pid, pidfd, ended: Mutex::new(None), changed: Condvar::new() })
     }
 
     pub fn pid(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
     }
 
-    fn reap(&self, killed: Option<&MemoryKilled>) -> Exit {
+    /// Waits for its end, which others are told then. Called once; `killed` says whether
+    /// memory ran out in the container.
+    pub fn reap(&self, killed: impl FnOnce() -> bool) -> Exit {
+        let exit = self.await_end(killed);
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(exit);
+        self.changed.notify_all();
+        exit
+    }
+
+    fn await_end(&self, killed: impl FnOnce() -> bool) -> Exit {
         let status = loop {
             match waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED) {
                 Err(rustix::io::Errno::INTR) => {}
@@ -222,61 +218,32 @@ impl Running {
         };
         match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => Exit::Code(code as u8),
-            (None, Some(SIGKILL)) if killed.is_some_and(|killed| killed()) => Exit::OutOfMemory,
+            (None, Some(SIGKILL)) if killed() => Exit::OutOfMemory,
             (None, signal) => Exit::Signal(signal.unwrap_or(SIGKILL) as u8),
         }
     }
 
-    fn session(self: &Arc<Running>, ends: Ends, stdin: bool) -> io::Result<Session> {
-        let process: Arc<dyn Process> = self.clone();
-        let Some(terminal) = &self.terminal else {
-            return Ok(Session {
-                stdin: ends.stdin.map(|file| Box::new(file) as Box<dyn Write + Send>),
-                stdout: ends.stdout.map(|file| Box::new(file) as Box<dyn Read + Send>),
-                stderr: ends.stderr.map(|file| Box::new(file) as Box<dyn Read + Send>),
-                process,
-            });
-        };
-        let input = match stdin {
-            true => Some(Box::new(terminal::Input(File::from(terminal.try_clone()?))) as _),
-            false => None,
-        };
-        let output = File::from(terminal.try_clone()?);
-        Ok(Session { stdin: input, stdout: Some(Box::new(output)), stderr: None, process })
-    }
-
-    /// Waits for the end, but not longer than this.
-    pub fn wait_for(&self, patience: Duration) -> Option<Exit> {
+    /// Waits until others are told of the end, but not longer than this; says whether they are.
+    pub fn has_ended_within(&self, patience: Duration) -> bool {
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         let (ended, _) = self
             .changed
             .wait_timeout_while(ended, patience, |ended| ended.is_none())
             .unwrap_or_else(PoisonError::into_inner);
-        *ended
+        ended.is_some()
     }
-}
 
-impl Process for Running {
-    fn signal(&self, signal: i32) -> Result<(), BodyError> {
+    pub fn await_told_end(&self) {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_while(ended, |ended| ended.is_none()));
+    }
+
+    pub fn signal(&self, signal: i32) -> Result<(), BodyError> {
         let known = Signal::from_named_raw(signal)
             .ok_or_else(|| BodyError::Failed(format!("{signal} is no signal")))?;
         match pidfd_send_signal(&self.pidfd, known) {
             Err(rustix::io::Errno::SRCH) => Err(BodyError::NotRunning),
             other => other.map_err(|e| system(format!("send signal {signal}"))(e.into())),
         }
-    }
-
-    fn resize(&self, size: Size) -> Result<(), BodyError> {
-        let Some(terminal) = &self.terminal else { return Ok(()) };
-        terminal::set_size(terminal, size)
-    }
-
-    fn wait(&self) -> Result<Exit, BodyError> {
-        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        let ended = self
-            .changed
-            .wait_while(ended, |ended| ended.is_none())
-            .unwrap_or_else(PoisonError::into_inner);
-        ended.ok_or(BodyError::NotRunning)
     }
 }

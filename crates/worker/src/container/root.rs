@@ -6,12 +6,15 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use guise_container::jail::{Strangers, attach};
 use guise_container::rootfs::path::{RootDir, open_host};
-use rustix::mount::{MountFlags, MountPropagationFlags, mount as mount_call, mount_change};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount as mount_call, mount_change, unmount,
+};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::system;
-use crate::body::BodyError;
+use crate::body::{BodyError, failed};
 use crate::job::{Job, Network};
 
 /// Enters a mount namespace, and as a plain user a user namespace around it.
@@ -36,51 +39,106 @@ pub fn enter_namespaces(map: impl FnOnce() -> io::Result<()>) -> Result<(), Body
         .map_err(|e| system("separate the mount namespace from the host's")(e.into()))
 }
 
-/// Mounts the root, and says where.
-pub fn mount(job: &Job, layers: &[PathBuf]) -> Result<PathBuf, BodyError> {
+/// Mounts the root, and says where. Who will be a stranger to the host gets it with his ids,
+/// where the host's file systems can be mounted so.
+pub fn mount(
+    job: &Job,
+    layers: &[PathBuf],
+    strangers: Option<&Strangers>,
+) -> Result<PathBuf, BodyError> {
     let root = job.run.join("root");
     let (upper, work) = (job.state.join("upper"), job.state.join("work"));
-    // Options of a mount are one page: short names for long paths.
-    let short = job.run.join("layers");
-    let _ = fs::remove_dir_all(&short);
-    for directory in [&root, &upper, &work, &short] {
+    for directory in [&root, &upper, &work] {
         fs::create_dir_all(directory).map_err(system(format!("make {}", directory.display())))?;
     }
     // Everybody inside has to get through the top of the tree.
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(&upper, open).map_err(system("open the root for everybody inside"))?;
-    let mut lower = Vec::new();
-    for (number, layer) in layers.iter().enumerate().rev() {
-        symlink(layer, short.join(number.to_string())).map_err(system("name a layer"))?;
-        lower.push(number.to_string());
+    let overlay = Overlay { job, layers, root: &root };
+    let lent = strangers.and_then(|strangers| overlay.mount_lent(strangers).ok());
+    if lent.is_none() {
+        overlay.mount_as_it_is()?;
     }
-    let mut options = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        lower.join(":"),
-        escaped(&upper)?,
-        escaped(&work)?
-    );
-    if guise_container::namespaces::in_user_namespace() {
-        options.push_str(",userxattr");
-    }
-    if job.ephemeral {
-        // Else unmounting would wait for the whole disk.
-        options.push_str(",volatile");
-    }
-    let options = CString::new(options).map_err(|e| BodyError::Failed(e.to_string()))?;
-    let before = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
-    std::env::set_current_dir(&short).map_err(system("enter the layers"))?;
-    let mounted =
-        mount_call("overlay", &root, "overlay", MountFlags::empty(), Some(options.as_c_str()));
-    std::env::set_current_dir(before).map_err(system("leave the layers"))?;
-    mounted.map_err(|error| {
-        system(format!(
-            "mount the root file system (overlayfs over {} layers and {})",
-            layers.len(),
-            upper.display()
-        ))(error.into())
-    })?;
     Ok(root)
+}
+
+/// The folder with what the instance wrote, among its layers.
+const OWN: &str = "own";
+
+struct Overlay<'a> {
+    job: &'a Job,
+    layers: &'a [PathBuf],
+    root: &'a Path,
+}
+
+impl Overlay<'_> {
+    /// An empty folder with room for short names: options of a mount are one page.
+    fn names(&self) -> Result<PathBuf, BodyError> {
+        let folder = self.job.run.join("layers");
+        for left in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            // Only folders on which something was mounted are ones.
+            let _ = unmount(left.path(), UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        }
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).map_err(system(format!("make {}", folder.display())))?;
+        Ok(folder)
+    }
+
+    fn mount_as_it_is(&self) -> Result<(), BodyError> {
+        let names = self.names()?;
+        for (number, layer) in self.layers.iter().enumerate() {
+            symlink(layer, names.join(number.to_string())).map_err(system("name a layer"))?;
+        }
+        self.mount(&names, &self.job.state)
+    }
+
+    /// With the layers and the instance's folder as strangers see them.
+    fn mount_lent(&self, strangers: &Strangers) -> Result<(), BodyError> {
+        let names = self.names()?;
+        let lend = |folder: &Path, name: &str| {
+            let place = names.join(name);
+            let tree = strangers.folder(folder)?;
+            fs::create_dir(&place)?;
+            attach(&tree, &place)
+        };
+        for (number, layer) in self.layers.iter().enumerate() {
+            lend(layer, &number.to_string()).map_err(system("lend a layer"))?;
+        }
+        lend(&self.job.state, OWN).map_err(system("lend the instance's folder"))?;
+        // What an overlay does itself below, it does as who has mounted it.
+        strangers.acting(|| self.mount(&names, Path::new(OWN))).map_err(failed)?
+    }
+
+    /// Mounts it, with what is written to it in `own`.
+    fn mount(&self, names: &Path, own: &Path) -> Result<(), BodyError> {
+        let lower: Vec<_> = (0..self.layers.len()).rev().map(|number| number.to_string()).collect();
+        let mut options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            lower.join(":"),
+            escaped(&own.join("upper"))?,
+            escaped(&own.join("work"))?
+        );
+        if guise_container::namespaces::in_user_namespace() {
+            options.push_str(",userxattr");
+        }
+        if self.job.ephemeral {
+            // Else unmounting would wait for the whole disk.
+            options.push_str(",volatile");
+        }
+        let options = CString::new(options).map_err(failed)?;
+        let before = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+        std::env::set_current_dir(names).map_err(system("enter the layers"))?;
+        let (root, options) = (self.root, Some(options.as_c_str()));
+        let mounted = mount_call("overlay", root, "overlay", MountFlags::empty(), options);
+        std::env::set_current_dir(before).map_err(system("leave the layers"))?;
+        mounted.map_err(|error| {
+            system(format!(
+                "mount the root file system (overlayfs over {} layers and {})",
+                self.layers.len(),
+                self.job.state.join("upper").display()
+            ))(error.into())
+        })
+    }
 }
 
 /// As an option's value: commas and colons would end it.

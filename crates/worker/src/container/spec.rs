@@ -8,8 +8,8 @@ use guise_container::spec::{
     OCI_VERSION, Pids, Process, Resources, Root, Spec, User, defaults,
 };
 
-use super::network::Plugged;
-use super::{root, user};
+use super::root;
+use super::user::User as Account;
 use crate::body::{BodyError, Program};
 use crate::job::{self, Job, Network};
 
@@ -18,14 +18,10 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 /// The period of CPU quotas, in microseconds.
 const PERIOD: u64 = 100_000;
 
-/// The configuration, and its process as the base of others in the container.
-pub fn of(
-    job: &Job,
-    mounted: &Path,
-    plugged: Option<&Plugged>,
-) -> Result<(Spec, Process), BodyError> {
+/// What all programs in the container have in common.
+pub fn base(job: &Job) -> Process {
     let names = defaults::CAPABILITIES.map(str::to_owned).to_vec();
-    let base = Process {
+    Process {
         capabilities: Some(Capabilities {
             bounding: names.clone(),
             effective: names.clone(),
@@ -34,8 +30,16 @@ pub fn of(
         }),
         env: vec![format!("HOSTNAME={}", job.host_name)],
         ..Process::default()
-    };
-    let process = process(&job.program, mounted, &base)?;
+    }
+}
+
+/// The configuration; `network` is the path of the namespace that it is plugged into.
+pub fn of(
+    job: &Job,
+    mounted: &Path,
+    network: Option<String>,
+    process: Process,
+) -> Result<Spec, BodyError> {
     let text = |path: &Path| {
         path.to_str()
             .map(str::to_owned)
@@ -49,7 +53,7 @@ pub fn of(
     for mount in &job.mounts {
         mounts.push(bind(text(&mount.source)?, mount.target.clone(), mount.read_only));
     }
-    let spec = Spec {
+    Ok(Spec {
         oci_version: OCI_VERSION.to_owned(),
         process: Some(process),
         root: Some(Root { path: text(mounted)?, readonly: job.read_only }),
@@ -57,20 +61,18 @@ pub fn of(
         mounts,
         linux: Linux {
             resources: resources(&job.resources),
-            namespaces: namespaces(job.network, plugged),
+            namespaces: namespaces(job.network, network),
             seccomp: Some(defaults::seccomp()),
             masked_paths: defaults::MASKED.map(str::to_owned).to_vec(),
             readonly_paths: defaults::READ_ONLY.map(str::to_owned).to_vec(),
             ..Linux::default()
         },
         ..Spec::default()
-    };
-    Ok((spec, base))
+    })
 }
 
 /// A program in the container.
-pub fn process(program: &Program, mounted: &Path, base: &Process) -> Result<Process, BodyError> {
-    let user = user::find(mounted, &program.user)?;
+pub fn process(program: &Program, user: Account, base: &Process) -> Process {
     let mut env = base.env.clone();
     env.extend(program.env.iter().cloned());
     let mut default = |name: &str, value: String| {
@@ -83,7 +85,7 @@ pub fn process(program: &Program, mounted: &Path, base: &Process) -> Result<Proc
     if program.terminal.is_some() {
         default("TERM", "TERM=xterm".to_owned());
     }
-    Ok(Process {
+    Process {
         terminal: program.terminal.is_some(),
         console_size: program
             .terminal
@@ -103,7 +105,7 @@ pub fn process(program: &Program, mounted: &Path, base: &Process) -> Result<Proc
         env,
         cwd: if program.cwd.is_empty() { "/".to_owned() } else { program.cwd.clone() },
         ..base.clone()
-    })
+    }
 }
 
 fn mount(destination: &str, kind: &str, options: &[&str]) -> Mount {
@@ -153,7 +155,7 @@ fn kernel_mounts(network: Network) -> Vec<Mount> {
     mounts
 }
 
-fn namespaces(network: Network, plugged: Option<&Plugged>) -> Vec<Namespace> {
+fn namespaces(network: Network, plugged: Option<String>) -> Vec<Namespace> {
     let own = |kind| Namespace { kind, path: None };
     let mut all = vec![
         own(NamespaceKind::Pid),
@@ -163,8 +165,7 @@ fn namespaces(network: Network, plugged: Option<&Plugged>) -> Vec<Namespace> {
         own(NamespaceKind::Cgroup),
     ];
     if network != Network::Host {
-        let path = plugged.map(Plugged::path);
-        all.push(Namespace { kind: NamespaceKind::Network, path });
+        all.push(Namespace { kind: NamespaceKind::Network, path: plugged });
     }
     all
 }

@@ -1,10 +1,12 @@
 //! Who a program runs as: names are those of the image's own files.
 
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use guise_container::rootfs::path::{RootDir, open_host};
 use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
 
 use super::system;
 use crate::body::BodyError;
@@ -12,7 +14,7 @@ use crate::body::BodyError;
 /// No account file is read beyond this.
 const MAX_FILE: u64 = 4 << 20;
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
     pub uid: u32,
     pub gid: u32,
@@ -20,20 +22,32 @@ pub struct User {
     pub home: String,
 }
 
-/// Finds out who `said` is (`name`, `uid`, `name:group`, `uid:gid`; nothing is root).
-pub fn find(root: &Path, said: &str) -> Result<User, BodyError> {
-    let place = RootDir::new(open_host(root).map_err(system("open the root file system"))?);
-    let read = |path| read(&place, path);
-    resolve(said, &read("/etc/passwd"), &read("/etc/group"))
+/// The image's files; none where one is missing or unreadable, as in images without.
+pub struct Accounts {
+    pub users: Option<File>,
+    pub groups: Option<File>,
 }
 
-/// A file's text; nothing where it is missing or unreadable, as in images without one.
-fn read(root: &RootDir, path: &str) -> String {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+impl Accounts {
+    /// Opens them, and reads nothing.
+    pub fn open(root: &Path) -> Result<Accounts, BodyError> {
+        let place = RootDir::new(open_host(root).map_err(system("open the root file system"))?);
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let open = |path| place.open(path, flags, Mode::empty()).ok().map(File::from);
+        Ok(Accounts { users: open("/etc/passwd"), groups: open("/etc/group") })
+    }
+
+    /// Finds out who `said` is (`name`, `uid`, `name:group`, `uid:gid`; nothing is root).
+    pub fn find(self, said: &str) -> Result<User, BodyError> {
+        resolve(said, &read(self.users), &read(self.groups))
+    }
+}
+
+fn read(file: Option<File>) -> String {
     let mut bytes = Vec::new();
-    if let Ok(file) = root.open(path, flags, Mode::empty()) {
+    if let Some(file) = file {
         // Part of a file is as good as none of it.
-        let _ = std::fs::File::from(file).take(MAX_FILE).read_to_end(&mut bytes);
+        let _ = file.take(MAX_FILE).read_to_end(&mut bytes);
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }

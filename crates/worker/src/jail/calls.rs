@@ -5,8 +5,7 @@ use guise_container::spec::{Seccomp, SyscallArg, SyscallRule};
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 
-const ALLOWED: &[&str] = &[
-    // Descriptors.
+const DESCRIPTORS: &[&str] = &[
     "close",
     "close_range",
     "dup",
@@ -26,7 +25,9 @@ const ALLOWED: &[&str] = &[
     "readv",
     "write",
     "writev",
-    // Waiting.
+];
+
+const WAITING: &[&str] = &[
     "epoll_create1",
     "epoll_ctl",
     "epoll_pwait",
@@ -38,7 +39,10 @@ const ALLOWED: &[&str] = &[
     "timerfd_create",
     "timerfd_gettime",
     "timerfd_settime",
-    // Files: the log, disks, shared folders.
+];
+
+/// The log, disks, shared folders.
+const FILES: &[&str] = &[
     "access",
     "chmod",
     "copy_file_range",
@@ -95,7 +99,9 @@ const ALLOWED: &[&str] = &[
     "unlink",
     "unlinkat",
     "utimensat",
-    // Sockets.
+];
+
+const SOCKETS: &[&str] = &[
     "accept",
     "accept4",
     "bind",
@@ -112,7 +118,9 @@ const ALLOWED: &[&str] = &[
     "sendto",
     "setsockopt",
     "shutdown",
-    // Memory.
+];
+
+const MEMORY: &[&str] = &[
     "brk",
     "madvise",
     "membarrier",
@@ -125,7 +133,10 @@ const ALLOWED: &[&str] = &[
     "msync",
     "munlock",
     "munmap",
-    // Threads and their signals.
+];
+
+/// And their signals.
+const THREADS: &[&str] = &[
     "arch_prctl",
     "exit",
     "exit_group",
@@ -156,7 +167,10 @@ const ALLOWED: &[&str] = &[
     "set_tid_address",
     "sigaltstack",
     "tgkill",
-    // Time, and what there is.
+];
+
+/// And what there is.
+const TIME: &[&str] = &[
     "clock_getres",
     "clock_gettime",
     "clock_nanosleep",
@@ -215,8 +229,9 @@ pub struct Of {
 }
 
 pub fn allowed(of: Of) -> Seccomp {
-    let mut syscalls = vec![
-        rule(ALLOWED, Vec::new()),
+    let groups = [DESCRIPTORS, WAITING, FILES, SOCKETS, MEMORY, THREADS, TIME];
+    let mut syscalls: Vec<_> = groups.map(|names| rule(names, Vec::new())).into();
+    syscalls.extend([
         rule(if of.rings { OF_RINGS } else { &[] }, Vec::new()),
         rule(if of.shares { OF_SHARES } else { &[] }, Vec::new()),
         rule(&["clone"], vec![masked(0, CLONE_THREAD | NAMESPACES, CLONE_THREAD)]),
@@ -231,12 +246,22 @@ pub fn allowed(of: Of) -> Seccomp {
         rule(&["prctl"], vec![is(0, NAME_MEMORY)]),
         // Of itself only.
         rule(&["prlimit64"], vec![is(0, 0)]),
-    ];
+    ]);
     for family in INTERNET {
         for kind in KINDS {
             syscalls.push(rule(&["socket"], vec![is(0, family), masked(1, KIND, kind)]));
         }
     }
+    refusing_others(syscalls)
+}
+
+/// Files, and nothing else.
+pub fn of_copies() -> Seccomp {
+    let groups = [DESCRIPTORS, WAITING, FILES, MEMORY, THREADS, TIME, &["linkat", "symlinkat"]];
+    refusing_others(groups.map(|names| rule(names, Vec::new())).into())
+}
+
+fn refusing_others(syscalls: Vec<SyscallRule>) -> Seccomp {
     Seccomp {
         default_action: "SCMP_ACT_ERRNO".to_owned(),
         default_errno_ret: Some(EPERM),

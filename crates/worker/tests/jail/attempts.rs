@@ -9,10 +9,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::ExitCode;
 
+use guise_container::jail::Entered;
 use guise_container::process::landlock;
 use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat, symlinkat};
 
-use super::{Kind, Outside};
+use super::{Kind, Outside, USER};
 
 /// What has been tried, and how it went.
 #[derive(Default)]
@@ -40,16 +41,20 @@ impl Record {
     }
 }
 
-pub fn all(outside: &Outside, namespaces: bool) -> ExitCode {
+/// `root` is whether root's prisoner it is.
+pub fn all(outside: &Outside, entered: &Entered, root: bool) -> ExitCode {
     let mut record = Record::default();
-    own_work(outside, &mut record);
-    if namespaces {
+    own_work(outside, root, &mut record);
+    if root && entered.kept_its_id.is_none() {
+        identity(&mut record);
+    }
+    if entered.missing.is_none() {
         host_files(outside, &mut record);
         processes_of_the_host(outside, &mut record);
     }
     other_workers(outside, &mut record);
     devices(outside, &mut record);
-    privileges(&mut record);
+    privileges(outside.kind, &mut record);
     sockets(outside, &mut record);
     println!("{} attempts, {} went wrong", record.tried, record.failed);
     if record.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -73,13 +78,21 @@ fn c_path(path: &Path) -> CString {
 }
 
 /// A jail in which nothing works would pass all of the rest.
-fn own_work(outside: &Outside, record: &mut Record) {
+fn own_work(outside: &Outside, root: bool, record: &mut Record) {
     let state = outside.path("own/state");
     record.works("write its own files", fs::write(state.join("log"), "x"));
     record.works("rename them", fs::rename(state.join("log"), state.join("log.1")));
     record.works("remove them", fs::remove_file(state.join("log.1")));
-    record.works("make its socket", UnixListener::bind(outside.path("own/run/worker.sock")));
-    record.works("read its image", fs::read(outside.path("image")));
+    record.works("leave a mark", fs::write(state.join("mark"), "x"));
+    let socket = UnixListener::bind(outside.path("own/run/worker.sock"));
+    if outside.kind == Kind::Container {
+        record.refused("make a socket", socket);
+        record.refused("make a file for its keeper", fs::write(outside.path("own/run/oci/x"), "x"));
+        record.refused("read the image", fs::read(outside.path("image")));
+    } else {
+        record.works("make its socket", socket);
+        record.works("read its image", fs::read(outside.path("image")));
+    }
     record.works("see its descriptors", fs::read_dir("/proc/self/fd"));
     record.works("see its memory", fs::read("/proc/self/statm"));
     let thread = std::thread::Builder::new().name("a thread".into()).spawn(|| ());
@@ -88,8 +101,8 @@ fn own_work(outside: &Outside, record: &mut Record) {
     let share = outside.path("share");
     if outside.shares {
         record.works("make files that it shares", fs::write(share.join("new"), "x"));
-        if rustix::process::geteuid().is_root() {
-            let (user, group) = (Uid::from_raw(33), Gid::from_raw(33));
+        if root {
+            let (user, group) = (Uid::from_raw(USER), Gid::from_raw(USER));
             let given = chownat(CWD, share.join("new"), Some(user), Some(group), AtFlags::empty());
             record.works("give them to users", given.map_err(io::Error::from));
         }
@@ -98,6 +111,19 @@ fn own_work(outside: &Outside, record: &mut Record) {
     } else {
         record.refused("see what is shared with others", fs::read(share.join("file")));
     }
+}
+
+/// To the host it is nobody that anybody knows, whatever it calls itself.
+fn identity(record: &mut Record) {
+    for (what, file) in [("user", "/proc/self/uid_map"), ("group", "/proc/self/gid_map")] {
+        let map = fs::read_to_string(file).unwrap_or_default();
+        let host = map.split_whitespace().nth(1).and_then(|id| id.parse::<u32>().ok());
+        let stranger = host.is_some_and(|id| id >= 0x7000_0000);
+        record.note(&format!("be a {what} of the host"), stranger, &map);
+    }
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let groups = status.lines().find_map(|line| line.strip_prefix("Groups:"));
+    record.note("have other groups", groups.is_some_and(|all| all.trim().is_empty()), &status);
 }
 
 fn host_files(outside: &Outside, record: &mut Record) {
@@ -116,7 +142,7 @@ fn host_files(outside: &Outside, record: &mut Record) {
         record.refused(path, File::open(path));
     }
     record.refused("read a file beside its own", fs::read(outside.path("secret")));
-    if outside.kind == Kind::Vm {
+    if matches!(outside.kind, Kind::Vm | Kind::Container) {
         record.refused("read the kernel of others", fs::read(outside.path("kernel")));
     }
     record.refused("write to the root", fs::write("/file", "x"));
@@ -186,7 +212,7 @@ fn devices(outside: &Outside, record: &mut Record) {
     }
 }
 
-fn privileges(record: &mut Record) {
+fn privileges(kind: Kind, record: &mut Record) {
     let (root, proc, own) = (c"/".to_owned(), c"proc".to_owned(), c"/proc/self/exe".to_owned());
     for (name, flag) in [
         ("user", libc::CLONE_NEWUSER),
@@ -222,11 +248,17 @@ fn privileges(record: &mut Record) {
         ("set the host's name", libc::SYS_sethostname, [pointer(&root), 1, 0, 0, 0]),
         ("set the clock", libc::SYS_clock_settime, [0; 5]),
         ("use a file's handle", libc::SYS_open_by_handle_at, [0; 5]),
+        ("get a descriptor of another process", libc::SYS_pidfd_getfd, [0, 0, 0, 0, 0]),
         ("use ports", libc::SYS_ioperm, [0, 1, 1, 0, 0]),
         ("watch files", libc::SYS_inotify_init1, [0; 5]),
     ] {
         record.refused(what, call(number, arguments));
     }
+    if matches!(kind, Kind::Program | Kind::Container) {
+        record.refused("use rings", call(libc::SYS_io_uring_setup, [1, 0, 0, 0, 0]));
+    }
+    let core = rustix::process::getrlimit(rustix::process::Resource::Core);
+    record.note("leave its memory behind", core.maximum == Some(0), "it may dump core");
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = |name: &str| {
         let found = status.lines().find_map(|line| line.strip_prefix(name));
@@ -237,9 +269,10 @@ fn privileges(record: &mut Record) {
     let held = u64::from_str_radix(&line("CapEff"), 16).unwrap_or(u64::MAX);
     let bounding = u64::from_str_radix(&line("CapBnd"), 16).unwrap_or(u64::MAX);
     const OF_SHARES: u64 = 0b1_1011;
-    record.note("use capabilities", held & !OF_SHARES == 0, &format!("it has {held:x}"));
+    let known = if kind == Kind::Container { 0 } else { OF_SHARES };
+    record.note("use capabilities", held & !known == 0, &format!("it has {held:x}"));
     if rustix::process::geteuid().is_root() {
-        record.note("get capabilities", bounding & !OF_SHARES == 0, &format!("{bounding:x}"));
+        record.note("get capabilities", bounding & !known == 0, &format!("{bounding:x}"));
     }
 }
 

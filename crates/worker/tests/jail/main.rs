@@ -11,12 +11,21 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use guise_microvm::PreparedKernel;
+use guise_worker::jail;
 use guise_worker::job::{Engine, Form, Job, Log, Mount, Network, Resources};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+/// What nobody writes to.
+const SECRETS: [&str; 5] = ["image", "kernel", "initrd", "secret", "other/state/writes.img"];
+
+/// Somebody inside.
+const USER: u32 = 33;
 
 /// Begins the arguments of the program as a prisoner.
 const PRISONER: &str = "prisoner";
@@ -42,16 +51,19 @@ enum Kind {
     Vm,
     /// A WebAssembly program and no machine.
     Program,
+    /// A container, which another process keeps.
+    Container,
 }
 
 impl Kind {
-    const ALL: [Kind; 3] = [Kind::Microvm, Kind::Vm, Kind::Program];
+    const ALL: [Kind; 4] = [Kind::Microvm, Kind::Vm, Kind::Program, Kind::Container];
 
     fn name(self) -> &'static str {
         match self {
             Kind::Microvm => "microVM",
             Kind::Vm => "VM",
             Kind::Program => "program",
+            Kind::Container => "container",
         }
     }
 
@@ -104,6 +116,7 @@ impl Outside {
                 user_data: None,
                 ssh_keys: Vec::new(),
             },
+            Kind::Container => Form::Container { layers: Vec::new() },
             Kind::Microvm | Kind::Program => Form::Microvm {
                 root: self.path("image"),
                 kernel: self.path("kernel"),
@@ -154,36 +167,54 @@ fn main() -> ExitCode {
             failed |= !imprison(networked, shares, Kind::Microvm);
             failed |= !imprison(networked, shares, Kind::Vm);
         }
-        // A program's root is shared with it at any rate.
+        // A program's root is shared with it at any rate, and a container's is its keeper's.
         failed |= !imprison(networked, true, Kind::Program);
+        failed |= !imprison(networked, false, Kind::Container);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
+fn await_mapping() -> std::io::Result<()> {
+    println!("map me");
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).map(drop)
+}
+
 fn be_prisoner(outside: &Outside) -> ExitCode {
+    let root = rustix::process::geteuid().is_root();
     let (job, image) = (outside.job(), outside.path("image"));
     let kernel = PreparedKernel { kernel: outside.path("kernel"), initrd: outside.path("initrd") };
+    let identity = || jail::identity(&job);
     let jail = match outside.kind {
         Kind::Program => {
-            guise_worker::jail::of_program(&job, &job.state.join("upper"), Some(&image), false)
+            jail::of_program(&job, &job.state.join("upper"), Some(&image), identity(), false)
         }
         Kind::Microvm => {
             let files = [&*image, &*kernel.kernel, &*kernel.initrd];
-            guise_worker::jail::of_machine(&job, &files, Engine::Soft)
+            jail::of_machine(&job, &files)
         }
-        Kind::Vm => guise_worker::jail::of_machine(&job, &[&image], Engine::Soft),
+        Kind::Vm => jail::of_machine(&job, &[&image]),
+        Kind::Container => {
+            let identity = identity();
+            if !root {
+                // As a container's worker does it for its keeper and itself.
+                // SAFETY: only credentials are unshared.
+                unsafe { unshare_unsafe(UnshareFlags::NEWUSER) }.unwrap();
+                await_mapping().unwrap();
+            }
+            jail::of_container(&job, identity)
+        }
     };
-    let entered = jail.enter(|| {
-        println!("map me");
-        let mut line = String::new();
-        std::io::stdin().read_line(&mut line).map(drop)
-    });
+    let entered = jail.enter(await_mapping);
     match entered {
         Ok(entered) => {
             if let Some(missing) = &entered.missing {
                 println!("not run: attempts at what namespaces hide: this host lacks {missing}");
             }
-            attempts::all(outside, entered.missing.is_none())
+            if let Some(missing) = &entered.kept_its_id {
+                println!("not run: attempts as a stranger to the host: this host lacks {missing}");
+            }
+            attempts::all(outside, &entered, root)
         }
         Err(error) => {
             println!("FAILED the jail is not entered: {error}");
@@ -197,11 +228,11 @@ fn imprison(networked: bool, shares: bool, kind: Kind) -> bool {
     let home = tempfile::tempdir().unwrap();
     let folder = home.path().to_owned();
     for name in
-        ["own/state/upper", "own/run", "other/state", "other/run", "share", "modules", "cache"]
+        ["own/state/upper", "own/run/oci", "other/state", "other/run", "share", "modules", "cache"]
     {
         fs::create_dir_all(folder.join(name)).unwrap();
     }
-    for name in ["image", "kernel", "initrd", "secret", "other/state/writes.img", "share/file"] {
+    for name in SECRETS.into_iter().chain(["share/file"]) {
         fs::write(folder.join(name), "text").unwrap();
     }
     let other = UnixListener::bind(folder.join("other/run/worker.sock")).unwrap();
@@ -228,7 +259,19 @@ fn imprison(networked: bool, shares: bool, kind: Kind) -> bool {
         if shares { "" } else { "out" },
         if passed && untouched { "ok" } else { "FAILED" }
     );
-    passed && untouched && secrets_are_whole(&folder)
+    passed && untouched && secrets_are_whole(&folder) && owners_are_right(&outside)
+}
+
+/// Whoever the prisoner is to the host, on disk its files have the owners that it meant.
+fn owners_are_right(outside: &Outside) -> bool {
+    let owner = |path: PathBuf| fs::metadata(path).unwrap().uid();
+    let own = rustix::process::geteuid();
+    let given = if outside.shares && own.is_root() {
+        owner(outside.path("share/new")) == USER
+    } else {
+        true
+    };
+    given && owner(outside.path("own/state/mark")) == own.as_raw()
 }
 
 /// A process that is to be left alone. It goes with the test, also with one that fails.
@@ -276,7 +319,5 @@ fn map(pid: u32) {
 }
 
 fn secrets_are_whole(folder: &Path) -> bool {
-    ["image", "kernel", "initrd", "secret", "other/state/writes.img"]
-        .into_iter()
-        .all(|name| fs::read(folder.join(name)).unwrap() == b"text")
+    SECRETS.into_iter().all(|name| fs::read(folder.join(name)).unwrap() == b"text")
 }
