@@ -62,7 +62,12 @@ fn round(count: u64) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("socket");
     let book = Book::open(folder.path(), "bench", None).expect("a book");
-    let config = SwitchConfig { mtu: 65_520, policy: Policy::default(), resolvers: Vec::new() };
+    let config = SwitchConfig {
+        mtu: 65_520,
+        policy: Policy::default(),
+        resolvers: Vec::new(),
+        admitted: None,
+    };
     let mut switch = Switch::open(&path, book, config).expect("a switch");
     let stopper = switch.stopper();
     let switch = thread::spawn(move || {
