@@ -1,6 +1,6 @@
 //! Bit tests (register offsets reach beyond the operand in memory), and scans.
 
-use super::int::{CF, Int, STATUS, ZF};
+use super::int::{CF, Int, STATUS, scan_status};
 use super::op::{Op, Run, Step};
 use crate::cpu::Cpu;
 
@@ -107,20 +107,18 @@ fn source<T: Int>(cpu: &mut Cpu, op: &Op) -> Run<T> {
 /// BSF: a source of 0 leaves the destination as it is.
 pub fn scan_forward<T: Int>(cpu: &mut Cpu, op: &Op) -> Run<Step> {
     let value = source::<T>(cpu, op)?.get();
-    scan(cpu, op, T::new(value.trailing_zeros() as u64), value)
+    scan(cpu, op, T::new(value.trailing_zeros() as u64), value, true)
 }
 
 pub fn scan_reverse<T: Int>(cpu: &mut Cpu, op: &Op) -> Run<Step> {
     let value = source::<T>(cpu, op)?.get();
-    scan(cpu, op, T::new(63u64.wrapping_sub(value.leading_zeros() as u64)), value)
+    scan(cpu, op, T::new(63u64.wrapping_sub(value.leading_zeros() as u64)), value, false)
 }
 
-fn scan<T: Int>(cpu: &mut Cpu, op: &Op, result: T, value: u64) -> Run<Step> {
-    let flags = cpu.state.rflags & !STATUS;
-    if value == 0 {
-        cpu.state.rflags = flags | ZF;
-    } else {
-        cpu.state.rflags = flags;
+fn scan<T: Int>(cpu: &mut Cpu, op: &Op, result: T, value: u64, forward: bool) -> Run<Step> {
+    let flags = cpu.state.rflags;
+    cpu.state.rflags = flags & !STATUS | scan_status(value, forward, flags);
+    if value != 0 {
         cpu.set_reg(op.a, result);
     }
     Ok(Step::Next)

@@ -25,6 +25,37 @@ fn status(ax: u16) -> u64 {
     (ax >> 8) & (STATUS & 0xff) | (ax & 1) << 11
 }
 
+/// AX from which `add al, 0x7f; sahf` makes these flags.
+#[inline(always)]
+fn image(flags: u64) -> u16 {
+    (flags << 8 | (flags & OF) >> 11) as u16
+}
+
+/// The flags after BSF or BSR of a value. All but ZF are undefined, and processors differ: some
+/// leave them alone.
+#[inline(always)]
+pub fn scan_status(value: u64, forward: bool, flags: u64) -> u64 {
+    macro_rules! scanned {
+        ($insn:literal) => {{
+            let ax: u16;
+            // SAFETY: arithmetic on registers.
+            unsafe {
+                asm!(
+                    "add al, 0x7f",
+                    "sahf",
+                    concat!($insn, " {v}, {v}"),
+                    "seto al",
+                    "lahf",
+                    v = inout(reg) value => _, inout("ax") image(flags) => ax,
+                    options(pure, nomem, nostack)
+                );
+            }
+            status(ax)
+        }};
+    }
+    if forward { scanned!("bsf") } else { scanned!("bsr") }
+}
+
 /// An operand of 1, 2, 4 or 8 bytes. Functions that give flags give all six of them.
 pub trait Int: Copy + Eq + std::fmt::Debug + 'static {
     const SIZE: u64;
@@ -50,9 +81,10 @@ pub trait Int: Copy + Eq + std::fmt::Debug + 'static {
     fn ror(self, count: u8) -> (Self, u64);
     fn rcl(self, count: u8, carry: u64) -> (Self, u64);
     fn rcr(self, count: u8, carry: u64) -> (Self, u64);
-    /// Low half, high half.
-    fn mul(self, b: Self) -> (Self, Self, u64);
-    fn imul(self, b: Self) -> (Self, Self, u64);
+    /// Low half, high half. `flags` is the flags register: processors differ in what they do to
+    /// the flags that are undefined after it, and some leave them alone.
+    fn mul(self, b: Self, flags: u64) -> (Self, Self, u64);
+    fn imul(self, b: Self, flags: u64) -> (Self, Self, u64);
 
     /// # Safety
     ///
@@ -157,8 +189,36 @@ macro_rules! rotate_through_carry {
     };
 }
 
+macro_rules! product {
+    ($name:ident, $insn:literal, $t:ty, $class:ident, $m:literal) => {
+        #[inline(always)]
+        fn $name(self, b: Self, flags: u64) -> (Self, Self, u64) {
+            let (low, high): (u64, u64);
+            let ax: u16;
+            // SAFETY: arithmetic on registers.
+            unsafe {
+                asm!(
+                    "add al, 0x7f",
+                    "sahf",
+                    "mov rax, {a}",
+                    concat!($insn, " {b", $m, "}"),
+                    "mov {a}, rax",
+                    "seto al",
+                    "lahf",
+                    a = inout(reg) self as u64 => low, b = in($class) b,
+                    inout("ax") image(flags) => ax, out("rdx") high,
+                    options(pure, nomem, nostack)
+                );
+            }
+            // Bytes have both halves in AX.
+            let high = if Self::SIZE == 1 { low >> 8 } else { high };
+            (low as $t, high as $t, status(ax))
+        }
+    };
+}
+
 macro_rules! int {
-    ($t:ty, $s:ty, $class:ident, $m:literal, $acc:tt, $wide:ty, $signed:ty) => {
+    ($t:ty, $s:ty, $class:ident, $m:literal, $acc:tt) => {
         impl Int for $t {
             const SIZE: u64 = size_of::<$t>() as u64;
             const BITS: u32 = <$t>::BITS;
@@ -191,21 +251,8 @@ macro_rules! int {
             rotate_through_carry!(rcl, "rcl", $class, $m);
             rotate_through_carry!(rcr, "rcr", $class, $m);
 
-            #[inline(always)]
-            fn mul(self, b: Self) -> (Self, Self, u64) {
-                let product = self as $wide * b as $wide;
-                let (low, high) = (product as $t, (product >> <$t>::BITS) as $t);
-                (low, high, if high != 0 { CF | OF } else { 0 })
-            }
-
-            #[inline(always)]
-            fn imul(self, b: Self) -> (Self, Self, u64) {
-                let product = self as $s as $signed * b as $s as $signed;
-                let (low, high) = (product as $t, (product >> <$t>::BITS) as $t);
-                let fits = product == low as $s as $signed;
-                let sign = if low.signed() < 0 { SF } else { 0 };
-                (low, high, if fits { sign } else { CF | OF | sign })
-            }
+            product!(mul, "mul", $t, $class, $m);
+            product!(imul, "imul", $t, $class, $m);
 
             #[inline(always)]
             unsafe fn load(at: *const u8) -> Self {
@@ -253,10 +300,10 @@ macro_rules! int {
     };
 }
 
-int!(u8, i8, reg_byte, "", "al", u16, i16);
-int!(u16, i16, reg, ":x", "ax", u32, i32);
-int!(u32, i32, reg, ":e", "eax", u64, i64);
-int!(u64, i64, reg, ":r", "rax", u128, i128);
+int!(u8, i8, reg_byte, "", "al");
+int!(u16, i16, reg, ":x", "ax");
+int!(u32, i32, reg, ":e", "eax");
+int!(u64, i64, reg, ":r", "rax");
 
 /// The value a condition has, by its encoding (0 O, 1 NO, 2 B, … 15 NLE).
 #[inline(always)]

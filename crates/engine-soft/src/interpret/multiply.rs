@@ -26,14 +26,14 @@ fn set_product<T: Int>(cpu: &mut Cpu, low: T, high: T, status: u64) {
 
 pub fn mul<T: Int>(cpu: &mut Cpu, op: &Op) -> Run<Step> {
     let b = operand::<T>(cpu, op)?;
-    let (low, high, status) = cpu.reg::<T>(A).mul(b);
+    let (low, high, status) = cpu.reg::<T>(A).mul(b, cpu.state.rflags);
     set_product(cpu, low, high, status);
     Ok(Step::Next)
 }
 
 pub fn imul<T: Int>(cpu: &mut Cpu, op: &Op) -> Run<Step> {
     let b = operand::<T>(cpu, op)?;
-    let (low, high, status) = cpu.reg::<T>(A).imul(b);
+    let (low, high, status) = cpu.reg::<T>(A).imul(b, cpu.state.rflags);
     set_product(cpu, low, high, status);
     Ok(Step::Next)
 }
@@ -43,7 +43,7 @@ pub fn imul<T: Int>(cpu: &mut Cpu, op: &Op) -> Run<Step> {
 pub fn imul_to<T: Int>(cpu: &mut Cpu, op: &Op) -> Run<Step> {
     let there = if op.small & 1 != 0 { cpu.load::<T>(op)? } else { cpu.reg(op.b) };
     let other = if op.small & 2 != 0 { T::new(op.immediate) } else { cpu.reg(op.a) };
-    let (low, _, status) = there.imul(other);
+    let (low, _, status) = there.imul(other, cpu.state.rflags);
     cpu.set_reg(op.a, low);
     cpu.state.rflags = cpu.state.rflags & !STATUS | status;
     Ok(Step::Next)
