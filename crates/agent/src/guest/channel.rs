@@ -2,8 +2,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use guise_agent::protocol::{Decoder, Frame, Kind, ToHost, encode};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 pub struct Channel {
@@ -71,6 +73,16 @@ impl Channel {
     pub fn flush_all(&mut self) -> io::Result<()> {
         rustix::io::ioctl_fionbio(&self.fd, false)?;
         self.flush()
+    }
+
+    /// Waits until the host has something to say or has hung up, for so long at the most.
+    pub fn await_host(&self, limit: Duration) -> io::Result<()> {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+        let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
+        match rustix::event::poll(&mut fds, Some(&limit)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Reads what is there. Says whether the connection still stands.

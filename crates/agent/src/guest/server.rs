@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use guise_agent::protocol::{
     Frame, GUEST, Hello, Kind, MODULES_OF_NETWORKS, ToGuest, ToHost, VERSION,
@@ -19,6 +20,8 @@ use super::{files, init, modules, network, root, statistics, sys, system};
 
 /// More than this many processes at once are not started for the host.
 const MOST_SESSIONS: usize = 1024;
+/// How long the host may take to switch off a guest that is at rest.
+const TIME_TO_SWITCH_OFF: Duration = Duration::from_secs(2);
 
 /// Why the loop ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -158,6 +161,9 @@ impl Server {
                 let result = self.shut_down().map_err(|error| error.to_string());
                 self.channel.send(GUEST, &ToHost::Done(result));
                 self.channel.flush_all()?;
+                // It switches the machine off when it has read that. A guest that did so now
+                // could be gone before, and its answer with it.
+                self.channel.await_host(TIME_TO_SWITCH_OFF)?;
                 return Ok(Some(End::Shutdown));
             }
             _ => Err(io::Error::other("that is for a session")),
