@@ -1,4 +1,4 @@
-//! The VM form: a disk that boots by itself.
+//! The VM form: a disk, or an image, that boots by itself.
 //!
 //! What is inside is a system of its own. Its console is the instance's terminal, unless a program
 //! was named: then that is what the instance is, from when the system is up to when it is
@@ -17,7 +17,7 @@ use guise_engine::{CpuModel, Engine};
 use guise_microvm::devices::{SharedFolder, UserMode};
 use guise_microvm::protocol::{Mount, Source};
 use guise_microvm::seed::{Folder, Seed};
-use guise_microvm::vm::Overlay;
+use guise_microvm::vm::{Layers, Overlay, System as Boot};
 use guise_microvm::{Agent, Vm as Guest, VmConfig};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -25,7 +25,7 @@ use crate::body::{
     Body, BodyError, Exit, Process, Program, Session, Size, Stats, failed, system, unsupported,
 };
 use crate::guest::{Capped, Running, copy_in, copy_out};
-use crate::job::{self, Job};
+use crate::job::{self, Boots, Job};
 use crate::machine;
 use workload::Workload;
 
@@ -75,7 +75,7 @@ impl Vm {
     /// Makes everything but the machine, in the jail. Gives warnings for the user besides.
     pub fn prepare(
         job: &Job,
-        image: &Path,
+        (image, boots): (&Path, Boots),
         (user_data, ssh_keys): (Option<&str>, &[String]),
         engine: Box<dyn Engine>,
         network: Option<UserMode>,
@@ -94,12 +94,7 @@ impl Vm {
             ));
         }
         let shares = machine::shares(&job.mounts, "a VM")?;
-        let disk = Overlay {
-            image: image.to_owned(),
-            writes: job.state.join("disk.qcow2"),
-            fleeting: job.ephemeral,
-        };
-        disk.make(job.resources.disk_bytes).map_err(failed)?;
+        let boot = system_of(job, image, boots)?;
         let seed = job.state.join("seed.img");
         let folder = |(mount, share): (&job::Mount, &SharedFolder)| Folder {
             tag: share.tag.clone(),
@@ -120,7 +115,8 @@ impl Vm {
         };
         told.write(&seed).map_err(system("write what the guest is told"))?;
         let config = VmConfig {
-            disk,
+            system: boot,
+            host_name: job.host_name.clone(),
             seed,
             folder: job.state.clone(),
             memory: machine::memory(job, DEFAULT_MEMORY, "a VM")?,
@@ -187,6 +183,19 @@ impl Vm {
         *self.lock() = Some(Life { guest, is: Is::Program(workload) });
         Ok(session)
     }
+}
+
+/// What boots, with a place for what it writes.
+fn system_of(job: &Job, image: &Path, boots: Boots) -> Result<Boot, BodyError> {
+    let (image, fleeting) = (image.to_owned(), job.ephemeral);
+    Ok(match boots {
+        Boots::Disk => {
+            let disk = Overlay { image, writes: job.state.join("disk.qcow2"), fleeting };
+            disk.make(job.resources.disk_bytes).map_err(failed)?;
+            Boot::Disk(disk)
+        }
+        Boots::Image => Boot::Image(Layers { image, writes: machine::writes(job)?, fleeting }),
+    })
 }
 
 /// Has a guest switch itself off.

@@ -3,8 +3,11 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 
 use guise_agent::protocol::SetUp;
+
+const RESOLVERS: &str = "/etc/resolv.conf";
 
 /// The kernel's name for the machine, and three files. The root has been entered.
 pub fn write(set_up: &SetUp) -> io::Result<()> {
@@ -15,9 +18,15 @@ pub fn write(set_up: &SetUp) -> io::Result<()> {
     }
     replace("/etc/hosts", &hosts(set_up))?;
     if !set_up.resolvers.is_empty() {
-        replace("/etc/resolv.conf", &resolvers(set_up))?;
+        replace(RESOLVERS, &resolvers(&set_up.search, &set_up.resolvers))?;
     }
     Ok(())
+}
+
+/// Says who knows names, where nobody else has said that.
+pub fn name_resolvers(known: &[IpAddr]) -> io::Result<()> {
+    let said = fs::read_to_string(RESOLVERS).is_ok_and(|text| !text.trim().is_empty());
+    if said || known.is_empty() { Ok(()) } else { replace(RESOLVERS, &resolvers(&[], known)) }
 }
 
 fn hosts(set_up: &SetUp) -> String {
@@ -33,12 +42,12 @@ fn hosts(set_up: &SetUp) -> String {
     text
 }
 
-fn resolvers(set_up: &SetUp) -> String {
+fn resolvers(search: &[String], known: &[IpAddr]) -> String {
     let mut text = String::new();
-    if !set_up.search.is_empty() {
-        let _ = writeln!(text, "search {}", set_up.search.join(" "));
+    if !search.is_empty() {
+        let _ = writeln!(text, "search {}", search.join(" "));
     }
-    for address in &set_up.resolvers {
+    for address in known {
         let _ = writeln!(text, "nameserver {address}");
     }
     text
@@ -57,8 +66,6 @@ fn replace(path: &str, text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use guise_agent::protocol::Interface;
 
     use super::*;
@@ -77,6 +84,9 @@ mod tests {
         };
         let text = hosts(&set_up);
         assert!(text.contains("\n10.0.2.15 box\n10.0.2.16 db db.local\n"), "{text}");
-        assert_eq!(resolvers(&set_up), "search a.test b.test\nnameserver 10.0.2.3\n");
+        assert_eq!(
+            resolvers(&set_up.search, &set_up.resolvers),
+            "search a.test b.test\nnameserver 10.0.2.3\n"
+        );
     }
 }
