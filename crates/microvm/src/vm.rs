@@ -22,6 +22,7 @@ use guise_disk::ops::{CreateRequest, create};
 use guise_engine::{CpuModel, Engine};
 use guise_machine::{BoardKind, BootSource, Ending, Machine, MachineConfig, MachineError};
 use guise_net::frame::{Counters, Network};
+use guise_net::packet::Mac;
 use guise_net::switch::SwitchError;
 use guise_net::switch::client::SwitchPort;
 use guise_virtio::vsock::{FIRST_CID, Host, Vsock};
@@ -30,6 +31,7 @@ use crate::bootable::{self, Bootable, BootableError};
 use crate::devices::{self, Plug, SharedFolder, UserMode};
 use crate::link::{Link, LinkError, Secret};
 use crate::machine::{MicroVmError, now, wiring};
+use crate::seed::Seed;
 
 const DISK: &str = "disk";
 const IMAGE_DISK: &str = "root";
@@ -44,8 +46,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct VmConfig {
     pub system: System,
-    pub host_name: String,
-    /// The disk that [`crate::seed::Seed`] writes.
+    /// What it is told, and the file with the disk on which it finds that.
+    pub told: Seed,
     pub seed: PathBuf,
     /// Where the kernel that boots is kept.
     pub folder: PathBuf,
@@ -102,6 +104,8 @@ pub enum VmError {
     Devices(#[from] MicroVmError),
     #[error("make a thread for the machine: {0}")]
     Thread(std::io::Error),
+    #[error("write what the guest is told: {0}")]
+    Told(std::io::Error),
     #[error(
         "a disk of {size} bytes cannot hold the image, which has {whole}: give --disk-size more, \
          or leave it away"
@@ -223,7 +227,7 @@ impl Disks {
                     writes: Writes::Disk(WRITES_DISK.to_owned()),
                     read_only: false,
                 };
-                let own = OwnRoot { root, host_name: config.host_name.clone() };
+                let own = OwnRoot { root, host_name: config.told.host_name.clone() };
                 bootable::image::extract(&image, &writes, &own, folder, secret.bytes())
                     .map_err(VmError::NoSystem)
             }
@@ -272,21 +276,21 @@ impl Vm {
         console: Box<dyn Write + Send>,
     ) -> Result<Vm, VmError> {
         let disks = Disks::open(&config.system)?;
+        let port = config.plug.as_ref().map(Plug::join).transpose()?;
+        let welcome = port.as_ref().map(|port: &Arc<Mutex<SwitchPort>>| {
+            port.lock().unwrap_or_else(PoisonError::into_inner).welcome()
+        });
+        let wiring = wiring(config.network.as_ref(), config.plug.as_ref().zip(welcome));
+        let interfaces: Vec<Mac> = wiring.interfaces.iter().map(|it| it.mac).collect();
+        config.told.write(&config.seed, &interfaces).map_err(VmError::Told)?;
         let seed =
             DeviceOptions { readonly: true, ..DeviceOptions::new(&config.seed, FormatKind::Raw) };
         let seed = BlockDevice::open(&seed)?;
-        let port = config.plug.as_ref().map(Plug::join).transpose()?;
         let console = Mutex::new(console);
         let sockets = Host::private().map_err(MicroVmError::from)?;
         let listener = sockets.listen(VSOCK_PORT).map_err(MicroVmError::from)?;
-        let welcome = |port: &Arc<Mutex<SwitchPort>>| {
-            port.lock().unwrap_or_else(PoisonError::into_inner).welcome()
-        };
         // A disk's system has been told how, or has been set up.
-        let wiring = matches!(config.system, System::Image(_)).then(|| {
-            let plugged = config.plug.as_ref().zip(port.as_ref().map(welcome));
-            wiring(config.network.as_ref(), plugged)
-        });
+        let wiring = matches!(config.system, System::Image(_)).then_some(wiring);
         let link = Arc::new(Link::new(listener, config.mounts.clone(), wiring));
         let parts = Arc::new(Parts { engine, config, console, disks, seed, port, sockets, link });
         let machine = Arc::new(parts.machine()?);

@@ -94,8 +94,7 @@ impl Vm {
             ));
         }
         let shares = machine::shares(&job.mounts, "a VM")?;
-        let boot = system_of(job, image, boots)?;
-        let seed = job.state.join("seed.img");
+        let system = system_of(job, image, boots)?;
         let folder = |(mount, share): (&job::Mount, &SharedFolder)| Folder {
             tag: share.tag.clone(),
             target: mount.target.clone(),
@@ -107,17 +106,16 @@ impl Vm {
             read_only: mount.read_only,
         };
         let told = Seed {
-            id: &job.id,
-            host_name: &job.host_name,
-            user_data,
-            ssh_keys,
+            id: job.id.clone(),
+            host_name: job.host_name.clone(),
+            user_data: user_data.map(str::to_owned),
+            ssh_keys: ssh_keys.to_owned(),
             folders: job.mounts.iter().zip(&shares).map(folder).collect(),
         };
-        told.write(&seed).map_err(system("write what the guest is told"))?;
         let config = VmConfig {
-            system: boot,
-            host_name: job.host_name.clone(),
-            seed,
+            system,
+            told,
+            seed: job.state.join("seed.img"),
             folder: job.state.clone(),
             memory: machine::memory(job, DEFAULT_MEMORY, "a VM")?,
             vcpus: machine::vcpus(job.resources.cpus, "a VM", &mut warnings),
