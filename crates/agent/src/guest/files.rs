@@ -7,7 +7,9 @@ use std::net::IpAddr;
 
 use guise_agent::protocol::SetUp;
 
+const HOSTS: &str = "/etc/hosts";
 const RESOLVERS: &str = "/etc/resolv.conf";
+const LOCAL: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n";
 
 /// The kernel's name for the machine, and three files. The root has been entered.
 pub fn write(set_up: &SetUp) -> io::Result<()> {
@@ -16,11 +18,23 @@ pub fn write(set_up: &SetUp) -> io::Result<()> {
             .map_err(|error| io::Error::other(format!("setting the host name: {error}")))?;
         replace("/etc/hostname", &format!("{}\n", set_up.host_name))?;
     }
-    replace("/etc/hosts", &hosts(set_up))?;
+    replace(HOSTS, &hosts(set_up))?;
     if !set_up.resolvers.is_empty() {
         replace(RESOLVERS, &resolvers(&set_up.search, &set_up.resolvers))?;
     }
     Ok(())
+}
+
+/// The kernel's name for the machine, and what a system without any names knows of itself.
+pub fn introduce(host_name: &str) -> io::Result<()> {
+    rustix::system::sethostname(host_name.as_bytes())
+        .map_err(|error| io::Error::other(format!("setting the host name: {error}")))?;
+    match fs::symlink_metadata(HOSTS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            replace(HOSTS, &format!("{LOCAL}127.0.1.1 {host_name}\n"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Says who knows names, where nobody else has said that.
@@ -30,7 +44,7 @@ pub fn name_resolvers(known: &[IpAddr]) -> io::Result<()> {
 }
 
 fn hosts(set_up: &SetUp) -> String {
-    let mut text = String::from("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n");
+    let mut text = LOCAL.to_owned();
     // Each name stands for its first address.
     let address = set_up.interfaces.iter().flat_map(|interface| &interface.addresses).next();
     if let (Some((address, _)), false) = (address, set_up.host_name.is_empty()) {

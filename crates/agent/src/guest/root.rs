@@ -21,7 +21,7 @@ use guise_agent::protocol::{
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount, mount_move, mount_remount};
 
-use super::{init, modules};
+use super::{files, init, modules};
 
 const ROOT: &str = "/root";
 
@@ -76,7 +76,7 @@ pub fn become_system(own: &OwnRoot) -> io::Result<()> {
     mount_layers(&own.root)?;
     take_kernels_own()?;
     enter()?;
-    at("setting the host name", rustix::system::sethostname(own.host_name.as_bytes()))
+    files::introduce(&own.host_name)
 }
 
 /// Mounts the root file system at [`ROOT`], with what belongs into every one.
