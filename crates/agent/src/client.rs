@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::protocol::{
     Clock, Decoder, Exit, Frame, FrameError, GUEST, Hello, Kind, Mount, Open, PIECE, Resize, SetUp,
-    Statistics, Stream, ToGuest, ToHost, VERSION, WINDOW, encode,
+    Statistics, Stream, ToGuest, ToHost, VERSION, WINDOW, Wiring, encode,
 };
 
 /// Room is granted anew when so much has been read.
@@ -128,6 +128,11 @@ impl Agent {
     /// Mounts folders of the host in a system of its own.
     pub fn mount(&self, mounts: Vec<Mount>, limit: Duration) -> Result<(), AgentError> {
         self.done(&ToGuest::Mount(mounts), limit)
+    }
+
+    /// Gives addresses to interfaces that a system of its own has left off.
+    pub fn connect(&self, wiring: Wiring, limit: Duration) -> Result<(), AgentError> {
+        self.done(&ToGuest::Connect(wiring), limit)
     }
 
     /// Ends every process of the guest and brings its disks to rest; a system of its own is

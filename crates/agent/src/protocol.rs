@@ -20,7 +20,7 @@ pub use message::*;
 
 /// Raised when a message changes its meaning. The agent is of the same build as its host,
 /// so there is one version at a time.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Lists of modules in the initial RAM disk: what every guest loads, and what it loads for
 /// a disk to write to, for a network, for folders of the host.
@@ -36,6 +36,8 @@ pub const BESIDE: &str = "/.guise";
 pub const BESIDE_AGENT: &str = "/.guise/agent";
 pub const BESIDE_FIRST: &str = "/.guise/first";
 pub const BESIDE_SECRET: &str = "/.guise/secret";
+/// Where the system is an image: what is to become its root before it begins ([`OwnRoot`]).
+pub const BESIDE_ROOT: &str = "/.guise/root";
 
 /// Data of one stream that may be under way.
 pub const WINDOW: u32 = 256 << 10;

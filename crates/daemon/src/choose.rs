@@ -25,6 +25,11 @@ impl Content {
             (false, false) => Content::RootFs,
         }
     }
+
+    /// Whether it may boot by itself; its worker will find out.
+    fn may_be_system(self) -> bool {
+        self != Content::Wasm
+    }
 }
 
 /// The choice, with a reason on each line.
@@ -35,12 +40,21 @@ pub fn choose(spec: &InstanceSpec, content: Content) -> Explanation {
     };
     match spec.guise {
         Guise::Auto => {}
-        Guise::Vm if content == Content::Disk => {
+        Guise::Vm if content.may_be_system() => {
+            let what = match content {
+                Content::Disk => {
+                    "a disk is asked for, and boots by itself: the newest kernel on it, with the \
+                     system that is installed there"
+                }
+                _ => {
+                    "--as vm was asked for: the image boots by itself, with its own kernel, which \
+                     it has to have with its modules and an init"
+                }
+            };
             let reasons = [
-                "a disk is asked for, and boots by itself: the newest kernel on it, with the \
-                 system that is installed there",
-                "its worker reads the disk in its jail; what the guest writes goes to a file of \
-                 the instance, and the image stays as it is",
+                what,
+                "its worker reads it in its jail; what the guest writes goes to a file of the \
+                 instance, and the image stays as it is",
                 "it is as shut in as a microVM, and takes as long as its system to start",
             ];
             let reasons = reasons.into_iter().map(str::to_owned).collect();
@@ -81,11 +95,15 @@ fn unsupported(what: &str, hint: &str) -> ApiError {
     ApiError::new(Code::Unsupported, what).hint(hint).exit_code(125)
 }
 
-/// What is said of a VM that is to boot an image which is no disk.
-pub fn no_disk() -> ApiError {
+/// What is said of a VM of an image of which it is known, before it is fetched, that it does not
+/// boot by itself.
+pub fn no_system(image: &str) -> ApiError {
     unsupported(
-        "a VM boots a disk image, and the image is none",
-        "guise run --as vm --disk FILE boots one; --as microvm gives this one a kernel",
+        &format!("image {image} as Debian has it lacks a kernel and an init, which a VM boots"),
+        &format!(
+            "guise image pull {image} --include linux-image-cloud-amd64,systemd-sysv fetches one \
+             that has them; --as microvm gives it a kernel"
+        ),
     )
 }
 
@@ -96,7 +114,10 @@ pub fn check(guise: Guise, content: Content) -> Result<(), ApiError> {
         Guise::Wasm if !guise_worker::HAS_WASM => {
             refuse("this build of guise runs no WebAssembly", "build it with its feature wasm")
         }
-        Guise::Vm if content != Content::Disk => Err(no_disk()),
+        Guise::Vm if !content.may_be_system() => refuse(
+            "the image is a WebAssembly program, and nothing that boots",
+            "run it with --as wasm",
+        ),
         Guise::Container | Guise::Microvm if content == Content::Wasm => refuse(
             "the image is a WebAssembly program, and no root file system",
             "run it with --as wasm",

@@ -7,13 +7,14 @@ mod spawn;
 use std::path::Path;
 use std::sync::Arc;
 
-use guise_api::{ApiError, Code, Instance, InstanceSpec};
+use guise_api::{ApiError, Code, Guise, Instance, InstanceSpec};
 use guise_image::Image;
 use guise_image::archive::import_module;
+use guise_image::debian::Wanted;
 use guise_image::spec::Descriptor;
 use guise_worker::place::Place;
 
-use crate::choose::Content;
+use crate::choose::{Content, no_system};
 use crate::named::Named;
 use crate::table::Entry;
 use crate::{Daemon, admission};
@@ -85,6 +86,18 @@ fn named(daemon: &Daemon, image: &str) -> Result<Descriptor, ApiError> {
     let name: guise_image::Name =
         image.parse().map_err(|error: guise_image::Error| ApiError::invalid(error.to_string()))?;
     Ok(daemon.images.reference(&name).map_err(|error| missing(image, error))?.target)
+}
+
+/// Refuses a VM of an image that is not here yet, and that would be a plain Debian when it came.
+pub fn check_coming(daemon: &Daemon, spec: &InstanceSpec) -> Result<(), ApiError> {
+    let Ok(name) = spec.image.parse::<guise_image::Name>() else { return Ok(()) };
+    let is_debian = matches!(Wanted::of(&name), Ok(Some(Wanted::RootFs { .. })));
+    let is_here =
+        !matches!(daemon.images.reference(&name), Err(guise_image::Error::NoSuchImage(_)));
+    match spec.guise == Guise::Vm && is_debian && !is_here {
+        true => Err(no_system(&spec.image)),
+        false => Ok(()),
+    }
 }
 
 /// What a spec would run, as far as that is known here.

@@ -10,6 +10,7 @@
 
 mod agent;
 mod contents;
+pub mod image;
 
 use std::cmp::Ordering;
 use std::fs::File;
@@ -25,6 +26,8 @@ use guise_disk::graph::{Image, Node};
 use guise_disk::partitions::partitions;
 use guise_disk::storage::{MemoryStorage, SharedStorage};
 
+use crate::erofs::Erofs;
+use crate::kernel::KernelError;
 use crate::volume::{Inode, Stretch, Volume, VolumeError};
 
 /// No kernel and no initial RAM disk is larger.
@@ -37,6 +40,8 @@ const MOST_PARTITIONS: usize = 128;
 const LARGEST_PROBE: usize = 8 << 20;
 const KERNEL: &str = "vmlinuz-";
 const LONGEST_VERSION: usize = 128;
+/// What a system begins with.
+const FIRST: [&str; 3] = ["/sbin/init", "/usr/sbin/init", "/usr/lib/systemd/systemd"];
 /// Where the guest finds its console; the last one is its `/dev/console`.
 const CONSOLE: &str = "console=ttyS0";
 
@@ -64,6 +69,13 @@ pub enum BootableError {
     NoRoot(String),
     #[error("read {file} on it: {source}")]
     Unreadable { file: String, source: VolumeError },
+    #[error(
+        "it has {0}; guise image pull debian:12 --include linux-image-cloud-amd64,systemd-sysv \
+         --as NAME makes an image that boots by itself, --as microvm gives this one a kernel"
+    )]
+    NoSystem(String),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
     #[error(transparent)]
     Disk(#[from] guise_disk::Error),
     #[error("keep its kernel: {0}")]
@@ -144,7 +156,12 @@ pub fn probe(mut pieces: &[u8]) -> Result<Found, BootableError> {
         bytes[at..at + length].copy_from_slice(piece);
         pieces = rest;
     }
-    let found = find(&disk_of(&bytes))?;
+    let disk = disk_of(&bytes);
+    // Where it is an image, that is read as well.
+    if let Ok(Some(files)) = Erofs::open(disk.clone()) {
+        image::probe(files)?;
+    }
+    let found = find(&disk)?;
     for file in std::iter::once(&found.kernel).chain(&found.initrd) {
         file.copy(&mut io::sink())?;
     }
@@ -251,12 +268,15 @@ fn versions(volume: &Volume, folder: &str) -> Vec<String> {
     let version = |name: Vec<u8>| {
         let name = String::from_utf8(name).ok()?;
         let version = name.strip_prefix(KERNEL)?;
-        // It is shown, and looked up.
-        let is_one = version.len() <= LONGEST_VERSION
-            && version.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
-        is_one.then(|| version.to_owned())
+        is_version(version).then(|| version.to_owned())
     };
     names.into_iter().filter_map(version).collect()
+}
+
+/// Whether it can be shown, and looked up.
+fn is_version(text: &str) -> bool {
+    (1..=LONGEST_VERSION).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
 }
 
 /// A file of a volume, if it is there.
@@ -289,7 +309,6 @@ impl Kernel {
 
     /// The file system that has the first program.
     fn root(&self, parts: &[Part], has_initrd: bool) -> Result<String, BootableError> {
-        const FIRST: [&str; 3] = ["/sbin/init", "/usr/sbin/init", "/usr/lib/systemd/systemd"];
         let is_root = |volume: &Rc<Volume>| {
             FIRST.iter().any(|path| file(volume, (*path).to_owned()).is_some())
         };

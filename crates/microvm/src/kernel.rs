@@ -39,7 +39,7 @@ pub enum KernelError {
         #[source]
         source: io::Error,
     },
-    #[error("the kernel's modules in {} have no '{name}', which a microVM needs", tree.display())]
+    #[error("the kernel's modules in {} have no '{name}', which the guest needs", tree.display())]
     NoModule { name: String, tree: PathBuf },
     #[error("{} cannot be unpacked: {reason}", path.display())]
     Unpack { path: PathBuf, reason: String },
@@ -51,7 +51,7 @@ impl KernelError {
         move |source| KernelError::Read { path, source }
     }
 
-    fn writing(path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn writing(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| KernelError::Write { path, source }
     }
@@ -87,16 +87,8 @@ fn initial_ram_disk(tree: &Path) -> Result<Vec<u8>, KernelError> {
     archive.directory("modules");
     let mut packed = Vec::new();
     for (purpose, names) in modules::NEEDED {
-        // What is to be loaded for it, in this order.
-        let mut list = String::new();
-        for module in modules::collect(tree, names)? {
-            list.push_str(&format!("{}.ko\n", module.name));
-            if !packed.contains(&module.name) {
-                archive.file(&format!("modules/{}.ko", module.name), 0o600, &module.content);
-                packed.push(module.name);
-            }
-        }
-        archive.file(&format!("modules/{purpose}"), 0o600, list.as_bytes());
+        let modules = modules::collect(&tree, names)?;
+        modules::pack(&mut archive, purpose, modules, &mut packed);
     }
     archive.file("init", 0o700, AGENT);
     Ok(archive.finish())
@@ -131,7 +123,7 @@ const LZ4_BLOCK: usize = 8 << 20;
 const LARGEST: usize = 512 << 20;
 
 /// The kernel in a bzImage; nothing where the file is something else, or packed otherwise.
-fn unpack(image: &[u8]) -> Result<Option<Vec<u8>>, String> {
+pub(crate) fn unpack(image: &[u8]) -> Result<Option<Vec<u8>>, String> {
     let Some(payload) = payload(image) else { return Ok(None) };
     let unpacked = if payload.starts_with(&LZ4_LEGACY) {
         unpack_lz4(&payload[LZ4_LEGACY.len()..])?

@@ -7,8 +7,8 @@
 //! - [`ext4`]: an empty file system for what an instance writes;
 //! - [`machine`]: a [`MicroVm`] from its making to its end: disks, network, the
 //!   connection to the agent;
-//! - [`vm`]: a [`Vm`] from its making to its end; [`bootable`] finds its kernel on its disk,
-//!   whose file systems [`volume`] reads, [`seed`] is what it is told at its first start, [`link`]
+//! - [`vm`]: a [`Vm`] from its making to its end; [`bootable`] finds its kernel on its disk or in
+//!   its image, whose file systems [`volume`] and `erofs` read, as `files`; [`seed`] is what it is told at its first start, [`link`]
 //!   leads to the agent that came along;
 //! - [`devices`]: disks, interfaces and shared folders of both.
 //!
@@ -17,7 +17,9 @@
 pub mod bootable;
 mod cpio;
 pub mod devices;
+mod erofs;
 pub mod ext4;
+mod files;
 pub mod kernel;
 pub mod link;
 pub mod machine;

@@ -2,7 +2,8 @@
 //!
 //! It comes along in the initial RAM disk and calls when the system has begun, which may take
 //! minutes, or never happen. A thread waits for that from each start of the machine on, and
-//! then until the system is up, to mount what the guest has not mounted.
+//! then until the system is up, to mount what the guest has not mounted, and to switch networks on
+//! that an image knows nothing of.
 //!
 //! Other programs of the guest can call as well. The agent is known by the secret that it was
 //! given at this start, which is nowhere else.
@@ -14,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use guise_agent::client::{Agent, AgentError};
-use guise_agent::protocol::{Exit, Mount, Open, Task};
+use guise_agent::protocol::{Exit, Mount, Open, Task, Wiring};
 use guise_virtio::vsock::Listener;
 
 /// How long a guest may take from its start to the agent's call, before it is said to have none.
@@ -78,6 +79,8 @@ pub struct Link {
     /// One thread at a time listens: that of a machine which has ended leaves.
     listener: Mutex<Listener>,
     mounts: Vec<Mount>,
+    /// Where the host knows better than a system how its networks are.
+    wiring: Option<Wiring>,
 }
 
 struct State {
@@ -104,11 +107,11 @@ impl Phase {
 }
 
 impl Link {
-    pub fn new(listener: Listener, mounts: Vec<Mount>) -> Link {
+    pub fn new(listener: Listener, mounts: Vec<Mount>, wiring: Option<Wiring>) -> Link {
         let phase = Phase::Never(LinkError::Ended("the guest has not started"));
         let state = State { start: 0, at: Instant::now(), phase };
         let listener = Mutex::new(listener);
-        Link { state: Mutex::new(state), changed: Condvar::new(), listener, mounts }
+        Link { state: Mutex::new(state), changed: Condvar::new(), listener, mounts, wiring }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -210,6 +213,11 @@ impl Link {
         }
         if let Err(error) = await_system(&agent) {
             tracing::warn!(%error, "it is not known when a guest is up");
+        }
+        if let Some(wiring) = self.wiring.clone()
+            && let Err(error) = agent.connect(wiring, ANSWER_LIMIT)
+        {
+            tracing::warn!(%error, "a guest has no network");
         }
         let mounted = match self.mounts.is_empty() {
             true => Ok(()),

@@ -16,7 +16,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use guise_agent::client::{Agent, AgentError};
-use guise_agent::protocol::{Clock, Interface, Mount, Root, SetUp, Statistics, VSOCK_PORT, Writes};
+use guise_agent::protocol::{
+    Clock, Interface, Mount, Root, SetUp, Statistics, VSOCK_PORT, Wiring, Writes,
+};
 use guise_disk::device::{BlockDevice, DeviceOptions};
 use guise_disk::format::FormatKind;
 use guise_engine::{CpuModel, Engine};
@@ -201,7 +203,7 @@ impl MicroVm {
             let welcome = port.lock().unwrap_or_else(PoisonError::into_inner).welcome();
             devices::add_interface(&machine, port.clone(), welcome.mac, welcome.mtu)?;
             networks.push(port);
-            plugged = Some(interface(plug, &welcome));
+            plugged = Some(welcome);
         }
         devices::add_shares(&machine, &config.shares)?;
         let sockets = Host::private()?;
@@ -371,8 +373,27 @@ fn add_disks(machine: &Machine, config: &MicroVmConfig) -> Result<Vec<BlockDevic
     Ok(disks)
 }
 
-/// What the guest is to make of an interface at a switch.
-fn interface(plug: &Plug, welcome: &Welcome) -> Interface {
+/// What a guest is to make of its networks.
+pub(crate) fn wiring(user: Option<&UserMode>, plugged: Option<(&Plug, Welcome)>) -> Wiring {
+    let user = user.map(|user| &user.config);
+    let interface = |user: &NetworkConfig| Interface {
+        mac: user.guest_mac,
+        mtu: user.mtu.into(),
+        addresses: vec![(user.guest4.into(), user.prefix4), (user.guest6.into(), user.prefix6)],
+        gateways: vec![user.router4.into(), user.router6.into()],
+    };
+    // A switch's knows the others, and asks the host's resolvers for everybody else.
+    let resolver = plugged.as_ref().map(|(plug, _)| plug.resolver);
+    let resolver = resolver.or_else(|| user.map(|user| user.dns4.into()));
+    let plugged = plugged.map(|(plug, welcome)| at_switch(plug, &welcome));
+    Wiring {
+        interfaces: user.map(interface).into_iter().chain(plugged).collect(),
+        resolvers: resolver.into_iter().collect(),
+    }
+}
+
+/// What it is to make of an interface at a switch.
+fn at_switch(plug: &Plug, welcome: &Welcome) -> Interface {
     Interface {
         mac: welcome.mac,
         mtu: welcome.mtu.into(),
@@ -392,21 +413,13 @@ fn boot_source(engine: &dyn Engine, kernel: &PreparedKernel) -> BootSource {
 }
 
 /// What the agent is to make of the guest.
-fn set_up(config: &MicroVmConfig, plugged: Option<Interface>) -> SetUp {
+fn set_up(config: &MicroVmConfig, plugged: Option<Welcome>) -> SetUp {
     let mut entropy = vec![0; 64];
     // Without it the guest has what its processor gives.
     let got = rustix::rand::getrandom(&mut entropy[..], rustix::rand::GetRandomFlags::empty());
     entropy.truncate(got.unwrap_or(0));
-    let network = config.network.as_ref().map(|network| &network.config);
-    let interface = |user: &NetworkConfig| Interface {
-        mac: user.guest_mac,
-        mtu: user.mtu.into(),
-        addresses: vec![(user.guest4.into(), user.prefix4), (user.guest6.into(), user.prefix6)],
-        gateways: vec![user.router4.into(), user.router6.into()],
-    };
-    // A switch's knows the others, and asks the host's resolvers for everybody else.
-    let resolver = config.plug.as_ref().map(|plug| plug.resolver);
-    let resolver = resolver.or_else(|| network.map(|user| user.dns4.into()));
+    let Wiring { interfaces, resolvers } =
+        wiring(config.network.as_ref(), config.plug.as_ref().zip(plugged));
     SetUp {
         host_name: config.host_name.clone(),
         root: Root {
@@ -418,8 +431,8 @@ fn set_up(config: &MicroVmConfig, plugged: Option<Interface>) -> SetUp {
             read_only: config.read_only,
         },
         mounts: config.mounts.clone(),
-        interfaces: network.map(interface).into_iter().chain(plugged).collect(),
-        resolvers: resolver.into_iter().collect(),
+        interfaces,
+        resolvers,
         search: Vec::new(),
         hosts: config.hosts.clone(),
         processes: config.processes,

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use guise_agent::protocol;
 
+use crate::cpio::Archive;
+use crate::files::Kind;
 use crate::kernel::KernelError;
 
 /// What a microVM's guest needs of modules, by what it needs them for: every guest the bus,
@@ -37,30 +39,77 @@ pub struct Module {
     pub content: Vec<u8>,
 }
 
-/// The modules of these names, with all that they need, in the order in which they go in.
-/// What is built into the kernel is left out.
-pub fn collect(tree: &Path, names: &[&str]) -> Result<Vec<Module>, KernelError> {
-    let builtin = tree.join("modules.builtin");
-    let builtin = fs::read_to_string(&builtin).map_err(KernelError::reading(&builtin))?;
-    let mut set = Set {
-        files: BTreeMap::new(),
-        builtin: builtin.lines().map(|line| name_of(Path::new(line))).collect(),
-        pending: Vec::new(),
-        collected: Vec::new(),
-    };
-    set.find(tree, 0)?;
-    for name in names {
-        set.add(name, tree)?;
-    }
-    Ok(set.collected)
+/// The tree of a kernel's modules, whose folders and files have paths from its top.
+pub trait Tree {
+    /// What it is called where something is wrong with it.
+    fn path(&self) -> PathBuf;
+    fn list(&self, folder: &str) -> io::Result<Vec<(String, Kind)>>;
+    fn read(&self, file: &str, limit: u64) -> io::Result<Vec<u8>>;
 }
 
-struct Set {
-    files: BTreeMap<String, PathBuf>,
+/// One in a folder of this host.
+impl Tree for &Path {
+    fn path(&self) -> PathBuf {
+        self.to_path_buf()
+    }
+
+    fn list(&self, folder: &str) -> io::Result<Vec<(String, Kind)>> {
+        let entry = |entry: io::Result<fs::DirEntry>| {
+            let entry = entry?;
+            let kind = match entry.file_type()? {
+                kind if kind.is_file() => Kind::File,
+                kind if kind.is_dir() => Kind::Folder,
+                kind if kind.is_symlink() => Kind::Link,
+                _ => Kind::Other,
+            };
+            Ok((entry.file_name().to_string_lossy().into_owned(), kind))
+        };
+        fs::read_dir(self.join(folder))?.map(entry).collect()
+    }
+
+    fn read(&self, file: &str, limit: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        fs::File::open(self.join(file))?.take(limit + 1).read_to_end(&mut bytes)?;
+        match bytes.len() as u64 > limit {
+            true => Err(io::Error::other("it is larger than any module")),
+            false => Ok(bytes),
+        }
+    }
+}
+
+/// Modules that are packed, and what is in them.
+pub struct Modules<'t> {
+    tree: &'t dyn Tree,
+    keeps_signatures: bool,
+    files: BTreeMap<String, String>,
     builtin: Vec<String>,
     /// Those that wait for what they need.
     pending: Vec<String>,
     collected: Vec<Module>,
+}
+
+/// The modules of these names, with all that they need, in the order in which they go in.
+/// What is built into the kernel is left out.
+pub fn collect(tree: &dyn Tree, names: &[&str]) -> Result<Vec<Module>, KernelError> {
+    let mut modules = Modules::find(tree)?;
+    for name in names {
+        modules.add(name)?;
+    }
+    Ok(modules.collected())
+}
+
+/// Puts modules into an archive, unless they are in it, and a list of what is to be loaded for a
+/// purpose, in this order.
+pub fn pack(archive: &mut Archive, purpose: &str, modules: Vec<Module>, packed: &mut Vec<String>) {
+    let mut list = String::new();
+    for module in modules {
+        list.push_str(&format!("{}.ko\n", module.name));
+        if !packed.contains(&module.name) {
+            archive.file(&format!("modules/{}.ko", module.name), 0o600, &module.content);
+            packed.push(module.name);
+        }
+    }
+    archive.file(&format!("modules/{purpose}"), 0o600, list.as_bytes());
 }
 
 /// A module's name: its file's without endings, with `_` for `-`.
@@ -69,61 +118,103 @@ fn name_of(path: &Path) -> String {
     file.split('.').next().unwrap_or_default().replace('-', "_")
 }
 
-impl Set {
-    fn find(&mut self, directory: &Path, depth: u32) -> Result<(), KernelError> {
+impl<'t> Modules<'t> {
+    /// Finds out which there are.
+    pub fn find(tree: &'t dyn Tree) -> Result<Modules<'t>, KernelError> {
+        const BUILTIN: &str = "modules.builtin";
+        let builtin = tree.read(BUILTIN, LARGEST).map_err(reading(tree, BUILTIN))?;
+        let builtin = String::from_utf8_lossy(&builtin);
+        let mut modules = Modules {
+            tree,
+            keeps_signatures: false,
+            files: BTreeMap::new(),
+            builtin: builtin.lines().map(|line| name_of(Path::new(line))).collect(),
+            pending: Vec::new(),
+            collected: Vec::new(),
+        };
+        modules.look_into("", 0)?;
+        Ok(modules)
+    }
+
+    /// As they are: a kernel may want to verify them itself.
+    pub fn with_signatures(self) -> Modules<'t> {
+        Modules { keeps_signatures: true, ..self }
+    }
+
+    /// Those that were added, in the order in which they go in.
+    pub fn collected(self) -> Vec<Module> {
+        self.collected
+    }
+
+    fn look_into(&mut self, folder: &str, depth: u32) -> Result<(), KernelError> {
         if depth > DEEPEST {
             return Ok(());
         }
-        for entry in fs::read_dir(directory).map_err(KernelError::reading(directory))? {
-            let entry = entry.map_err(KernelError::reading(directory))?;
-            let (path, kind) = (entry.path(), entry.file_type());
-            let kind = kind.map_err(KernelError::reading(directory))?;
-            if kind.is_dir() {
-                self.find(&path, depth + 1)?;
-            } else if kind.is_file() && path.to_string_lossy().contains(".ko") {
-                self.files.insert(name_of(&path), path);
+        for (name, kind) in self.tree.list(folder).map_err(reading(self.tree, folder))? {
+            let path = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
+            match kind {
+                Kind::Folder => self.look_into(&path, depth + 1)?,
+                Kind::File if name.contains(".ko") => {
+                    self.files.insert(name_of(Path::new(&name)), path);
+                }
+                _ => {}
             }
         }
         Ok(())
     }
 
-    fn add(&mut self, name: &str, tree: &Path) -> Result<(), KernelError> {
+    /// Whether there is no need to add it.
+    fn has(&self, name: &str) -> bool {
         let is = |other: &String| other == name;
-        if self.builtin.iter().any(is)
+        self.builtin.iter().any(is)
             || self.pending.iter().any(is)
             || self.collected.iter().any(|module| module.name == name)
-        {
+    }
+
+    /// Whether the kernel has it, in whichever way.
+    pub fn know(&self, name: &str) -> bool {
+        self.has(name) || self.files.contains_key(name)
+    }
+
+    /// Adds a module and all that it needs.
+    pub fn add(&mut self, name: &str) -> Result<(), KernelError> {
+        if self.has(name) {
             return Ok(());
         }
         let Some(path) = self.files.get(name) else {
-            return Err(KernelError::NoModule { name: name.to_owned(), tree: tree.to_owned() });
+            return Err(KernelError::NoModule { name: name.to_owned(), tree: self.tree.path() });
         };
-        let content = read(path)?;
+        let content = read(self.tree, path)?;
         self.pending.push(name.to_owned());
         for need in listed(&content, b"\0depends=", ',') {
-            self.add(&need, tree)?;
+            self.add(&need)?;
         }
         for wish in listed(&content, b"\0softdep=pre: ", ' ') {
             // What is asked for by an algorithm's name is in a module that has it too.
             let named = [wish.clone(), format!("{wish}_generic")];
             if let Some(name) = named.iter().find(|name| self.files.contains_key(*name)) {
-                self.add(&name.clone(), tree)?;
+                self.add(&name.clone())?;
             }
         }
         self.pending.pop();
-        self.collected.push(Module { name: name.to_owned(), content: unsigned(content) });
+        let content = if self.keeps_signatures { content } else { unsigned(content) };
+        self.collected.push(Module { name: name.to_owned(), content });
         Ok(())
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, KernelError> {
-    let bytes = fs::read(path).map_err(KernelError::reading(path))?;
-    if path.extension().is_none_or(|extension| extension != "xz") {
+fn reading(tree: &dyn Tree, what: &str) -> impl FnOnce(io::Error) -> KernelError {
+    move |source| KernelError::Read { path: tree.path().join(what), source }
+}
+
+fn read(tree: &dyn Tree, path: &str) -> Result<Vec<u8>, KernelError> {
+    let bytes = tree.read(path, LARGEST).map_err(reading(tree, path))?;
+    if !path.ends_with(".xz") {
         return Ok(bytes);
     }
     let mut unpacked = Bounded(Vec::new());
     lzma_rs::xz_decompress(&mut &bytes[..], &mut unpacked).map_err(|error| {
-        KernelError::Unpack { path: path.to_owned(), reason: error.to_string() }
+        KernelError::Unpack { path: tree.path().join(path), reason: error.to_string() }
     })?;
     Ok(unpacked.0)
 }
@@ -188,7 +279,7 @@ mod tests {
     }
 
     fn names(tree: &Path, wanted: &[&str]) -> Vec<String> {
-        let modules = collect(tree, wanted).unwrap();
+        let modules = collect(&tree, wanted).unwrap();
         modules.into_iter().map(|module| module.name).collect()
     }
 
@@ -219,7 +310,7 @@ mod tests {
     fn a_loop_ends_and_a_missing_module_is_named() {
         let tree = tree(&[("a.ko", "b"), ("b.ko", "a"), ("c.ko", "gone")]);
         assert_eq!(names(tree.path(), &["a"]), ["b", "a"]);
-        let error = collect(tree.path(), &["c"]).unwrap_err();
+        let error = collect(&tree.path(), &["c"]).unwrap_err();
         assert!(error.to_string().contains("gone"), "{error}");
     }
 
@@ -234,7 +325,7 @@ mod tests {
         let mut packed = Vec::new();
         lzma_rs::xz_compress(&mut &content[..], &mut packed).unwrap();
         fs::write(tree.path().join("kernel/m.ko.xz"), packed).unwrap();
-        let modules = collect(tree.path(), &["m"]).unwrap();
+        let modules = collect(&tree.path(), &["m"]).unwrap();
         assert_eq!(modules[0].content, bare);
         // A length that is no length.
         let mut broken = [0xff; SIGNATURE_INFORMATION].to_vec();

@@ -6,6 +6,7 @@ use std::io::{self, Cursor, Write as _};
 use std::path::Path;
 
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
+use guise_net::packet::Mac;
 
 const LABEL: [u8; 11] = *b"CIDATA     ";
 /// Room for what is not the user's.
@@ -14,13 +15,6 @@ const SECTOR: usize = 512;
 
 /// What is said where the user says nothing.
 const NOTHING: &str = "#cloud-config\n{}\n";
-/// Whatever they are called.
-const INTERFACES: &str = "version: 2
-ethernets:
-  all:
-    match: {name: \"e*\"}
-    dhcp4: true
-";
 
 /// A shared folder that the guest is to mount.
 #[derive(Clone, Debug)]
@@ -32,26 +26,27 @@ pub struct Folder {
 
 /// Who a guest is.
 #[derive(Clone, Debug)]
-pub struct Seed<'a> {
+pub struct Seed {
     /// With another one `cloud-init` begins anew.
-    pub id: &'a str,
-    pub host_name: &'a str,
+    pub id: String,
+    pub host_name: String,
     /// The user's, of a kind that `cloud-init` knows.
-    pub user_data: Option<&'a str>,
+    pub user_data: Option<String>,
     /// Public keys that may log in, each a line.
-    pub ssh_keys: &'a [String],
+    pub ssh_keys: Vec<String>,
     pub folders: Vec<Folder>,
 }
 
-impl Seed<'_> {
-    /// Writes the disk to a file.
-    pub fn write(&self, path: &Path) -> io::Result<()> {
-        std::fs::write(path, self.disk()?)
+impl Seed {
+    /// Writes the disk to a file. The guest's interfaces have these addresses.
+    pub fn write(&self, path: &Path, interfaces: &[Mac]) -> io::Result<()> {
+        std::fs::write(path, self.disk(interfaces)?)
     }
 
-    fn disk(&self) -> io::Result<Vec<u8>> {
+    fn disk(&self, interfaces: &[Mac]) -> io::Result<Vec<u8>> {
         let meta = self.meta()?;
-        let user = self.user_data.unwrap_or(NOTHING);
+        let user = self.user_data.as_deref().unwrap_or(NOTHING);
+        let network = network(interfaces);
         // FAT has 16 clusters at the least; the contents come besides.
         let vendor = self.mounts()?;
         let size =
@@ -63,7 +58,7 @@ impl Seed<'_> {
             ("meta-data", &*meta),
             ("user-data", user),
             ("vendor-data", &vendor),
-            ("network-config", INTERFACES),
+            ("network-config", &network),
         ];
         for (name, text) in files {
             volume.root_dir().create_file(name)?.write_all(text.as_bytes())?;
@@ -77,7 +72,7 @@ impl Seed<'_> {
         let mut meta = format!("instance-id: {}\nlocal-hostname: {}\n", self.id, self.host_name);
         if !self.ssh_keys.is_empty() {
             // Of YAML, JSON is a part.
-            meta += &format!("public-keys: {}\n", serde_json::to_string(self.ssh_keys)?);
+            meta += &format!("public-keys: {}\n", serde_json::to_string(&self.ssh_keys)?);
         }
         Ok(meta)
     }
@@ -92,6 +87,21 @@ impl Seed<'_> {
         let mounts = serde_json::to_string(&mounts)?;
         Ok(format!("#cloud-config\nmounts: {mounts}\n"))
     }
+}
+
+/// All of them ask for their addresses, whatever they are called. Of patterns of names `cloud-init`
+/// makes names with some systems; it finds hardware addresses itself.
+fn network(interfaces: &[Mac]) -> String {
+    if interfaces.is_empty() {
+        return "version: 2\nethernets: {}\n".to_owned();
+    }
+    let mut text = "version: 2\nethernets:\n".to_owned();
+    for (number, mac) in interfaces.iter().enumerate() {
+        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+        text +=
+            &format!("  guest{number}:\n    match: {{macaddress: \"{mac}\"}}\n    dhcp4: true\n");
+    }
+    text
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! A VM from its making to its end: a disk that boots by itself.
+//! A VM from its making to its end: a disk, or an image, that boots by itself.
 //!
-//! The kernel is the one on the disk, looked for again at every start, so that one which the
-//! guest has installed is the next to boot. What the guest writes goes to an overlay over the
-//! image. Its console is the serial port. One thread waits for the machine's end, and makes the
+//! The kernel is the one on the disk or in the image, looked for again at every start, so that one
+//! which the guest has installed is the next to boot. What the guest writes goes to an overlay over
+//! the disk, or to a file system over the image. Its console is the serial port. One thread waits for the machine's end, and makes the
 //! machine anew when the guest restarts. The agent comes along in the initial RAM disk, and calls
 //! when the system has come up.
 
@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use guise_agent::client::Agent;
-use guise_agent::protocol::{Mount, VSOCK_PORT};
+use guise_agent::protocol::{Mount, OwnRoot, Root, VSOCK_PORT, Writes};
 use guise_devices::uart::Uart;
 use guise_disk::device::{BlockDevice, DeviceOptions};
 use guise_disk::format::{BackingReference, FormatKind};
@@ -22,16 +22,20 @@ use guise_disk::ops::{CreateRequest, create};
 use guise_engine::{CpuModel, Engine};
 use guise_machine::{BoardKind, BootSource, Ending, Machine, MachineConfig, MachineError};
 use guise_net::frame::{Counters, Network};
+use guise_net::packet::Mac;
 use guise_net::switch::SwitchError;
 use guise_net::switch::client::SwitchPort;
 use guise_virtio::vsock::{FIRST_CID, Host, Vsock};
 
-use crate::bootable::{self, BootableError};
+use crate::bootable::{self, Bootable, BootableError};
 use crate::devices::{self, Plug, SharedFolder, UserMode};
 use crate::link::{Link, LinkError, Secret};
-use crate::machine::{MicroVmError, now};
+use crate::machine::{MicroVmError, now, wiring};
+use crate::seed::Seed;
 
 const DISK: &str = "disk";
+const IMAGE_DISK: &str = "root";
+const WRITES_DISK: &str = "writes";
 const SEED: &str = "seed";
 /// How long what is typed waits for room at a time.
 const ROOM: Duration = Duration::from_millis(200);
@@ -41,8 +45,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// What a VM is made of.
 #[derive(Clone, Debug)]
 pub struct VmConfig {
-    pub disk: Overlay,
-    /// The disk that [`crate::seed::Seed`] writes.
+    pub system: System,
+    /// What it is told, and the file with the disk on which it finds that.
+    pub told: Seed,
     pub seed: PathBuf,
     /// Where the kernel that boots is kept.
     pub folder: PathBuf,
@@ -55,6 +60,23 @@ pub struct VmConfig {
     pub shares: Vec<SharedFolder>,
     /// What of them is mounted, where the guest has not done so when it is up.
     pub mounts: Vec<Mount>,
+}
+
+/// What boots.
+#[derive(Clone, Debug)]
+pub enum System {
+    Disk(Overlay),
+    Image(Layers),
+}
+
+/// An image's file system that is not written (EROFS), and the file with the one that takes what
+/// its guest writes, which [`crate::ext4::create`] makes.
+#[derive(Clone, Debug)]
+pub struct Layers {
+    pub image: PathBuf,
+    pub writes: PathBuf,
+    /// Nothing of it needs to survive a power failure.
+    pub fleeting: bool,
 }
 
 /// A disk image that is not written, and the file that takes what its guest writes.
@@ -70,6 +92,8 @@ pub struct Overlay {
 pub enum VmError {
     #[error("{}: {source}", path.display())]
     NotBootable { path: PathBuf, source: BootableError },
+    #[error("the image does not boot by itself: {0}")]
+    NoSystem(BootableError),
     #[error(transparent)]
     Machine(#[from] MachineError),
     #[error(transparent)]
@@ -80,6 +104,8 @@ pub enum VmError {
     Devices(#[from] MicroVmError),
     #[error("make a thread for the machine: {0}")]
     Thread(std::io::Error),
+    #[error("write what the guest is told: {0}")]
+    Told(std::io::Error),
     #[error(
         "a disk of {size} bytes cannot hold the image, which has {whole}: give --disk-size more, \
          or leave it away"
@@ -144,12 +170,77 @@ impl Overlay {
     }
 }
 
+impl Layers {
+    fn open(&self) -> Result<(BlockDevice, BlockDevice), VmError> {
+        let image =
+            DeviceOptions { readonly: true, ..DeviceOptions::new(&self.image, FormatKind::Raw) };
+        let writes = DeviceOptions {
+            unsafe_cache: self.fleeting,
+            ..DeviceOptions::new(&self.writes, FormatKind::Raw)
+        };
+        Ok((BlockDevice::open(&image)?, BlockDevice::open(&writes)?))
+    }
+}
+
+/// A system's disks.
+enum Disks {
+    Whole(BlockDevice),
+    Layered { image: BlockDevice, writes: BlockDevice },
+}
+
+impl Disks {
+    fn open(system: &System) -> Result<Disks, VmError> {
+        Ok(match system {
+            System::Disk(overlay) => Disks::Whole(overlay.open()?),
+            System::Image(layers) => {
+                let (image, writes) = layers.open()?;
+                Disks::Layered { image, writes }
+            }
+        })
+    }
+
+    /// In the order in which the guest gets them, with what it finds them by.
+    fn all(&self) -> Vec<(&BlockDevice, &'static str)> {
+        match self {
+            Disks::Whole(disk) => vec![(disk, DISK)],
+            Disks::Layered { image, writes } => vec![(image, IMAGE_DISK), (writes, WRITES_DISK)],
+        }
+    }
+
+    fn bootable(&self, config: &VmConfig, secret: &Secret) -> Result<Bootable, VmError> {
+        let folder = &config.folder;
+        match self {
+            Disks::Whole(disk) => {
+                let disk: Arc<dyn Node> = disk.node();
+                bootable::extract(&disk, folder, secret.bytes()).map_err(|source| {
+                    let path = match &config.system {
+                        System::Disk(overlay) => overlay.image.clone(),
+                        System::Image(layers) => layers.image.clone(),
+                    };
+                    VmError::NotBootable { path, source }
+                })
+            }
+            Disks::Layered { image, writes } => {
+                let (image, writes): (Arc<dyn Node>, Arc<dyn Node>) = (image.node(), writes.node());
+                let root = Root {
+                    image: IMAGE_DISK.to_owned(),
+                    writes: Writes::Disk(WRITES_DISK.to_owned()),
+                    read_only: false,
+                };
+                let own = OwnRoot { root, host_name: config.told.host_name.clone() };
+                bootable::image::extract(&image, &writes, &own, folder, secret.bytes())
+                    .map_err(VmError::NoSystem)
+            }
+        }
+    }
+}
+
 /// What outlives the machine when its guest restarts.
 struct Parts {
     engine: Box<dyn Engine>,
     config: VmConfig,
     console: Mutex<Box<dyn Write + Send>>,
-    disk: BlockDevice,
+    disks: Disks,
     seed: BlockDevice,
     port: Option<Arc<Mutex<SwitchPort>>>,
     sockets: Arc<Host>,
@@ -184,16 +275,24 @@ impl Vm {
         config: VmConfig,
         console: Box<dyn Write + Send>,
     ) -> Result<Vm, VmError> {
-        let disk = config.disk.open()?;
+        let disks = Disks::open(&config.system)?;
+        let port = config.plug.as_ref().map(Plug::join).transpose()?;
+        let welcome = port.as_ref().map(|port: &Arc<Mutex<SwitchPort>>| {
+            port.lock().unwrap_or_else(PoisonError::into_inner).welcome()
+        });
+        let wiring = wiring(config.network.as_ref(), config.plug.as_ref().zip(welcome));
+        let interfaces: Vec<Mac> = wiring.interfaces.iter().map(|it| it.mac).collect();
+        config.told.write(&config.seed, &interfaces).map_err(VmError::Told)?;
         let seed =
             DeviceOptions { readonly: true, ..DeviceOptions::new(&config.seed, FormatKind::Raw) };
         let seed = BlockDevice::open(&seed)?;
-        let port = config.plug.as_ref().map(Plug::join).transpose()?;
         let console = Mutex::new(console);
         let sockets = Host::private().map_err(MicroVmError::from)?;
         let listener = sockets.listen(VSOCK_PORT).map_err(MicroVmError::from)?;
-        let link = Arc::new(Link::new(listener, config.mounts.clone()));
-        let parts = Arc::new(Parts { engine, config, console, disk, seed, port, sockets, link });
+        // A disk's system has been told how, or has been set up.
+        let wiring = matches!(config.system, System::Image(_)).then_some(wiring);
+        let link = Arc::new(Link::new(listener, config.mounts.clone(), wiring));
+        let parts = Arc::new(Parts { engine, config, console, disks, seed, port, sockets, link });
         let machine = Arc::new(parts.machine()?);
         machine.resume();
         let state = State { machine: Some(machine.clone()), ..State::default() };
@@ -282,7 +381,10 @@ impl Vm {
         for network in self.shared.parts.networks() {
             network.lock().unwrap_or_else(PoisonError::into_inner).close();
         }
-        Ok(self.shared.parts.disk.close()?)
+        for (disk, _) in self.shared.parts.disks.all() {
+            disk.close()?;
+        }
+        Ok(())
     }
 
     /// Waits for its end, and says what was wrong with that; nothing when it has not come
@@ -336,10 +438,8 @@ impl Parts {
     /// A machine that has its kernel loaded.
     fn machine(self: &Arc<Self>) -> Result<Machine, VmError> {
         let config = &self.config;
-        let disk: Arc<dyn Node> = self.disk.node();
         let secret = Secret::new();
-        let bootable = bootable::extract(&disk, &config.folder, secret.bytes())
-            .map_err(|source| VmError::NotBootable { path: config.disk.image.clone(), source })?;
+        let bootable = self.disks.bootable(config, &secret)?;
         let options = MachineConfig {
             memory: config.memory,
             addable_memory: 0,
@@ -350,7 +450,9 @@ impl Parts {
             test_devices: false,
         };
         let machine = Machine::new(&*self.engine, &options, Box::new(Console(self.clone())))?;
-        devices::add_disk(&machine, &self.disk, DISK)?;
+        for (disk, serial) in self.disks.all() {
+            devices::add_disk(&machine, disk, serial)?;
+        }
         devices::add_disk(&machine, &self.seed, SEED)?;
         if let Some(user) = &config.network {
             user.add_to(&machine)?;

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use guise_disk::bytes::{le16, le32};
 use guise_disk::graph::Node;
 
+use crate::files::{self, Files, Kind};
 use journal::Journal;
 use map::Run;
 
@@ -45,8 +46,6 @@ const WIDE: u32 = 0x80;
 /// No directory that is looked through is larger.
 const LARGEST_DIRECTORY: u64 = 8 << 20;
 const LONGEST_LINK: u64 = 4096;
-/// Names and links on the way to a file.
-const MOST_STEPS: usize = 64;
 /// So much is copied at a time.
 const PIECE: usize = 1 << 20;
 
@@ -150,7 +149,16 @@ impl Inode {
 
     #[must_use]
     pub fn is_file(&self) -> bool {
-        self.kind == Self::REGULAR
+        self.kind() == Kind::File
+    }
+
+    fn kind(&self) -> Kind {
+        match self.kind {
+            Self::REGULAR => Kind::File,
+            Self::DIRECTORY => Kind::Folder,
+            Self::LINK => Kind::Link,
+            _ => Kind::Other,
+        }
     }
 }
 
@@ -232,43 +240,7 @@ impl Volume {
 
     /// The file at an absolute path, through links. None where there is none.
     pub fn find(&self, path: &str) -> Result<Option<Inode>> {
-        let names = |path: &[u8]| -> Vec<Vec<u8>> {
-            path.split(|&byte| byte == b'/').rev().map(<[u8]>::to_vec).collect()
-        };
-        let root = self.inode(ROOT)?;
-        // From the top down to where it is.
-        let mut trail = vec![root];
-        let mut left = names(path.as_bytes());
-        let mut steps = 0;
-        while let Some(name) = left.pop() {
-            match &name[..] {
-                b"" | b"." => continue,
-                b".." => {
-                    trail.truncate((trail.len() - 1).max(1));
-                    continue;
-                }
-                _ => {}
-            }
-            steps += 1;
-            let Some(here) = trail.last().filter(|here| here.kind == Inode::DIRECTORY) else {
-                return Ok(None);
-            };
-            if steps > MOST_STEPS {
-                return Err(VolumeError::Damaged("a path on it does not come to an end"));
-            }
-            let Some(number) = self.look_up(here, &name)? else { return Ok(None) };
-            let inode = self.inode(number)?;
-            if inode.kind != Inode::LINK {
-                trail.push(inode);
-                continue;
-            }
-            let target = self.target(&inode)?;
-            if target.starts_with(b"/") {
-                trail.truncate(1);
-            }
-            left.extend(names(&target));
-        }
-        Ok(trail.pop())
+        files::find(self, path)
     }
 
     /// The names in a directory; none of what is no directory.
@@ -342,25 +314,6 @@ impl Volume {
 
     fn map(&self, inode: &Inode) -> Result<Vec<Run>> {
         map::of(self, inode)
-    }
-
-    fn target(&self, link: &Inode) -> Result<Vec<u8>> {
-        let there = link.block.get(..link.size as usize);
-        match there.filter(|target| target.len() < link.block.len()) {
-            Some(target) if link.flags & EXTENTS == 0 => Ok(target.to_vec()),
-            _ => self.read(link, "a link", LONGEST_LINK),
-        }
-    }
-
-    fn look_up(&self, directory: &Inode, wanted: &[u8]) -> Result<Option<u32>> {
-        let mut found = None;
-        self.entries(directory, |name, number| {
-            if name == wanted {
-                found = Some(number);
-            }
-            found.is_some()
-        })?;
-        Ok(found)
     }
 
     /// Goes through a directory until it is told that this is enough. Indexed ones are no
@@ -447,6 +400,53 @@ impl Volume {
             }
         }
         Ok(())
+    }
+}
+
+impl Files for Volume {
+    type Inode = Inode;
+
+    fn root(&self) -> Result<Inode> {
+        self.inode(ROOT)
+    }
+
+    fn kind(&self, inode: &Inode) -> Kind {
+        inode.kind()
+    }
+
+    fn look_up(&self, directory: &Inode, wanted: &[u8]) -> Result<Option<Inode>> {
+        let mut found = None;
+        self.entries(directory, |name, number| {
+            if name == wanted {
+                found = Some(number);
+            }
+            found.is_some()
+        })?;
+        found.map(|number| self.inode(number)).transpose()
+    }
+
+    fn target(&self, link: &Inode) -> Result<Vec<u8>> {
+        let there = link.block.get(..link.size as usize);
+        match there.filter(|target| target.len() < link.block.len()) {
+            Some(target) if link.flags & EXTENTS == 0 => Ok(target.to_vec()),
+            _ => self.read(link, "a link", LONGEST_LINK),
+        }
+    }
+
+    fn list(&self, directory: &Inode) -> Result<Vec<(Vec<u8>, Kind)>> {
+        let mut entries = Vec::new();
+        self.entries(directory, |name, number| {
+            if !matches!(name, b"." | b"..") {
+                entries.push((name.to_vec(), number));
+            }
+            false
+        })?;
+        let entry = |(name, number)| Ok((name, self.inode(number)?.kind()));
+        entries.into_iter().map(entry).collect()
+    }
+
+    fn copy(&self, file: &Inode, what: &str, limit: u64, to: &mut dyn Write) -> Result<()> {
+        Volume::copy(self, file, what, limit, to)
     }
 }
 

@@ -2,8 +2,9 @@
 # First program of the small system that boots by itself.
 /bin/busybox --install -s /bin
 export PATH=/bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
+# Who made an image the root has these already.
+[ -d /proc/1 ] || mount -t proc proc /proc
+[ -d /sys/block ] || mount -t sysfs sys /sys
 mkdir -p /dev/pts
 mount -t devpts -o mode=620,ptmxmode=666 pts /dev/pts
 mount -o remount,rw /

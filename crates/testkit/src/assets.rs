@@ -145,7 +145,12 @@ fn ensure(name: &str, package: Package) -> Result<PathBuf, TestkitError> {
 
 /// Held until it is dropped.
 pub(crate) fn lock(root: &Path) -> Result<File, TestkitError> {
-    let path = root.join(".lock");
+    lock_for(root, "")
+}
+
+/// The same for what takes long and needs nothing of the others while it is made.
+pub(crate) fn lock_for(root: &Path, what: &str) -> Result<File, TestkitError> {
+    let path = root.join(format!(".lock{what}"));
     fs::create_dir_all(root).map_err(TestkitError::file("making", root))?;
     let file = File::create(&path).map_err(TestkitError::file("creating", &path))?;
     rustix::fs::flock(&file, FlockOperation::LockExclusive)

@@ -26,12 +26,12 @@ const PACKAGES: &str = "systemd-sysv,udev,login,dbus";
 const FINISH: &str = include_str!("../guests/root-finish.sh");
 /// Reads a seed as `cloud-init` does, whose Python would take minutes where guests are executed
 /// in software.
-const SEED: [&str; 2] = ["seed.sh", "seed.service"];
+pub(crate) const SEED: [&str; 2] = ["seed.sh", "seed.service"];
 /// The first program of the small disk, and what it does with a lease.
-const SMALL_INIT: &str = "small-init.sh";
-const SMALL_LEASE: &str = "small-udhcpc.sh";
+pub(crate) const SMALL_INIT: &str = "small-init.sh";
+pub(crate) const SMALL_LEASE: &str = "small-udhcpc.sh";
 /// Users of the small disk, as those of an image for tests.
-const SMALL_FILES: [(&str, &str); 4] = [
+pub(crate) const SMALL_FILES: [(&str, &str); 4] = [
     ("passwd", "root:x:0:0::/root:/bin/sh\nweb:x:33:34::/tmp:/bin/sh\n"),
     ("group", "root:x:0:\nwww:x:34:\nlog:x:4:web\n"),
     ("not-a-program", "text\n"),
@@ -147,10 +147,14 @@ pub fn small_bootable(kernel: Kernel, disk: &Path) -> Result<(), TestkitError> {
     Ok(())
 }
 
-/// What puts a file of the guests where `debugfs` is.
+/// A file of the guests.
+pub(crate) fn guest(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("guests").join(name)
+}
+
+/// What puts one where `debugfs` is.
 fn write(name: &str) -> String {
-    let guests = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests");
-    format!("write {} {name}\n", guests.join(name).display())
+    format!("write {} {name}\n", guest(name).display())
 }
 
 fn debugfs(disk: &Path, commands: &str) -> Result<(), TestkitError> {

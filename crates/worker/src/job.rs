@@ -65,8 +65,10 @@ pub enum Form {
         engine: Engine,
     },
     Vm {
-        /// The disk image, of any format, that stays as it is.
+        /// What stays as it is: a disk image of any format, or an image as an EROFS file.
         image: PathBuf,
+        #[serde(default)]
+        boots: Boots,
         engine: Engine,
         /// What the guest's `cloud-init` is to do.
         user_data: Option<String>,
@@ -78,6 +80,15 @@ pub enum Form {
         /// The image's layers as directories, bottom first; none for a bare program.
         layers: Vec<PathBuf>,
     },
+}
+
+/// What a VM boots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Boots {
+    #[default]
+    Disk,
+    Image,
 }
 
 /// Where a WebAssembly program is.

@@ -159,12 +159,12 @@ fn prepare(job: &Job, midwife: &mut Midwife) -> Result<(Arc<dyn Body>, Vec<Strin
             warnings.extend(remark.into_iter().chain(jail::warnings(entered)));
             Ok((Arc::new(body), warnings))
         }
-        Form::Vm { image, engine, user_data, ssh_keys } => {
+        Form::Vm { image, boots, engine, user_data, ssh_keys } => {
             let network = machine::network(job, "a VM")?;
             let (engine, remark) = machine::engine(*engine)?;
             let entered = shut_in(&jail::of_machine(job, &[&**image]), midwife)?;
             let told = (user_data.as_deref(), &ssh_keys[..]);
-            let (body, mut warnings) = Vm::prepare(job, image, told, engine, network)?;
+            let (body, mut warnings) = Vm::prepare(job, (image, *boots), told, engine, network)?;
             warnings.extend(remark.into_iter().chain(jail::warnings(entered)));
             Ok((Arc::new(body), warnings))
         }

@@ -1,19 +1,24 @@
 //! What machines have in common, whichever form they are of: what executes them, what they are
 //! given of the host.
 
+use std::fs;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use guise_engine::{Engine, MAX_VCPUS};
 use guise_engine_kvm::{KvmEngine, probe};
 use guise_engine_soft::{SoftEngine, Tier};
 use guise_microvm::devices::{Plug, SharedFolder, UserMode};
+use guise_microvm::ext4;
 use guise_net::user::{Config, Forward, Transport};
 
-use crate::body::{BodyError, failed, folders_only, unsupported};
+use crate::body::{BodyError, failed, folders_only, system, unsupported};
 use crate::job::{self, Job};
 
 /// Below this Debian's kernel does not come up.
 const LEAST_MEMORY: u64 = 96 << 20;
+/// What may be written over an image where nothing is said.
+const DEFAULT_DISK: u64 = 10 << 30;
 
 /// The engine that a job asks for, and a word to the user where that is not what he may
 /// expect. A worker that is shut in has no `/dev/kvm`: it opens it before.
@@ -27,6 +32,21 @@ pub fn engine(wanted: job::Engine) -> Result<(Box<dyn Engine>, Option<String>), 
             Err(reason) => Ok((soft(), reason)),
         },
     }
+}
+
+/// The file with the file system for what an image's machine writes, made unless it is there.
+pub fn writes(job: &Job) -> Result<PathBuf, BodyError> {
+    let disk = job.state.join("writes.img");
+    if !disk.is_file() {
+        // Under its name it is whole.
+        let partial = job.state.join("writes.partial");
+        let _ = fs::remove_file(&partial);
+        let size = job.resources.disk_bytes.unwrap_or(DEFAULT_DISK);
+        ext4::create(&partial, size)
+            .and_then(|()| fs::rename(&partial, &disk))
+            .map_err(system("make the instance's disk"))?;
+    }
+    Ok(disk)
 }
 
 /// In whole MiB.

@@ -4,7 +4,6 @@
 //! session with the agent. What the guest writes goes to a file in the instance's
 //! directory, an ext4 file system that the guest finds again in its next life.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +13,7 @@ use guise_engine::{CpuModel, Engine};
 use guise_microvm::devices::{SharedFolder, UserMode};
 use guise_microvm::machine::WritableLayer;
 use guise_microvm::protocol::{Mount, Source};
-use guise_microvm::{MicroVm as Guest, MicroVmConfig, PreparedKernel, ext4};
+use guise_microvm::{MicroVm as Guest, MicroVmConfig, PreparedKernel};
 
 use crate::body::{Body, BodyError, Program, Session, Stats, failed, system};
 use crate::guest::{Capped, Running, copy_in, copy_out};
@@ -25,7 +24,6 @@ use crate::machine;
 const FORM: &str = "a microVM";
 /// What a guest gets where nothing is said.
 const DEFAULT_MEMORY: u64 = 512 << 20;
-const DEFAULT_DISK: u64 = 10 << 30;
 /// How long a guest may take to bring its disks to rest.
 const REST: Duration = Duration::from_secs(30);
 
@@ -85,16 +83,7 @@ impl MicroVm {
         };
         let mounts = job.mounts.iter().zip(&shares).map(mount).collect();
         let memory = machine::memory(job, DEFAULT_MEMORY, FORM)?;
-        let disk = job.state.join("writes.img");
-        if !disk.is_file() {
-            // Under its name it is whole.
-            let partial = job.state.join("writes.partial");
-            let _ = fs::remove_file(&partial);
-            let size = job.resources.disk_bytes.unwrap_or(DEFAULT_DISK);
-            ext4::create(&partial, size)
-                .and_then(|()| fs::rename(&partial, &disk))
-                .map_err(system("make the instance's disk"))?;
-        }
+        let disk = machine::writes(job)?;
         let config = MicroVmConfig {
             kernel: outside.kernel,
             root: root.to_owned(),

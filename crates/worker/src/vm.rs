@@ -1,4 +1,4 @@
-//! The VM form: a disk that boots by itself.
+//! The VM form: a disk, or an image, that boots by itself.
 //!
 //! What is inside is a system of its own. Its console is the instance's terminal, unless a program
 //! was named: then that is what the instance is, from when the system is up to when it is
@@ -17,7 +17,7 @@ use guise_engine::{CpuModel, Engine};
 use guise_microvm::devices::{SharedFolder, UserMode};
 use guise_microvm::protocol::{Mount, Source};
 use guise_microvm::seed::{Folder, Seed};
-use guise_microvm::vm::Overlay;
+use guise_microvm::vm::{Layers, Overlay, System as Boot};
 use guise_microvm::{Agent, Vm as Guest, VmConfig};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -25,7 +25,7 @@ use crate::body::{
     Body, BodyError, Exit, Process, Program, Session, Size, Stats, failed, system, unsupported,
 };
 use crate::guest::{Capped, Running, copy_in, copy_out};
-use crate::job::{self, Job};
+use crate::job::{self, Boots, Job};
 use crate::machine;
 use workload::Workload;
 
@@ -75,7 +75,7 @@ impl Vm {
     /// Makes everything but the machine, in the jail. Gives warnings for the user besides.
     pub fn prepare(
         job: &Job,
-        image: &Path,
+        (image, boots): (&Path, Boots),
         (user_data, ssh_keys): (Option<&str>, &[String]),
         engine: Box<dyn Engine>,
         network: Option<UserMode>,
@@ -94,13 +94,7 @@ impl Vm {
             ));
         }
         let shares = machine::shares(&job.mounts, "a VM")?;
-        let disk = Overlay {
-            image: image.to_owned(),
-            writes: job.state.join("disk.qcow2"),
-            fleeting: job.ephemeral,
-        };
-        disk.make(job.resources.disk_bytes).map_err(failed)?;
-        let seed = job.state.join("seed.img");
+        let system = system_of(job, image, boots)?;
         let folder = |(mount, share): (&job::Mount, &SharedFolder)| Folder {
             tag: share.tag.clone(),
             target: mount.target.clone(),
@@ -112,16 +106,16 @@ impl Vm {
             read_only: mount.read_only,
         };
         let told = Seed {
-            id: &job.id,
-            host_name: &job.host_name,
-            user_data,
-            ssh_keys,
+            id: job.id.clone(),
+            host_name: job.host_name.clone(),
+            user_data: user_data.map(str::to_owned),
+            ssh_keys: ssh_keys.to_owned(),
             folders: job.mounts.iter().zip(&shares).map(folder).collect(),
         };
-        told.write(&seed).map_err(system("write what the guest is told"))?;
         let config = VmConfig {
-            disk,
-            seed,
+            system,
+            told,
+            seed: job.state.join("seed.img"),
             folder: job.state.clone(),
             memory: machine::memory(job, DEFAULT_MEMORY, "a VM")?,
             vcpus: machine::vcpus(job.resources.cpus, "a VM", &mut warnings),
@@ -187,6 +181,19 @@ impl Vm {
         *self.lock() = Some(Life { guest, is: Is::Program(workload) });
         Ok(session)
     }
+}
+
+/// What boots, with a place for what it writes.
+fn system_of(job: &Job, image: &Path, boots: Boots) -> Result<Boot, BodyError> {
+    let (image, fleeting) = (image.to_owned(), job.ephemeral);
+    Ok(match boots {
+        Boots::Disk => {
+            let disk = Overlay { image, writes: job.state.join("disk.qcow2"), fleeting };
+            disk.make(job.resources.disk_bytes).map_err(failed)?;
+            Boot::Disk(disk)
+        }
+        Boots::Image => Boot::Image(Layers { image, writes: machine::writes(job)?, fleeting }),
+    })
 }
 
 /// Has a guest switch itself off.

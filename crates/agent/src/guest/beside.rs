@@ -4,6 +4,9 @@
 //! the agent, and goes on as the program that would have been first, which finds everything as
 //! if nobody had been there before. The agent waits until that one has gone over to the disk
 //! and has become the system's own first process, and follows it there.
+//!
+//! Where the system is an image there is no such program: this one makes the image its root, and
+//! goes on as the system's own first process.
 
 use std::ffi::OsString;
 use std::fs;
@@ -14,15 +17,17 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use guise_agent::protocol::{BESIDE, BESIDE_AGENT, BESIDE_FIRST, BESIDE_SECRET, VSOCK_PORT};
+use guise_agent::protocol::{
+    BESIDE, BESIDE_AGENT, BESIDE_FIRST, BESIDE_ROOT, BESIDE_SECRET, OwnRoot, VSOCK_PORT,
+};
 use rustix::fs::{AtFlags, Mode, OFlags, Stat};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::channel::Channel;
 use super::server::Server;
-use super::sys;
 use super::system::{LOOK, load_module};
+use super::{root, sys};
 
 /// Programs whose names begin so are left alone by systemd, where it goes over to the disk and
 /// where it shuts down.
@@ -40,8 +45,15 @@ const RARELY: Duration = Duration::from_secs(5);
 /// It returns only if there is none.
 pub fn begin(arguments: &[OsString]) -> ExitCode {
     let first = fs::read_to_string(BESIDE_FIRST).unwrap_or_else(|_| FIRST.to_owned());
+    let own_root = fs::read(BESIDE_ROOT).ok().and_then(|bytes| OwnRoot::of(&bytes));
     if let Err(error) = start_agent() {
         eprintln!("guise-agent: {error}");
+    }
+    if let Some(root) = own_root
+        && let Err(error) = root::become_system(&root)
+    {
+        eprintln!("guise-agent: {error}");
+        return ExitCode::FAILURE;
     }
     let error = Command::new(&first).args(arguments).exec();
     eprintln!("guise-agent: {first}: {error}");

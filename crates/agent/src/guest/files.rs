@@ -3,8 +3,13 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 
 use guise_agent::protocol::SetUp;
+
+const HOSTS: &str = "/etc/hosts";
+const RESOLVERS: &str = "/etc/resolv.conf";
+const LOCAL: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n";
 
 /// The kernel's name for the machine, and three files. The root has been entered.
 pub fn write(set_up: &SetUp) -> io::Result<()> {
@@ -13,15 +18,33 @@ pub fn write(set_up: &SetUp) -> io::Result<()> {
             .map_err(|error| io::Error::other(format!("setting the host name: {error}")))?;
         replace("/etc/hostname", &format!("{}\n", set_up.host_name))?;
     }
-    replace("/etc/hosts", &hosts(set_up))?;
+    replace(HOSTS, &hosts(set_up))?;
     if !set_up.resolvers.is_empty() {
-        replace("/etc/resolv.conf", &resolvers(set_up))?;
+        replace(RESOLVERS, &resolvers(&set_up.search, &set_up.resolvers))?;
     }
     Ok(())
 }
 
+/// The kernel's name for the machine, and what a system without any names knows of itself.
+pub fn introduce(host_name: &str) -> io::Result<()> {
+    rustix::system::sethostname(host_name.as_bytes())
+        .map_err(|error| io::Error::other(format!("setting the host name: {error}")))?;
+    match fs::symlink_metadata(HOSTS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            replace(HOSTS, &format!("{LOCAL}127.0.1.1 {host_name}\n"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Says who knows names, where nobody else has said that.
+pub fn name_resolvers(known: &[IpAddr]) -> io::Result<()> {
+    let said = fs::read_to_string(RESOLVERS).is_ok_and(|text| !text.trim().is_empty());
+    if said || known.is_empty() { Ok(()) } else { replace(RESOLVERS, &resolvers(&[], known)) }
+}
+
 fn hosts(set_up: &SetUp) -> String {
-    let mut text = String::from("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n");
+    let mut text = LOCAL.to_owned();
     // Each name stands for its first address.
     let address = set_up.interfaces.iter().flat_map(|interface| &interface.addresses).next();
     if let (Some((address, _)), false) = (address, set_up.host_name.is_empty()) {
@@ -33,12 +56,12 @@ fn hosts(set_up: &SetUp) -> String {
     text
 }
 
-fn resolvers(set_up: &SetUp) -> String {
+fn resolvers(search: &[String], known: &[IpAddr]) -> String {
     let mut text = String::new();
-    if !set_up.search.is_empty() {
-        let _ = writeln!(text, "search {}", set_up.search.join(" "));
+    if !search.is_empty() {
+        let _ = writeln!(text, "search {}", search.join(" "));
     }
-    for address in &set_up.resolvers {
+    for address in known {
         let _ = writeln!(text, "nameserver {address}");
     }
     text
@@ -57,8 +80,6 @@ fn replace(path: &str, text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use guise_agent::protocol::Interface;
 
     use super::*;
@@ -77,6 +98,9 @@ mod tests {
         };
         let text = hosts(&set_up);
         assert!(text.contains("\n10.0.2.15 box\n10.0.2.16 db db.local\n"), "{text}");
-        assert_eq!(resolvers(&set_up), "search a.test b.test\nnameserver 10.0.2.3\n");
+        assert_eq!(
+            resolvers(&set_up.search, &set_up.resolvers),
+            "search a.test b.test\nnameserver 10.0.2.3\n"
+        );
     }
 }

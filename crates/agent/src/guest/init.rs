@@ -15,6 +15,16 @@ use super::server::Server;
 use super::{modules, sys};
 
 pub fn run() -> io::Result<()> {
+    mount_kernels_own()?;
+    // As on a host with much memory: what a program asks for it gets, and who uses more than
+    // there is is ended, as in a container. A kernel without the switch goes on without.
+    let _ = fs::write("/proc/sys/vm/overcommit_memory", "1");
+    modules::load(MODULES_OF_ALL)?;
+    Server::new(connect()?)?.run().map(|_| ())
+}
+
+/// Mounts what the kernel tells of itself.
+pub fn mount_kernels_own() -> io::Result<()> {
     for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
         fs::create_dir_all(target)?;
         let flags = if kind == "devtmpfs" {
@@ -25,11 +35,7 @@ pub fn run() -> io::Result<()> {
         mount(kind, target, kind, flags, None)
             .map_err(|error| io::Error::other(format!("mounting {target}: {error}")))?;
     }
-    // As on a host with much memory: what a program asks for it gets, and who uses more than
-    // there is is ended, as in a container. A kernel without the switch goes on without.
-    let _ = fs::write("/proc/sys/vm/overcommit_memory", "1");
-    modules::load(MODULES_OF_ALL)?;
-    Server::new(connect()?)?.run().map(|_| ())
+    Ok(())
 }
 
 /// Switches the machine off, come what may.

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use guise_agent::protocol::Interface;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -50,17 +51,29 @@ pub fn set_up(interfaces: &[Interface]) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether there is an interface with a hardware address that nobody has switched on.
+pub fn is_off(mac: &[u8; 6]) -> bool {
+    let flags = |path: PathBuf| {
+        let text = fs::read_to_string(path.join("flags")).unwrap_or_default();
+        u32::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
+    };
+    folder(mac).ok().and_then(flags).is_some_and(|flags| flags & UP == 0)
+}
+
 /// The number of the interface with a hardware address.
 fn find(mac: &[u8; 6]) -> io::Result<u32> {
+    let number = fs::read_to_string(folder(mac)?.join("ifindex"))?;
+    number.trim().parse().map_err(io::Error::other)
+}
+
+/// Where the kernel tells of it.
+fn folder(mac: &[u8; 6]) -> io::Result<PathBuf> {
     let wanted: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
     let wanted = wanted.join(":");
     for entry in fs::read_dir("/sys/class/net")? {
         let path = entry?.path();
-        let read = |name: &str| fs::read_to_string(path.join(name)).unwrap_or_default();
-        if read("address").trim() == wanted
-            && let Ok(number) = read("ifindex").trim().parse()
-        {
-            return Ok(number);
+        if fs::read_to_string(path.join("address")).is_ok_and(|text| text.trim() == wanted) {
+            return Ok(path);
         }
     }
     Err(io::Error::other(format!("the machine has no interface {wanted}")))

@@ -15,11 +15,13 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use guise_agent::protocol::{MODULES_OF_DISKS, MODULES_OF_SHARES, Mount, Root, Source, Writes};
+use guise_agent::protocol::{
+    MODULES_OF_ALL, MODULES_OF_DISKS, MODULES_OF_SHARES, Mount, OwnRoot, Root, Source, Writes,
+};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount, mount_move, mount_remount};
 
-use super::modules;
+use super::{files, init, modules};
 
 const ROOT: &str = "/root";
 
@@ -58,15 +60,31 @@ fn mount_layers(root: &Root) -> io::Result<()> {
     )
 }
 
+/// What the kernel tells of itself goes along.
+fn take_kernels_own() -> io::Result<()> {
+    for name in ["dev", "proc", "sys"] {
+        let target = directory(&format!("/{name}"))?;
+        at(&target, mount_move(format!("/{name}"), &target))?;
+    }
+    Ok(())
+}
+
+/// Makes an image the root of its own system, which mounts by itself whatever else it wants.
+pub fn become_system(own: &OwnRoot) -> io::Result<()> {
+    init::mount_kernels_own()?;
+    modules::load(MODULES_OF_ALL)?;
+    mount_layers(&own.root)?;
+    take_kernels_own()?;
+    enter()?;
+    files::introduce(&own.host_name)
+}
+
 /// Mounts the root file system at [`ROOT`], with what belongs into every one.
 pub fn mount_all(root: &Root) -> io::Result<MountedRoot> {
     mount_layers(root)?;
     let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
     let upper = at("/upper", rustix::fs::open("/upper", flags, Mode::empty()))?;
-    for name in ["dev", "proc", "sys"] {
-        let target = directory(&format!("/{name}"))?;
-        at(&target, mount_move(format!("/{name}"), &target))?;
-    }
+    take_kernels_own()?;
     let careful = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     let devices = MountFlags::NOSUID | MountFlags::NOEXEC;
     let special = [
@@ -117,25 +135,6 @@ impl MountedRoot {
         Ok(())
     }
 
-    /// Makes it the root of this process and of all to come, and gives up the memory of
-    /// the initial RAM disk.
-    pub fn enter(&self) -> io::Result<()> {
-        for path in ["/init", "/modules"] {
-            let path = Path::new(path);
-            let removed =
-                if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-            if let Err(error) = removed
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                eprintln!("guise-agent: {}: {error}", path.display());
-            }
-        }
-        at(ROOT, std::env::set_current_dir(ROOT))?;
-        at("moving the root", mount_move(".", "/"))?;
-        at("entering the root", rustix::process::chroot("."))?;
-        at("entering the root", std::env::set_current_dir("/"))
-    }
-
     /// From now on the root is as it is, where that is wanted.
     pub fn seal(&self, read_only: bool) -> io::Result<()> {
         if read_only {
@@ -158,6 +157,24 @@ impl MountedRoot {
         }
         Ok(())
     }
+}
+
+/// Makes [`ROOT`] the root of this process and of all to come, and gives up the memory of
+/// the initial RAM disk.
+pub fn enter() -> io::Result<()> {
+    for path in ["/init", "/modules"] {
+        let path = Path::new(path);
+        let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        if let Err(error) = removed
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            eprintln!("guise-agent: {}: {error}", path.display());
+        }
+    }
+    at(ROOT, std::env::set_current_dir(ROOT))?;
+    at("moving the root", mount_move(".", "/"))?;
+    at("entering the root", rustix::process::chroot("."))?;
+    at("entering the root", std::env::set_current_dir("/"))
 }
 
 /// A directory of the root file system to mount something on, made if it is not there.

@@ -156,6 +156,7 @@ impl Server {
                 return Ok(None);
             }
             ToGuest::Mount(mounts) if self.secret.is_some() => system::mount_all(&mounts),
+            ToGuest::Connect(wiring) if self.secret.is_some() => system::connect(&wiring),
             ToGuest::Shutdown if self.secret.is_some() => system::power_off(),
             ToGuest::Shutdown => {
                 let result = self.shut_down().map_err(|error| error.to_string());
@@ -200,7 +201,7 @@ impl Server {
         network::set_up(&set_up.interfaces)?;
         let root = root::mount_all(&set_up.root)?;
         root.mount_into(&set_up.mounts)?;
-        root.enter()?;
+        root::enter()?;
         files::write(set_up)?;
         self.cgroup = set_up.processes.map(Cgroup::limited_to).transpose()?;
         root.seal(set_up.root.read_only)?;

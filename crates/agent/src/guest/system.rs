@@ -1,5 +1,5 @@
-//! What is asked of a system that boots by itself: whether it is up, folders of the host, to
-//! switch itself off.
+//! What is asked of a system that boots by itself: whether it is up, folders of the host, its
+//! networks, to switch itself off.
 
 use std::fs;
 use std::io;
@@ -7,10 +7,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use guise_agent::protocol::{Mount, Source};
+use guise_agent::protocol::{Interface, Mount, Source, Wiring};
 use rustix::mount::{MountFlags, mount};
 
 use super::session::DEFAULT_PATH;
+use super::{files, network};
 
 /// How often it is looked for what must come.
 pub const LOOK: Duration = Duration::from_millis(50);
@@ -95,6 +96,17 @@ fn has_terminal(stat: &str) -> bool {
     // Its name may have anything in it.
     let Some((_, rest)) = stat.rsplit_once(')') else { return false };
     rest.split_whitespace().nth(4).is_some_and(|terminal| terminal != "0")
+}
+
+/// Gives addresses to interfaces that the system has left off: nobody in it knows of networks.
+pub fn connect(wiring: &Wiring) -> io::Result<()> {
+    let is_off = |interface: &&Interface| network::is_off(&interface.mac);
+    let off: Vec<Interface> = wiring.interfaces.iter().filter(is_off).cloned().collect();
+    if off.is_empty() {
+        return Ok(());
+    }
+    network::set_up(&off)?;
+    files::name_resolvers(&wiring.resolvers)
 }
 
 /// Mounts folders of the host where the system has not.

@@ -28,6 +28,8 @@ pub enum ToGuest {
     /// Mounts folders of the host in a system of its own, where it has not done so itself;
     /// answered with `Done`.
     Mount(Vec<Mount>),
+    /// Gives addresses to interfaces that a system of its own has left off; answered with `Done`.
+    Connect(Wiring),
 }
 
 /// From the guest.
@@ -189,6 +191,24 @@ pub struct Root {
     pub read_only: bool,
 }
 
+/// What an image becomes whose own system begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnRoot {
+    pub root: Root,
+    /// What the machine is called where the system does not know better.
+    pub host_name: String,
+}
+
+impl OwnRoot {
+    pub fn bytes(&self) -> Vec<u8> {
+        postcard::to_allocvec(self).unwrap_or_default()
+    }
+
+    pub fn of(bytes: &[u8]) -> Option<OwnRoot> {
+        postcard::from_bytes(bytes).ok()
+    }
+}
+
 /// Where changes of the root file system go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Writes {
@@ -229,6 +249,13 @@ pub struct Interface {
     /// With the length of their prefix.
     pub addresses: Vec<(IpAddr, u8)>,
     pub gateways: Vec<IpAddr>,
+}
+
+/// The networks of a system of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wiring {
+    pub interfaces: Vec<Interface>,
+    pub resolvers: Vec<IpAddr>,
 }
 
 /// What the guest says of itself.

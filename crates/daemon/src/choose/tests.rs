@@ -22,7 +22,8 @@ fn the_image_decides_where_nothing_is_said() {
     assert_eq!(chosen(&asked, Content::Wasm), Guise::Microvm);
     assert!(check(Guise::Microvm, Content::Wasm).is_err());
     assert!(check(Guise::Microvm, Content::WasmInRootFs).is_ok());
-    assert!(check(Guise::Vm, Content::RootFs).is_err());
+    assert!(check(Guise::Vm, Content::Wasm).is_err());
+    assert!(check(Guise::Vm, Content::RootFs).is_ok());
     assert!(check(Guise::Vm, Content::Disk).is_ok());
 }
 
@@ -32,6 +33,9 @@ fn reasons_are_told() {
         let explained = choose(&spec(), content);
         assert!(!explained.reasons.is_empty(), "{content:?}");
     }
+    let of_vm =
+        |content| choose(&InstanceSpec { guise: Guise::Vm, ..spec() }, content).reasons.join("\n");
+    assert!(of_vm(Content::Disk).contains("a disk") && of_vm(Content::RootFs).contains("init"));
     assert_eq!(
         choose(&InstanceSpec { guise: Guise::Wasm, ..spec() }, Content::RootFs).reasons,
         ["--as wasm was asked for"]

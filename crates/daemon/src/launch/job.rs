@@ -172,11 +172,15 @@ fn of_image(
     console: Option<Size>,
 ) -> Result<(Form, Program), ApiError> {
     let session = daemon.images.session().map_err(failed)?;
-    let program = program(spec, image, console)?;
+    let program = match guise {
+        Guise::Vm => in_image(spec, image, console)?,
+        _ => program(spec, image, console)?,
+    };
+    let file_system = || session.erofs(image, Limits::default(), &Silent).map_err(failed);
     let layers = || session.layer_dirs(image, Limits::default(), &Silent).map_err(failed);
     Ok(match guise {
         Guise::Microvm => {
-            let root = session.erofs(image, Limits::default(), &Silent).map_err(failed)?;
+            let root = file_system()?;
             let kernel::Files { kernel, modules, cache } = kernel::files(daemon, &session)?;
             (Form::Microvm { root, kernel, modules, cache, engine: engine(spec.engine) }, program)
         }
@@ -187,21 +191,40 @@ fn of_image(
             };
             (Form::Wasm { program: module, layers: layers()? }, sandboxed(program, spec))
         }
-        Guise::Vm => return Err(choose::no_disk()),
+        Guise::Vm => (vm(spec, file_system()?, job::Boots::Image), program),
         Guise::Auto | Guise::Container => (Form::Container { layers: layers()? }, program),
     })
 }
 
 /// What boots by itself.
-fn of_disk(spec: &InstanceSpec) -> Result<Form, ApiError> {
-    Ok(Form::Vm {
-        // As others see it who follow no links.
-        image: std::fs::canonicalize(&spec.image)
-            .map_err(|error| ApiError::host("find the disk", &error).exit_code(125))?,
+fn vm(spec: &InstanceSpec, image: PathBuf, boots: job::Boots) -> Form {
+    Form::Vm {
+        image,
+        boots,
         engine: engine(spec.engine),
         user_data: spec.user_data.clone(),
         ssh_keys: spec.ssh_keys.clone(),
-    })
+    }
+}
+
+fn of_disk(spec: &InstanceSpec) -> Result<Form, ApiError> {
+    // As others see it who follow no links.
+    let disk = std::fs::canonicalize(&spec.image)
+        .map_err(|error| ApiError::host("find the disk", &error).exit_code(125))?;
+    Ok(vm(spec, disk, job::Boots::Disk))
+}
+
+/// The same of an image: what it says of programs is for one that is named. Its own would be that
+/// of a container.
+fn in_image(
+    spec: &InstanceSpec,
+    image: &Image,
+    console: Option<Size>,
+) -> Result<Program, ApiError> {
+    match spec.command.is_empty() && spec.entrypoint.is_none() {
+        true => in_system(spec, console),
+        false => program(spec, image, console),
+    }
 }
 
 /// The program that a VM is there for; none is the system itself, which nothing that is said of
@@ -211,7 +234,7 @@ fn in_system(spec: &InstanceSpec, console: Option<Size>) -> Result<Program, ApiE
         spec.entrypoint.iter().flatten().chain(&spec.command).cloned().collect();
     let says = !spec.env.is_empty() || spec.user.is_some() || spec.workdir.is_some();
     if argv.is_empty() && says {
-        return Err(ApiError::invalid("a VM without a program runs what is on its disk")
+        return Err(ApiError::invalid("a VM without a program runs its own system")
             .hint("name a program, or tell cloud-init what to do with --user-data")
             .exit_code(125));
     }

@@ -160,9 +160,7 @@ pub async fn create(
         launch::check_kernel(&daemon)?;
     }
     // It is not worth fetching what cannot be run.
-    if spec.guise == Guise::Vm && spec.disk().is_none() {
-        return Err(choose::no_disk().into());
-    }
+    launch::check_coming(&daemon, &spec)?;
     if let Some(network) = &spec.join
         && daemon.objects.network(&Named::new(&project, network))?.is_none()
     {
@@ -271,6 +269,7 @@ pub async fn explain(
     Body(spec): Body<InstanceSpec>,
 ) -> Answer<Explanation> {
     check(&spec)?;
+    launch::check_coming(&daemon, &spec)?;
     let content = launch::content(&daemon, &spec);
     let explained = choose::choose(&spec, content);
     choose::check(explained.guise, content)?;

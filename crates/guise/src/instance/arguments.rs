@@ -32,6 +32,7 @@ macro_rules! usage {
   guise run --rm -v data:/data ./app.wasm first second
   guise run -it --disk debian.qcow2 --ssh-key ~/.ssh/id_ed25519.pub -p 2222:22
   guise run --rm --disk debian.qcow2 -e MODE=fast sh -c 'uname -r; echo $MODE'
+  guise run -d --name sys --as vm debian-vm
   guise run --rm --timeout 60 debian:12 sh -c 'might take for ever'
   guise run --explain debian:12")]
 pub struct Run {
@@ -58,7 +59,8 @@ pub struct Create {
 
 #[derive(Args)]
 pub struct Options {
-    /// What to run it as: auto, container, microvm, vm or wasm
+    /// What to run it as: auto, container, microvm (with a kernel of Guise's), vm (an image that has
+    /// a kernel and boots by itself) or wasm
     #[arg(long = "as", value_name = "GUISE", default_value = "auto", value_parser = parse_guise)]
     guise: Guise,
     /// A disk image, of any format, that boots by itself, as a VM, in place of IMAGE; it is not

@@ -187,9 +187,14 @@ impl Home {
 
     /// Puts the image into the store under a name.
     pub fn import(&self, name: &str) {
-        let (images, tar) = (self.path("images"), self.path("box.tar"));
+        self.import_from(&self.path("box.tar"), name);
+    }
+
+    /// The same with another one, from a file.
+    pub fn import_from(&self, tar: &Path, name: &str) {
+        let images = self.path("images");
         let mut import = Command::new(GUISE);
-        import.args(["image", "--store"]).arg(&images).args(["import", "-q"]).arg(&tar).arg(name);
+        import.args(["image", "--store"]).arg(&images).args(["import", "-q"]).arg(tar).arg(name);
         let import = import.output().unwrap();
         assert!(import.status.success(), "{import:?}");
     }

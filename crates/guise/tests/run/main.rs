@@ -19,4 +19,5 @@ mod tasks;
 mod terminal;
 mod tour;
 mod vm;
+mod vm_image;
 mod wasm;

@@ -2,7 +2,9 @@
 //! which stands before the others. The kernel starts the agent, and the agent goes on as the
 //! program that the kernel would have started.
 
-use guise_agent::protocol::{BESIDE, BESIDE_AGENT, BESIDE_FIRST, BESIDE_SECRET};
+use guise_agent::protocol::{
+    BESIDE, BESIDE_AGENT, BESIDE_FIRST, BESIDE_ROOT, BESIDE_SECRET, OwnRoot,
+};
 
 use crate::cpio::Archive;
 use crate::kernel::AGENT;
@@ -44,10 +46,26 @@ pub fn with_it(words: &str) -> (String, String) {
     (with, first.to_owned())
 }
 
-/// The archive.
+/// What the kernel unpacks before a disk's own initial RAM disk.
 pub fn archive(first: &str, secret: &[u8]) -> Vec<u8> {
+    let mut bytes = contents(first, secret).finish();
+    bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
+    bytes
+}
+
+/// The beginning of an initial RAM disk that leads to an image.
+pub fn with_root(first: &str, secret: &[u8], root: &OwnRoot) -> Archive {
+    let mut archive = contents(first, secret);
+    archive.file(&inside(BESIDE_ROOT), 0o600, &root.bytes());
+    archive
+}
+
+fn inside(path: &str) -> String {
+    path.trim_start_matches('/').to_owned()
+}
+
+fn contents(first: &str, secret: &[u8]) -> Archive {
     let mut archive = Archive::default();
-    let inside = |path: &str| path.trim_start_matches('/').to_owned();
     // The agent needs streams, as every program does.
     archive.directory("dev");
     archive.character_device("dev/console", 5, 1);
@@ -55,7 +73,5 @@ pub fn archive(first: &str, secret: &[u8]) -> Vec<u8> {
     archive.file(&inside(BESIDE_AGENT), 0o700, AGENT);
     archive.file(&inside(BESIDE_FIRST), 0o600, first.as_bytes());
     archive.file(&inside(BESIDE_SECRET), 0o600, secret);
-    let mut bytes = archive.finish();
-    bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
-    bytes
+    archive
 }

@@ -127,6 +127,9 @@ fn the_corpus_does_no_harm() {
     guise_testkit::corpus::run_all(env!("CARGO_MANIFEST_DIR"), "bootable", |pieces| {
         let _ = probe(pieces);
     });
+    // All of an image is read; then it is no disk.
+    let image = include_bytes!("../../fuzz/corpus/bootable/image");
+    assert!(matches!(probe(image), Err(BootableError::NoKernel(what)) if what == "EROFS"));
 }
 
 /// The agent stands before an initial RAM disk that stays as it is; where there is none, or one

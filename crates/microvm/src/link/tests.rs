@@ -7,7 +7,7 @@ use super::*;
 
 fn link() -> Arc<Link> {
     let listener = Host::private().unwrap().listen(1).unwrap();
-    Arc::new(Link::new(listener, Vec::new()))
+    Arc::new(Link::new(listener, Vec::new(), None))
 }
 
 /// Says who it is, as the agent does.

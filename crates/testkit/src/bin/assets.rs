@@ -4,7 +4,9 @@
 use std::process::ExitCode;
 
 use guise_testkit::assets::Kernel;
-use guise_testkit::{TestkitError, assets, baremetal, debian_root, initramfs, programs};
+use guise_testkit::{
+    TestkitError, assets, baremetal, debian_root, initramfs, programs, system_image,
+};
 
 fn main() -> ExitCode {
     match prepare() {
@@ -29,6 +31,17 @@ fn prepare() -> Result<(), TestkitError> {
         let image = kernel.image()?;
         println!("{:<16} {}", kernel.name(), image.display());
     }
+    std::thread::scope(|scope| {
+        // It waits for the network and for programs, most of the time.
+        let cloud_init = scope.spawn(|| system_image::with_cloud_init(Kernel::Debian12Cloud));
+        others()?;
+        let archive = cloud_init.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        println!("{:<16} {}", "cloud-init", archive.display());
+        Ok(())
+    })
+}
+
+fn others() -> Result<(), TestkitError> {
     println!("{:<16} {}", "busybox", assets::busybox()?.display());
     println!("{:<16} {}", "shell", initramfs::shell()?.display());
     println!("{:<16} {}", "torture", initramfs::with_torture()?.display());

@@ -18,7 +18,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use guise_microvm::PreparedKernel;
 use guise_worker::jail;
-use guise_worker::job::{Engine, Form, Job, Log, Mount, Network, Resources};
+use guise_worker::job::{Boots, Engine, Form, Job, Log, Mount, Network, Resources};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// What nobody writes to.
@@ -112,6 +112,7 @@ impl Outside {
         match self.kind {
             Kind::Vm => Form::Vm {
                 image: self.path("image"),
+                boots: Boots::Disk,
                 engine: Engine::Soft,
                 user_data: None,
                 ssh_keys: Vec::new(),
