@@ -32,6 +32,11 @@ export HTTPS_PROXY=http://127.0.0.1:9 HTTP_PROXY=http://127.0.0.1:9
 "$guise" daemon --listen 127.0.0.1:0 --plain --log warn 2>"$place/log" &
 daemon=$!
 address=
+# Asked before it listens, `guise info` would start another one.
+for _ in $(seq 600); do
+    test ! -S "$GUISE_RUN/guise.sock" || break
+    sleep 0.1
+done
 for _ in $(seq 600); do
     address=$("$guise" info -o json 2>/dev/null | sed -n 's/.*"listens": "\(.*\)".*/\1/p') || true
     test -z "$address" || break

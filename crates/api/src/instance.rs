@@ -230,6 +230,9 @@ pub struct InstanceStatus {
     pub error: Option<crate::ApiError>,
     /// Lives that were begun: the last of `spec.starts` that has been acted upon.
     pub starts: u64,
+    /// Seconds that it has to end by itself, where that was said when it was asked to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grace_seconds: Option<u32>,
     /// Restarts by policy in a row.
     pub restarts: u32,
     pub addresses: Vec<String>,

@@ -33,6 +33,12 @@ const VM_GRACE_SECONDS: u32 = 90;
 /// A life that lasted so long was a good one: the next failure is the first again.
 const GOOD_LIFE: Duration = Duration::from_secs(10);
 
+/// Seconds that an instance has to end by itself when nobody says how many.
+pub fn usual_grace(instance: &guise_api::Instance) -> u32 {
+    let usual = if instance.spec.guise == Guise::Vm { VM_GRACE_SECONDS } else { GRACE_SECONDS };
+    instance.spec.stop_seconds.unwrap_or(usual)
+}
+
 /// Starts a task for everything in the store.
 pub fn resume(daemon: &Arc<Daemon>) -> Result<(), DaemonError> {
     let instances = daemon.objects.instances()?;
@@ -249,6 +255,7 @@ impl Task {
             let status = &mut instance.status;
             status.phase = Phase::Starting;
             status.starts = life;
+            status.grace_seconds = None;
             status.error = None;
             status.exit_code = None;
             status.out_of_memory = false;
@@ -336,8 +343,7 @@ impl Task {
     async fn stop(&mut self, kill: bool) -> Result<(), ApiError> {
         let instance =
             self.change(Keep::InMemory, |instance| instance.status.phase = Phase::Stopping).await?;
-        let usual = if instance.spec.guise == Guise::Vm { VM_GRACE_SECONDS } else { GRACE_SECONDS };
-        let seconds = instance.spec.stop_seconds.unwrap_or(usual);
+        let seconds = instance.status.grace_seconds.unwrap_or_else(|| usual_grace(&instance));
         let grace = if kill { 0 } else { u64::from(seconds) * 1000 };
         let socket = self.daemon.config.place(&self.entry.id).socket();
         let news = self.ends.0.clone();

@@ -251,8 +251,8 @@ fn made_before(daemon: &App, id: &str, spec: &InstanceSpec) -> MadeAnswer<Instan
     };
     let instance = entry.instance();
     // What has been changed since it was made is no part of what was asked for then.
-    let InstanceSpec { running, paused, starts, stop_seconds, .. } = instance.spec;
-    let asked = InstanceSpec { running, paused, starts, stop_seconds, ..spec.clone() };
+    let InstanceSpec { running, paused, starts, .. } = instance.spec;
+    let asked = InstanceSpec { running, paused, starts, ..spec.clone() };
     if asked != instance.spec {
         return other(format!("a request with this key has made instance {id}, which is another"));
     }
@@ -437,10 +437,11 @@ impl Patience {
 }
 
 /// An instance that is asked to end already has only so many seconds left from now on.
-fn hurry(daemon: &App, instance: &Instance, seconds: u32) {
+fn hurry(daemon: &App, instance: &Instance, patience: &Patience) {
     if instance.status.phase != Phase::Stopping {
         return;
     }
+    let seconds = patience.seconds.unwrap_or_else(|| reconcile::usual_grace(instance));
     let socket = daemon.config.place(&instance.id).socket();
     let request = Request::Stop { grace_milliseconds: u64::from(seconds) * 1000 };
     // Its task waits for the end already, and hears of it from the worker.
@@ -461,16 +462,14 @@ pub async fn stop(
     patience.check()?;
     let change = |instance: &mut Instance| {
         instance.spec.running = false;
-        instance.spec.stop_seconds = patience.seconds.or(instance.spec.stop_seconds);
+        instance.status.grace_seconds = patience.seconds;
         if instance.status.phase == Phase::Waiting {
             instance.status.phase = Phase::Exited;
         }
         Ok(())
     };
     let asked = entry.change(&daemon.objects, Keep::Durably, change).await?;
-    if let Some(seconds) = patience.seconds {
-        hurry(&daemon, &asked, seconds);
-    }
+    hurry(&daemon, &asked, &patience);
     let answer = if patience.wait {
         entry.until(|instance| !instance.status.phase.is_alive()).await
     } else {
@@ -502,7 +501,7 @@ pub async fn restart(
             return Err(no_such_life(instance, life));
         }
         if life == next {
-            instance.spec.stop_seconds = patience.seconds.or(instance.spec.stop_seconds);
+            instance.status.grace_seconds = patience.seconds;
             instance.spec.starts = life;
             instance.spec.running = true;
             instance.spec.paused = false;
@@ -510,9 +509,7 @@ pub async fn restart(
         Ok(())
     };
     let asked = entry.change(&daemon.objects, Keep::Durably, change).await?;
-    if let Some(seconds) = patience.seconds {
-        hurry(&daemon, &asked, seconds);
-    }
+    hurry(&daemon, &asked, &patience);
     begun(&entry, life, patience.wait).await
 }
 

@@ -246,7 +246,7 @@ fn volumes_are_shared_and_outlive_instances(guise: Guise) {
 fn who_has_less_patience_ends_it_sooner() {
     let Some(home) = Home::new("patience", Guise::Container) else { return };
     let deaf = "trap '' TERM; echo deaf; while :; do sleep 1; done";
-    home.good(&["run", "-d", "--name", "it", BOX, "sh", "-c", deaf]);
+    home.good(&["run", "-d", "--name", "it", "--stop-timeout", "1", BOX, "sh", "-c", deaf]);
     home.until("it hears nothing", || home.good(&["logs", "it"]) == "deaf");
     let mut patient = home.command(["stop", "-t", "80000", "it"]).spawn().unwrap();
     home.until_phase("it", "stopping");
@@ -257,9 +257,18 @@ fn who_has_less_patience_ends_it_sooner() {
     assert_eq!(home.inspect("it")["status"]["exit_code"], 137);
     let refused = home.guise(&["stop", "-t", "4000000000", "it"]);
     assert!(refused.code == 1 && refused.err.contains("more than a day"), "{refused:?}");
-    // The same by removal.
+    // The same by its usual patience, which the others have not changed.
     home.good(&["start", "it"]);
     home.until("it hears nothing again", || home.good(&["logs", "it"]) == "deaf\ndeaf");
+    let mut patient = home.command(["stop", "-t", "80000", "it"]).spawn().unwrap();
+    home.until_phase("it", "stopping");
+    home.good(&["stop", "it"]);
+    assert!(patient.wait().unwrap().success());
+    // And by removal.
+    home.good(&["start", "it"]);
+    home.until("it hears nothing once more", || {
+        home.good(&["logs", "it"]).ends_with("\ndeaf\ndeaf")
+    });
     let mut patient = home.command(["stop", "-t", "80000", "it"]).spawn().unwrap();
     home.until_phase("it", "stopping");
     home.good(&["rm", "-f", "it"]);

@@ -59,6 +59,14 @@ struct Programs {
     running: HashMap<u64, Arc<Running>>,
 }
 
+fn of_runtime(error: guise_container::Error) -> BodyError {
+    match error {
+        // It was asked in the moment of its end.
+        guise_container::Error::NotFound(_) => BodyError::NotRunning,
+        error => failed(error),
+    }
+}
+
 impl Keeper {
     pub fn new(job: &Job, root: PathBuf) -> Keeper {
         Keeper {
@@ -108,8 +116,8 @@ impl Keeper {
                 let running = self.programs().running.get(&program).cloned();
                 running.ok_or(BodyError::NotRunning)?.signal(signal)?;
             }
-            Ask::Pause => runtime::pause(&self.store, &self.job.id).map_err(failed)?,
-            Ask::Resume => runtime::resume(&self.store, &self.job.id).map_err(failed)?,
+            Ask::Pause => runtime::pause(&self.store, &self.job.id).map_err(of_runtime)?,
+            Ask::Resume => runtime::resume(&self.store, &self.job.id).map_err(of_runtime)?,
             Ask::Stats => return self.stats().map(Told::Stats),
             Ask::Stop { grace } => self.stop(grace)?,
             Ask::CopyOut { path } => self.copy(asked, Way::Out, &path)?,
@@ -213,7 +221,7 @@ impl Keeper {
     }
 
     fn stats(&self) -> Result<Stats, BodyError> {
-        let event = runtime::stats(&self.store, &self.job.id).map_err(failed)?;
+        let event = runtime::stats(&self.store, &self.job.id).map_err(of_runtime)?;
         let number = |path: &str| event.data.pointer(path).and_then(Value::as_u64);
         let operations = |name: &str| {
             let entries = event.data.pointer("/blkio/ioServiceBytesRecursive")?.as_array()?;
@@ -241,6 +249,8 @@ impl Keeper {
         let _ = runtime::resume(&self.store, &self.job.id);
         if !workload.has_ended_within(grace) {
             runtime::kill(&self.store, &self.job.id, SIGKILL, false).map_err(failed)?;
+            // Nor would one that was paused since then notice its death.
+            let _ = runtime::resume(&self.store, &self.job.id);
             workload.await_told_end();
         }
         Ok(())
