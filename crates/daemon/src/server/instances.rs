@@ -434,14 +434,18 @@ impl Patience {
             _ => Ok(()),
         }
     }
+
+    /// How many seconds this leaves an instance.
+    fn with(&self, instance: &Instance) -> u32 {
+        self.seconds.unwrap_or_else(|| reconcile::usual_grace(instance))
+    }
 }
 
 /// An instance that is asked to end already has only so many seconds left from now on.
-fn hurry(daemon: &App, instance: &Instance, patience: &Patience) {
+fn hurry(daemon: &App, instance: &Instance, seconds: u32) {
     if instance.status.phase != Phase::Stopping {
         return;
     }
-    let seconds = patience.seconds.unwrap_or_else(|| reconcile::usual_grace(instance));
     let socket = daemon.config.place(&instance.id).socket();
     let request = Request::Stop { grace_milliseconds: u64::from(seconds) * 1000 };
     // Its task waits for the end already, and hears of it from the worker.
@@ -469,7 +473,7 @@ pub async fn stop(
         Ok(())
     };
     let asked = entry.change(&daemon.objects, Keep::Durably, change).await?;
-    hurry(&daemon, &asked, &patience);
+    hurry(&daemon, &asked, patience.with(&asked));
     let answer = if patience.wait {
         entry.until(|instance| !instance.status.phase.is_alive()).await
     } else {
@@ -509,7 +513,7 @@ pub async fn restart(
         Ok(())
     };
     let asked = entry.change(&daemon.objects, Keep::Durably, change).await?;
-    hurry(&daemon, &asked, &patience);
+    hurry(&daemon, &asked, patience.with(&asked));
     begun(&entry, life, patience.wait).await
 }
 
