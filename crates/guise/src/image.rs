@@ -9,17 +9,20 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
+use guise_daemon::Config;
 use guise_image::spec::Platform;
 use guise_image::{Limits, Name, Pull, Store, archive, registry};
 
 use progress::Bars;
 pub use show::{human_size, parse_size};
 
+use crate::Failure;
 use crate::print::{Format, Output};
 
 #[derive(Args)]
 pub struct ImageArgs {
-    /// Directory of the image store [default: /var/lib/guise/images, or ~/.local/share/guise/images]
+    /// Directory of the image store [default: the daemon's: $GUISE_IMAGES, images in $GUISE_STATE,
+    /// /var/lib/guise/images, or ~/.local/share/guise/images]
     #[arg(long, global = true, value_name = "DIR")]
     store: Option<PathBuf>,
 
@@ -186,7 +189,15 @@ pub fn run(args: ImageArgs) -> ExitCode {
     if let Some(host) = crate::instance::other_host() {
         return crate::report(remote::run(args.command, &host));
     }
-    match dispatch(args) {
+    // Where the daemon has its images.
+    let place = match args.store {
+        Some(place) => place,
+        None => match Config::of_this_user() {
+            Ok(config) => config.images,
+            Err(error) => return crate::report(Err(Failure::failed(error))),
+        },
+    };
+    match dispatch(args.command, place) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("guise: {error}");
@@ -195,13 +206,9 @@ pub fn run(args: ImageArgs) -> ExitCode {
     }
 }
 
-fn dispatch(args: ImageArgs) -> guise_build::Result<()> {
-    let path = match args.store {
-        Some(path) => path,
-        None => Store::default_path()?,
-    };
-    let store = Store::open(path)?;
-    match args.command {
+fn dispatch(command: ImageCommand, place: PathBuf) -> guise_build::Result<()> {
+    let store = Store::open(place)?;
+    match command {
         ImageCommand::Pull {
             name,
             platform,

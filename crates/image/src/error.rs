@@ -61,9 +61,6 @@ pub enum Error {
 
     #[error("{0} is not built from Debian packages, so --include means nothing for it")]
     NoInclude(String),
-
-    #[error("cannot work without $HOME or --store: where should images be kept?")]
-    NoHome,
 }
 
 /// Two digests that should be the same.

@@ -138,21 +138,6 @@ impl Store {
         Ok(store)
     }
 
-    /// `/var/lib/guise/images` for root, below `$XDG_DATA_HOME` for everyone else.
-    pub fn default_path() -> Result<PathBuf> {
-        if rustix::process::geteuid().is_root() {
-            return Ok("/var/lib/guise/images".into());
-        }
-        let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
-        let data = match data {
-            Some(data) => data,
-            None => {
-                PathBuf::from(std::env::var_os("HOME").ok_or(Error::NoHome)?).join(".local/share")
-            }
-        };
-        Ok(data.join("guise/images"))
-    }
-
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root

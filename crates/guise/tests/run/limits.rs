@@ -1,5 +1,7 @@
 //! What an instance may use, and what it can see.
 
+use std::time::{Duration, Instant};
+
 use crate::home::{BOX, Guise, Home, in_every_guise};
 
 in_every_guise!(memory_and_processes_are_limited_and_told);
@@ -30,6 +32,35 @@ fn memory_and_processes_are_limited_and_told(guise: Guise) {
     }
     let too_many = home.guise(&["run", "--rm", "--cpus", "100000", BOX, "true"]);
     assert_eq!(too_many.code, 125, "{too_many:?}");
+}
+
+#[test]
+fn a_container_gets_its_part_of_a_processor() {
+    let Some(home) = Home::new("part", Guise::Container) else { return };
+    let busy =
+        ["run", "-d", "--name", "it", "--cpus", "0.2", BOX, "sh", "-c", "while :; do :; done"];
+    home.good(&busy);
+    let used = || {
+        let stats = home.good(&["stats", "-o", "json", "it"]);
+        let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();
+        stats[0]["cpu_nanoseconds"].as_u64().unwrap()
+    };
+    home.until("it has used time", || used() > 50_000_000);
+    let (begun, before) = (Instant::now(), used());
+    std::thread::sleep(Duration::from_secs(2));
+    let (took, passed) = ((used() - before) as f64 / 1e9, begun.elapsed().as_secs_f64());
+    // A period's share more or less, and what a process may overrun before it is stopped.
+    assert!(took < 0.3 * passed, "{took} s of processor in {passed} s");
+}
+
+#[test]
+fn a_machine_gets_whole_processors_and_so_much_disk() {
+    let Some(home) = Home::new("whole", Guise::Microvm) else { return };
+    let script =
+        "grep -c ^processor /proc/cpuinfo; dd if=/dev/zero of=/big bs=1M count=64; echo $?";
+    let limits = ["--cpus", "2", "--disk-size", "32M"];
+    let said = home.good(&[&["run", "--rm"][..], &limits, &[BOX, "sh", "-c", script]].concat());
+    assert_eq!(said, "2\n1");
 }
 
 #[test]
