@@ -130,6 +130,12 @@ impl BlockDevice {
         self.node.read(offset, buf)
     }
 
+    /// Does a read at once on this thread if that takes no waiting: the host has it in
+    /// memory. `false`: a queue is to do it, and what the buffer holds means nothing.
+    pub fn read_at_hand(&self, offset: u64, buffer: &mut Buffer) -> Result<bool> {
+        self.node.read_at_hand(offset, &mut buffer.slices())
+    }
+
     /// Writes a buffer from `offset` on.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.node.write(offset, data)

@@ -16,6 +16,8 @@ pub use mirror::{Mirror, MirrorState};
 pub use open::{BackingPolicy, MAX_DEPTH, OpenOptions, Passphrases};
 pub use throttle::{Limits, Throttle};
 
+use std::io::IoSliceMut;
+
 use crate::error::{Error, Result};
 use crate::format::Place;
 use crate::storage::SharedStorage;
@@ -48,6 +50,11 @@ pub trait Node: Send + Sync {
         None
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+    /// Fills the stretches if that takes no waiting. `false`: it may, so `read` is to do it,
+    /// and what the stretches hold means nothing.
+    fn read_at_hand(&self, _offset: u64, _stretches: &mut [IoSliceMut<'_>]) -> Result<bool> {
+        Ok(false)
+    }
     fn write(&self, offset: u64, data: &[u8]) -> Result<()>;
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<()>;
     fn discard(&self, offset: u64, len: u64) -> Result<()>;

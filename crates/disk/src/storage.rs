@@ -12,6 +12,7 @@ mod memory;
 mod record;
 mod slice;
 
+use std::io::IoSliceMut;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -49,6 +50,12 @@ pub trait Storage: Send + Sync {
 
     /// Fills the buffer; zeroes stand past the end.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// Fills the stretches, one after the other, if that takes no waiting. `false`: it may,
+    /// and what the stretches hold means nothing.
+    fn read_at_hand(&self, _offset: u64, _stretches: &mut [IoSliceMut<'_>]) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Writes all of the buffer, growing the storage where needed.
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()>;

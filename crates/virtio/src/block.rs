@@ -2,11 +2,13 @@
 //!
 //! Each queue has a thread of its own with a ring of the host's kernel, so many requests
 //! are under way at once and come back in any order; interrupts are sent for batches. Data
-//! goes straight between the image and guest memory.
+//! goes straight between the image and guest memory. A single read of what the host has in
+//! memory needs none of that (`shortcut`).
 
 mod flusher;
 mod request;
 mod server;
+mod shortcut;
 mod space;
 
 use std::os::fd::OwnedFd;
@@ -16,6 +18,7 @@ use guise_disk::device::BlockDevice;
 
 use self::flusher::Flusher;
 use self::server::Server;
+use self::shortcut::Shortcut;
 use self::space::Space;
 pub use self::space::{Shortage, WhenFull};
 use crate::device::{Session, StartError, VirtioDevice};
@@ -88,6 +91,8 @@ pub struct Block {
 #[derive(Default)]
 struct Running {
     workers: Workers,
+    /// By queue.
+    shortcuts: Vec<Option<Arc<Shortcut>>>,
     interrupt: Option<Arc<Interrupt>>,
 }
 
@@ -189,6 +194,7 @@ impl VirtioDevice for Block {
 
     fn start(&self, session: Session) -> Result<(), StartError> {
         let mut workers = Workers::default();
+        let mut shortcuts = Vec::new();
         for (index, queue) in session.queues.into_iter().enumerate() {
             let Some(queue) = queue else {
                 // Further queues are the driver's choice.
@@ -196,6 +202,7 @@ impl VirtioDevice for Block {
                     return Err(StartError::MissingQueue(0));
                 }
                 workers.add(None);
+                shortcuts.push(None);
                 continue;
             };
             let kick = Kick::new()?;
@@ -212,9 +219,13 @@ impl VirtioDevice for Block {
             let interrupt = session.interrupt.clone();
             let name = format!("disk {index}");
             let worker = Worker::serving(name, kick, index as u16, queue, interrupt, server)?;
+            shortcuts.push(self.limiter.is_none().then(|| {
+                let (queue, interrupt) = (worker.queue().clone(), session.interrupt.clone());
+                Arc::new(Shortcut::new(queue, index as u16, self.device.clone(), interrupt))
+            }));
             workers.add(Some(worker));
         }
-        *self.lock() = Running { workers, interrupt: Some(session.interrupt) };
+        *self.lock() = Running { workers, shortcuts, interrupt: Some(session.interrupt) };
         Ok(())
     }
 
@@ -224,6 +235,10 @@ impl VirtioDevice for Block {
     }
 
     fn notify(&self, queue: u16) {
+        let shortcut = self.lock().shortcuts.get(usize::from(queue)).cloned().flatten();
+        if shortcut.is_some_and(|shortcut| shortcut.serves()) {
+            return;
+        }
         self.lock().workers.ring(queue);
     }
 

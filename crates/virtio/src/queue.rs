@@ -145,7 +145,7 @@ impl Queue {
         }
     }
 
-    /// Takes the next chain that the driver made available.
+    /// Takes the next chain that the driver made available. One that is broken stays.
     pub fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
         let chain = match &mut self.ring {
             Ring::Split(ring) => ring.pop(&self.memory, &mut self.spare),

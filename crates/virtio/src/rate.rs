@@ -75,6 +75,11 @@ impl Limiter {
         }))))
     }
 
+    /// Whether there is no limit.
+    pub fn is_none(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// Asks for one operation with so many bytes; if it need not wait it has happened.
     pub fn admit(&self, bytes: u64) -> Wait {
         self.admit_at(bytes, Instant::now)

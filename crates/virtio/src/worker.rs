@@ -6,8 +6,8 @@ mod lookout;
 mod thread;
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -100,8 +100,15 @@ impl Kick {
     }
 }
 
+/// A queue that its thread holds while it works on it. While the thread sleeps others may do
+/// what they can; when it has ended there is none.
+pub type Shared = Arc<Mutex<Option<Queue>>>;
+
 /// The running thread of a queue.
-pub type Worker = Thread<Queue>;
+pub struct Worker {
+    thread: Thread<()>,
+    queue: Shared,
+}
 
 impl Worker {
     /// `index` is the queue's, for its interrupt.
@@ -109,24 +116,37 @@ impl Worker {
         name: String,
         kick: Kick,
         index: u16,
-        mut queue: Queue,
+        queue: Queue,
         interrupt: Arc<Interrupt>,
         mut handler: impl Handler,
     ) -> Result<Self, StartError> {
         let bell = kick.clone();
-        Thread::start(name, "starting the thread of a virtio queue", kick, move |stopping| {
-            let result = serve(&mut queue, index, &interrupt, &mut handler, &bell, stopping);
-            if let Err(error) = result {
-                tracing::warn!(%error, queue = index, "the driver broke a queue");
-                interrupt.needs_reset();
-            }
-            queue
-        })
+        let queue = Arc::new(Mutex::new(Some(queue)));
+        let theirs = queue.clone();
+        let thread =
+            Thread::start(name, "starting the thread of a virtio queue", kick, move |stopping| {
+                let result = serve(&theirs, index, &interrupt, &mut handler, &bell, stopping);
+                if let Err(error) = result {
+                    tracing::warn!(%error, queue = index, "the driver broke a queue");
+                    interrupt.needs_reset();
+                }
+            })?;
+        Ok(Self { thread, queue })
+    }
+
+    pub fn queue(&self) -> &Shared {
+        &self.queue
+    }
+
+    /// Ends the thread and takes the queue. Nothing if the thread died.
+    fn stop(self) -> Option<Queue> {
+        self.thread.stop()?;
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
 fn serve(
-    queue: &mut Queue,
+    shared: &Mutex<Option<Queue>>,
     index: u16,
     interrupt: &Interrupt,
     handler: &mut impl Handler,
@@ -134,14 +154,23 @@ fn serve(
     stopping: &AtomicBool,
 ) -> Result<(), QueueError> {
     let mut lookout = Lookout::default();
-    while !stopping.load(Ordering::SeqCst) {
+    loop {
+        let mut held = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(queue) = &mut *held else { return Ok(()) };
+        if stopping.load(Ordering::SeqCst) {
+            handler.finish(queue)?;
+            if queue.needs_interrupt()? {
+                interrupt.signal_queue(index);
+            }
+            return Ok(());
+        }
         queue.disable_notification()?;
         let rest = handler.process(queue, stopping)?;
         if queue.needs_interrupt()? {
             interrupt.signal_queue(index);
         }
         if stopping.load(Ordering::SeqCst) {
-            break;
+            continue;
         }
         let time = match rest {
             Rest::Drained if lookout.sees(queue.in_hand(), || queue.is_waiting())? => continue,
@@ -149,15 +178,12 @@ fn serve(
             Rest::Until(time) => Some(time),
             Rest::Drained | Rest::WaitingForHost => None,
         };
+        let in_hand = queue.in_hand();
+        drop(held);
         let begun = Instant::now();
         let rung = handler.wait(kick, time);
-        lookout.slept(queue.in_hand(), begun.elapsed(), rung);
+        lookout.slept(in_hand, begun.elapsed(), rung);
     }
-    handler.finish(queue)?;
-    if queue.needs_interrupt()? {
-        interrupt.signal_queue(index);
-    }
-    Ok(())
 }
 
 /// The workers of a device's queues, as `start` and `stop` need them.
@@ -172,23 +198,23 @@ impl Workers {
     /// Ends all threads and collects the queues.
     pub fn stop(&mut self) -> Vec<Option<Queue>> {
         // All are told before the first is waited for.
-        self.0.iter().flatten().for_each(Worker::tell_to_stop);
+        self.0.iter().flatten().for_each(|worker| worker.thread.tell_to_stop());
         self.0.drain(..).map(|worker| worker.and_then(Worker::stop)).collect()
     }
 
     /// Makes all of them look again.
     pub fn ring_all(&self) {
-        self.0.iter().flatten().for_each(Worker::ring);
+        self.0.iter().flatten().for_each(|worker| worker.thread.ring());
     }
 
     /// Makes the worker of a queue look again.
     pub fn ring(&self, queue: u16) {
-        self.of(queue).inspect(|worker| worker.ring());
+        self.of(queue).inspect(|worker| worker.thread.ring());
     }
 
     /// What rings the worker of a queue.
     pub fn doorbell(&self, queue: u16) -> Option<Arc<OwnedFd>> {
-        self.of(queue).map(Worker::doorbell)
+        self.of(queue).map(|worker| worker.thread.doorbell())
     }
 
     fn of(&self, queue: u16) -> Option<&Worker> {

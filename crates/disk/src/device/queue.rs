@@ -9,7 +9,7 @@
 //! guard that keeps their clusters from being used for something else.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 
@@ -82,6 +82,22 @@ impl Buffer {
                 run(&[libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }])
             }
             Self::Borrowed(Borrowed(stretches)) => run(stretches),
+        }
+    }
+
+    /// The stretches.
+    pub(super) fn slices(&mut self) -> Vec<IoSliceMut<'_>> {
+        match self {
+            Self::Owned(bytes) => vec![IoSliceMut::new(bytes)],
+            Self::Borrowed(Borrowed(stretches)) => {
+                let slice = |stretch: &libc::iovec| {
+                    // SAFETY: valid by the promise given to `borrowed`.
+                    IoSliceMut::new(unsafe {
+                        std::slice::from_raw_parts_mut(stretch.iov_base.cast(), stretch.iov_len)
+                    })
+                };
+                stretches.iter().map(slice).collect()
+            }
         }
     }
 

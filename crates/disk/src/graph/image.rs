@@ -1,5 +1,6 @@
 //! An image and the images below it.
 
+use std::io::IoSliceMut;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -207,6 +208,16 @@ impl Node for Image {
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.check(offset, buf.len() as u64)?;
         self.format.read(offset, buf, &self.below())
+    }
+
+    /// Only of a raw disk it is known without a look at metadata where its bytes are.
+    fn read_at_hand(&self, offset: u64, stretches: &mut [IoSliceMut<'_>]) -> Result<bool> {
+        self.check(offset, stretches.iter().map(|stretch| stretch.len() as u64).sum())?;
+        let storage = self.format.storages().first();
+        match storage.filter(|_| self.format.kind() == FormatKind::Raw) {
+            Some(storage) => storage.read_at_hand(offset, stretches),
+            None => Ok(false),
+        }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {

@@ -119,3 +119,28 @@ fn places_that_no_file_has_are_refused() {
     assert_eq!(storage.len().expect("len"), 4096);
     assert_eq!(storage.run_at(u64::MAX).expect("run").len, 0);
 }
+
+#[test]
+fn what_the_page_cache_has_is_at_hand() {
+    let file = Scratch::new("at-hand");
+    let storage = file.open(FileOptions::create()).expect("create");
+    storage.write_at(0, &[5; 8192]).expect("write");
+    let (mut first, mut second) = ([0; 4096], [0; 512]);
+    let read = |offset, pieces: &mut [IoSliceMut<'_>]| storage.read_at_hand(offset, pieces);
+    let at_hand = read(512, &mut [IoSliceMut::new(&mut first), IoSliceMut::new(&mut second)]);
+    match at_hand.expect("read") {
+        true => assert!(first == [5; 4096] && second == [5; 512]),
+        false => {
+            let plain = std::fs::File::open(&file.0).expect("open");
+            let mut pieces = [IoSliceMut::new(&mut first)];
+            let how = rustix::io::ReadWriteFlags::NOWAIT;
+            let answer = rustix::io::preadv2(plain, &mut pieces, 0, how);
+            assert_eq!(answer, Err(rustix::io::Errno::OPNOTSUPP), "only such a file system");
+        }
+    }
+    let past = read(8000, &mut [IoSliceMut::new(&mut first)]).expect("read");
+    assert!(!past, "what is past the end has to be made up");
+    let direct = FileOptions { direct: true, share: Share::Freely, ..FileOptions::read() };
+    let direct = file.open(direct).expect("open");
+    assert!(!direct.read_at_hand(0, &mut [IoSliceMut::new(&mut first)]).expect("read"));
+}

@@ -55,6 +55,7 @@ impl Packed {
         let size = self.config.size;
         let mut chain = spare.chain(0);
         let mut index = self.position.next_available;
+        let mut wrap = self.position.available_wrap;
         for places in 1..=size {
             let descriptor = Descriptor::packed(read(memory, self.place(index))?);
             if descriptor.flags & INDIRECT != 0 {
@@ -65,13 +66,14 @@ impl Packed {
             index += 1;
             if index == size {
                 index = 0;
-                self.position.available_wrap ^= true;
+                wrap = !wrap;
             }
             if descriptor.flags & NEXT == 0 {
                 // The id is that of the last descriptor.
                 chain.id = descriptor.link;
                 chain.places = places;
                 self.position.next_available = index;
+                self.position.available_wrap = wrap;
                 return Ok(Some(chain));
             }
         }
