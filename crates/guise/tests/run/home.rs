@@ -415,7 +415,14 @@ impl Home {
                 found.push(command);
             }
         }
+        found.extend(self.groups());
         found
+    }
+
+    /// The cgroups of this home's workers, as `ID-LIFE`.
+    pub fn groups(&self) -> Vec<String> {
+        let all = guise_worker::group::Left::all(&self.path("state/instances/any")).unwrap();
+        all.into_iter().map(|(id, life)| format!("{id}-{life}")).collect()
     }
 }
 
