@@ -12,11 +12,13 @@ use crate::Daemon;
 /// Longer than any worker stays.
 const PATIENCE: Duration = Duration::from_secs(1200);
 
-/// That of the present life of an instance; a container's is its runtime's.
+/// Whether an instance's worker has one. A container's is its runtime's.
+fn has_one(instance: &Instance) -> bool {
+    instance.status.guise != Guise::Container && rustix::process::geteuid().is_root()
+}
+
+/// That of the present life of an instance.
 fn of(daemon: &Daemon, instance: &Instance) -> Option<Left> {
-    if instance.status.guise == Guise::Container || !rustix::process::geteuid().is_root() {
-        return None;
-    }
     let place = daemon.config.place(&instance.id);
     Left::of(&place.state, &instance.id, instance.status.starts)
         .inspect_err(|error| tracing::warn!("find the cgroup of a worker: {error}"))
@@ -25,6 +27,9 @@ fn of(daemon: &Daemon, instance: &Instance) -> Option<Left> {
 
 /// Whether the kernel has ended this instance's worker for lack of memory.
 pub async fn ran_out_of_memory(daemon: &Arc<Daemon>, instance: &Arc<Instance>) -> bool {
+    if !has_one(instance) {
+        return false;
+    }
     let (daemon, instance) = (daemon.clone(), instance.clone());
     let look = move || of(&daemon, &instance).is_some_and(|left| left.ran_out_of_memory());
     tokio::task::spawn_blocking(look).await.unwrap_or(false)
@@ -32,6 +37,9 @@ pub async fn ran_out_of_memory(daemon: &Arc<Daemon>, instance: &Arc<Instance>) -
 
 /// Takes away the cgroup of an instance whose present life is over, in the background.
 pub fn clear(daemon: &Arc<Daemon>, instance: &Arc<Instance>) {
+    if !has_one(instance) {
+        return;
+    }
     let (daemon, instance) = (daemon.clone(), instance.clone());
     tokio::spawn(async move {
         let found = tokio::task::spawn_blocking(move || of(&daemon, &instance)).await;

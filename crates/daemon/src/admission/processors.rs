@@ -11,14 +11,14 @@ const WEIGHTS: std::ops::RangeInclusive<u64> = 1..=10_000;
 
 /// The processors that this daemon may use, and with it what it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Processors {
+struct Processors {
     numbers: Vec<usize>,
     /// A limit on their time may leave less than all of them.
     count: usize,
 }
 
 impl Processors {
-    pub fn of_host() -> Processors {
+    fn of_host() -> Processors {
         let all = 0..rustix::thread::CpuSet::MAX_CPU;
         let numbers: Vec<usize> = match rustix::thread::sched_getaffinity(None) {
             Ok(set) => all.filter(|number| set.is_set(*number)).collect(),
@@ -30,7 +30,16 @@ impl Processors {
 }
 
 /// Refuses what this host has not, or nobody could mean.
-pub fn check(asked: &Resources, host: &Processors) -> Result<(), ApiError> {
+pub fn check(asked: &Resources) -> Result<(), ApiError> {
+    let Resources { cpus, cpu_weight, cpuset, .. } = asked;
+    // The host is not looked at for who asks for nothing.
+    match cpus.is_some() || cpu_weight.is_some() || cpuset.is_some() {
+        true => check_on(&Processors::of_host(), asked),
+        false => Ok(()),
+    }
+}
+
+fn check_on(host: &Processors, asked: &Resources) -> Result<(), ApiError> {
     if let Some(weight) = asked.cpu_weight
         && !WEIGHTS.contains(&weight)
     {

@@ -16,7 +16,7 @@ use super::App;
 use super::answer::{Answer, Body, Found, MadeAnswer, Query, Refused, made};
 use super::guard::Caller;
 use super::volumes;
-use crate::admission::processors::{self, Processors};
+use crate::admission::processors;
 use crate::choose::{self, Content};
 use crate::named::Named;
 use crate::table::{Entry, Gone, Keep};
@@ -37,7 +37,7 @@ pub fn check_name(name: &str) -> Result<(), ApiError> {
 
 fn check(spec: &InstanceSpec) -> Result<(), ApiError> {
     let invalid = |what: String| Err(ApiError::invalid(what));
-    processors::check(&spec.resources, &Processors::of_host())?;
+    processors::check(&spec.resources)?;
     const LEAST_MEMORY: u64 = 4 << 20;
     if spec.resources.memory_bytes.is_some_and(|bytes| bytes < LEAST_MEMORY) {
         return invalid("no program runs in less than 4 MiB of memory".to_owned());

@@ -8,7 +8,7 @@ fn asked(cpus: Option<f64>, weight: Option<u64>, set: Option<&str>) -> Result<()
         ..Resources::default()
     };
     let host = Processors { numbers: vec![0, 1, 2, 5, 7], count: 5 };
-    check(&resources, &host).map_err(|error| error.message)
+    check_on(&host, &resources).map_err(|error| error.message)
 }
 
 #[test]
