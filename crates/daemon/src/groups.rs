@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use guise_api::{Guise, Instance};
+use guise_api::Instance;
 use guise_worker::group::Left;
 
 use crate::Daemon;
@@ -12,9 +12,9 @@ use crate::Daemon;
 /// Longer than any worker stays.
 const PATIENCE: Duration = Duration::from_secs(1200);
 
-/// Whether an instance's worker has one. A container's is its runtime's.
-fn has_one(instance: &Instance) -> bool {
-    instance.status.guise != Guise::Container && rustix::process::geteuid().is_root()
+/// Whether workers here have one.
+fn are_there() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 /// That of the present life of an instance.
@@ -27,7 +27,7 @@ fn of(daemon: &Daemon, instance: &Instance) -> Option<Left> {
 
 /// Whether the kernel has ended this instance's worker for lack of memory.
 pub async fn ran_out_of_memory(daemon: &Arc<Daemon>, instance: &Arc<Instance>) -> bool {
-    if !has_one(instance) {
+    if !are_there() {
         return false;
     }
     let (daemon, instance) = (daemon.clone(), instance.clone());
@@ -37,7 +37,7 @@ pub async fn ran_out_of_memory(daemon: &Arc<Daemon>, instance: &Arc<Instance>) -
 
 /// Takes away the cgroup of an instance whose present life is over, in the background.
 pub fn clear(daemon: &Arc<Daemon>, instance: &Arc<Instance>) {
-    if !has_one(instance) {
+    if !are_there() {
         return;
     }
     let (daemon, instance) = (daemon.clone(), instance.clone());
@@ -72,7 +72,7 @@ async fn remove(left: Left) {
 /// Takes away what workers left that ended while there was no daemon. To be called before any is
 /// started.
 pub fn clear_left(daemon: &Daemon) {
-    if !rustix::process::geteuid().is_root() {
+    if !are_there() {
         return;
     }
     let all = Left::all(&daemon.config.place("any").state).unwrap_or_else(|error| {

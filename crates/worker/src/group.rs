@@ -1,5 +1,5 @@
-//! What of the host's processors and memory an instance may use that is its worker: a cgroup for
-//! the worker itself, and the processors that it is bound to.
+//! What of the host's processors and memory a worker may use: a cgroup for the worker itself, which
+//! for all but containers is the instance, and the processors that it is bound to.
 //!
 //! Only the host's root has cgroups for its workers. The worker makes its own and goes into it
 //! before it does anything else; the daemon takes it away when the worker has ended, however that
@@ -39,9 +39,9 @@ const MORE: u64 = 4;
 /// What a WebAssembly program's worker takes besides, to compile it: some forty times its code.
 pub const TO_COMPILE: u64 = 1 << 30;
 
-/// The controllers that are used.
-const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", CPUSET];
-const CPUSET: &str = "cpuset";
+/// The controllers that are used: of containers' workers the first two, because each is a part of
+/// the time that a container takes to start; the last where a set of processors was asked for.
+const CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "cpuset"];
 
 /// What a form wants to be held to.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,21 +76,36 @@ impl Group {
     pub fn enter(job: &Job, bounds: Bounds) -> (Group, Vec<String>) {
         let resources = &job.resources;
         let mut warnings = Vec::new();
-        let entered =
-            if is_host_root() { make(job, bounds) } else { Ok((Group::default(), false)) };
-        let (group, weighs) = entered.unwrap_or_else(|error| {
-            if resources.cpu_weight.is_some() {
-                warnings.push(format!("its worker has no cgroup: {error}"));
+        let count = if resources.cpuset.is_some() { 4 } else { 3 };
+        let make = || wanted(resources, bounds).and_then(|wanted| make(job, &wanted, count));
+        let mut why = "there is none here".to_owned();
+        let (group, missing) = match is_host_root().then(make) {
+            Some(Ok(made)) => made,
+            refused => {
+                if let Some(Err(error)) = refused {
+                    why = error.to_string();
+                }
+                (Group::default(), vec![CPU_SHARES, CPU_QUOTA])
             }
-            (Group::default(), false)
-        });
-        if resources.cpu_weight.is_some() && !weighs && warnings.is_empty() {
-            warnings.push(
-                "--cpu-weight has no effect: it takes a cgroup, which is root's alone here"
-                    .to_owned(),
-            );
+        };
+        if resources.cpu_weight.is_some() && missing.contains(&CPU_SHARES) {
+            warnings.push(format!("--cpu-weight has no effect: it takes a cgroup ({why})"));
         }
-        (group, warnings)
+        let holds_cpus = bounds.cpus.is_some() && !missing.contains(&CPU_QUOTA);
+        (Group { holds_cpus, ..group }, warnings)
+    }
+
+    /// The same for a worker beside its instance, a container, which has cgroups for what was
+    /// asked for.
+    pub fn enter_beside(job: &Job) {
+        const COUNT: usize = 2;
+        let bounds = Bounds { memory: Some(0), cpus: None };
+        if is_host_root()
+            && let Ok(wanted) = wanted(&job::Resources::default(), bounds)
+        {
+            // Without one it goes on as before.
+            let _ = make(job, &wanted, COUNT);
+        }
     }
 
     /// What this process uses, which is the instance.
@@ -108,13 +123,11 @@ impl Group {
     }
 }
 
-/// Says besides whether a weight is one.
-fn make(job: &Job, bounds: Bounds) -> Result<(Group, bool)> {
-    let wanted = resources(&job.resources, bounds)?;
-    // An empty v1 cpuset would take two writes more, for nothing.
-    let used = &CONTROLLERS[..if wanted.cpu.cpus.is_some() { 4 } else { 3 }];
-    let mut cgroup = Cgroup::plan_for(&name(&job.state, &job.id, job.life), used)?;
-    let moved = cgroup.create().and_then(|()| cgroup.apply(&wanted)).and_then(|()| {
+/// A group with so many of the controllers, and what of the limits it lacks.
+fn make(job: &Job, wanted: &Resources, count: usize) -> Result<(Group, Vec<&'static str>)> {
+    let name = name(&job.state, &job.id, job.life);
+    let mut cgroup = Cgroup::plan_for(&name, &CONTROLLERS[..count])?;
+    let moved = cgroup.create().and_then(|()| cgroup.apply(wanted)).and_then(|()| {
         let gauge = Gauge::open(&cgroup);
         cgroup.move_in().map(|moved| (gauge, moved))
     });
@@ -122,16 +135,12 @@ fn make(job: &Job, bounds: Bounds) -> Result<(Group, bool)> {
         // What is not empty is found by the daemon.
         let _ = cgroup.remove_if_empty();
     })?;
-    let missing = cgroup.missing(&wanted);
-    let group = Group {
-        gauge,
-        holds_cpus: bounds.cpus.is_some() && !missing.contains(&CPU_QUOTA),
-        is_another: moved == Moved::AsAnother,
-    };
-    Ok((group, !missing.contains(&CPU_SHARES)))
+    let group = Group { gauge, holds_cpus: false, is_another: moved == Moved::AsAnother };
+    Ok((group, cgroup.missing(wanted)))
 }
 
-fn resources(asked: &job::Resources, bounds: Bounds) -> Result<Resources> {
+/// What a cgroup is to hold its worker to.
+fn wanted(asked: &job::Resources, bounds: Bounds) -> Result<Resources> {
     let with_own = |bytes: u64| bytes.saturating_add(bytes / MORE).saturating_add(OWN_MEMORY);
     let memory = bounds.memory.map(|bytes| i64::try_from(with_own(bytes)).unwrap_or(i64::MAX));
     Ok(Resources {

@@ -147,6 +147,7 @@ fn prepare(job: &Job, midwife: &mut Midwife) -> Result<(Arc<dyn Body>, Vec<Strin
     group::bind(job)?;
     match &job.form {
         Form::Container { layers } => {
+            Group::enter_beside(job);
             let (body, warnings) =
                 container::Container::prepare(job, layers, || midwife.have_mapped())?;
             Ok((Arc::new(body), warnings))

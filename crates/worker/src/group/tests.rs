@@ -21,13 +21,13 @@ fn names_tell_daemons_instances_and_lives_apart() {
 fn a_worker_gets_more_than_its_guest() {
     let bounds = Bounds { memory: Some(512 << 20), cpus: Some(1.5) };
     let asked = job::Resources { cpuset: Some("0".to_owned()), ..Default::default() };
-    let wanted = resources(&asked, bounds).unwrap();
-    assert_eq!(wanted.memory.limit, Some((512 + 128 + 256) << 20));
-    assert_eq!((wanted.cpu.quota, wanted.cpu.period), (Some(150_000), Some(PERIOD)));
-    assert_eq!((wanted.cpu.shares, wanted.cpu.cpus.as_deref()), (None, Some("0")));
+    let limits = wanted(&asked, bounds).unwrap();
+    assert_eq!(limits.memory.limit, Some((512 + 128 + 256) << 20));
+    assert_eq!((limits.cpu.quota, limits.cpu.period), (Some(150_000), Some(PERIOD)));
+    assert_eq!((limits.cpu.shares, limits.cpu.cpus.as_deref()), (None, Some("0")));
     // No limit stays none.
-    let unbound = resources(&job::Resources::default(), Bounds::default()).unwrap();
+    let unbound = wanted(&job::Resources::default(), Bounds::default()).unwrap();
     assert_eq!((unbound.memory.limit, unbound.cpu.quota), (None, None));
     let most = Bounds { memory: Some(u64::MAX), cpus: None };
-    assert_eq!(resources(&asked, most).unwrap().memory.limit, Some(i64::MAX));
+    assert_eq!(wanted(&asked, most).unwrap().memory.limit, Some(i64::MAX));
 }
