@@ -69,25 +69,47 @@ async fn remove(left: Left) {
     }
 }
 
-/// Takes away what workers left that ended while there was no daemon. To be called before any is
-/// started.
-pub fn clear_left(daemon: &Daemon) {
+/// The cgroups of workers that have ended, or have nothing left to do but to tell of it.
+fn all_left(daemon: &Daemon) -> Vec<Left> {
     if !are_there() {
-        return;
+        return Vec::new();
     }
     let all = Left::all(&daemon.config.place("any").state).unwrap_or_else(|error| {
         tracing::warn!("look for cgroups of workers: {error}");
         Vec::new()
     });
-    for (id, life) in all {
+    let has_ended = |(id, life): (String, u64)| {
         let place = daemon.config.place(&id);
-        // The task of one that runs does it when that has ended.
         let lives = place.is_held().unwrap_or(true)
             && place.read_job().is_ok_and(|job| job.is_some_and(|job| job.life == life));
-        if let Ok(left) = Left::of(&place.state, &id, life)
-            && !lives
-        {
-            tokio::spawn(remove(left));
+        if lives { None } else { Left::of(&place.state, &id, life).ok() }
+    };
+    all.into_iter().filter_map(has_ended).collect()
+}
+
+/// Takes away what workers left that ended while there was no daemon. To be called before any is
+/// started; those that run are seen to by their instances' tasks.
+pub fn clear_left(daemon: &Daemon) {
+    for left in all_left(daemon) {
+        tokio::spawn(remove(left));
+    }
+}
+
+/// Gives workers that have just ended a moment to go, before the daemon ends: the next one may
+/// never come.
+pub async fn settle(daemon: &Arc<Daemon>) {
+    const MOMENT: Duration = Duration::from_millis(500);
+    let deadline = Instant::now() + MOMENT;
+    loop {
+        let daemon = daemon.clone();
+        let clear = move || {
+            let removed = all_left(&daemon).into_iter().map(|left| left.remove().unwrap_or(true));
+            removed.fold(true, |all, removed| all && removed)
+        };
+        let is_done = tokio::task::spawn_blocking(clear).await.unwrap_or(true);
+        if is_done || Instant::now() > deadline {
+            return;
         }
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

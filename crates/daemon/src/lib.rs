@@ -154,7 +154,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         tracing::info!("serving at {} as well ({by})", door.address);
     }
     let socket = daemon.config.socket();
-    server::serve(listener, remote, daemon, until).await;
+    server::serve(listener, remote, daemon.clone(), until).await;
+    groups::settle(&daemon).await;
     // Before the lock: who finds the lock free finds no socket of somebody else.
     let _ = std::fs::remove_file(&socket);
     drop(lock);

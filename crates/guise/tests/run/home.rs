@@ -460,6 +460,11 @@ impl Drop for Home {
             let text = |field: &str| instance[field].as_str().unwrap_or_default();
             self.guise(&["--project", text("project"), "rm", "-f", text("id")]);
         }
+        // No other daemon comes that would take away what this one still waits for.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !self.groups().is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         // A test that failed may have left some, whose switches would run on.
         let networks = fs::read_dir(self.path("state/networks")).into_iter().flatten().flatten();
         let names = networks
