@@ -103,8 +103,9 @@ pub async fn settle(daemon: &Arc<Daemon>) {
     loop {
         let daemon = daemon.clone();
         let clear = move || {
-            let removed = all_left(&daemon).into_iter().map(|left| left.remove().unwrap_or(true));
-            removed.fold(true, |all, removed| all && removed)
+            let stays = |left: &Left| !left.remove().unwrap_or(true);
+            // Each is tried, whether one before it stays or not.
+            all_left(&daemon).into_iter().filter(stays).count() == 0
         };
         let is_done = tokio::task::spawn_blocking(clear).await.unwrap_or(true);
         if is_done || Instant::now() > deadline {
