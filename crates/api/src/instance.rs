@@ -141,7 +141,16 @@ pub enum Engine {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Resources {
+    /// Processors: a machine's vCPUs, rounded up; what it or a container may use of the host's.
+    #[schema(example = 1.5)]
     pub cpus: Option<f64>,
+    /// Its share of processors that others want too: who has twice as much gets twice as much.
+    /// 100 where there is none.
+    #[schema(minimum = 1, maximum = 10000, example = 300)]
+    pub cpu_weight: Option<u64>,
+    /// The host's processors that it runs on.
+    #[schema(example = "0,2-3")]
+    pub cpuset: Option<String>,
     pub memory_bytes: Option<u64>,
     pub processes: Option<u64>,
     pub disk_bytes: Option<u64>,
@@ -348,6 +357,11 @@ pub struct Stats {
     pub disk_written_bytes: Option<u64>,
     pub network_received_bytes: Option<u64>,
     pub network_sent_bytes: Option<u64>,
+    /// In which at least one of its threads waited for a processor; with cgroup v2 only, as what
+    /// follows.
+    pub cpu_pressure_microseconds: Option<u64>,
+    pub memory_pressure_microseconds: Option<u64>,
+    pub io_pressure_microseconds: Option<u64>,
 }
 
 /// What guise a spec would get here, and why.

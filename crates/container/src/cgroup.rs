@@ -6,7 +6,9 @@
 
 mod device_bpf;
 mod devices;
+mod gauge;
 mod hierarchy;
+mod presence;
 pub mod stats;
 mod v1;
 mod v2;
@@ -17,7 +19,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub use gauge::{Gauge, Usage};
 pub use hierarchy::{Hierarchy, Saved, detect};
+pub use presence::{Moved, cpu_shares};
+pub use v2::shares_of_weight;
 
 use crate::error::{Context, Error, Result};
 use crate::spec::Resources;
@@ -28,6 +33,12 @@ use crate::sys::files::read_text;
 pub struct Cgroup {
     hierarchies: Vec<Hierarchy>,
 }
+
+/// Limits that may be missing, as [`Cgroup::missing`] calls them.
+pub const SWAP_LIMIT: &str = "the swap limit";
+pub const CPU_SHARES: &str = "the CPU shares";
+pub const CPU_QUOTA: &str = "the CPU quota";
+pub const CPU_SET: &str = "the CPU set";
 
 impl Cgroup {
     /// Finds the hierarchies of this host and names the container's directory
@@ -69,7 +80,7 @@ impl Cgroup {
             !rustix::process::geteuid().is_root() || crate::namespaces::in_user_namespace();
         for hierarchy in &mut self.hierarchies {
             match hierarchy.create() {
-                Ok(()) => {}
+                Ok(()) => hierarchy.narrow(),
                 Err(e) if may_do_without && cannot_write(&e) => {
                     hierarchy.forget();
                 }
@@ -278,6 +289,17 @@ impl Cgroup {
 
     /// Says which limits no hierarchy took.
     fn report_missing(&self, resources: &Resources) {
+        let missing = self.missing(resources);
+        if !missing.is_empty() {
+            tracing::warn!(
+                "not enforced on this host: {} (no cgroup controller that this user may use)",
+                missing.join(", ")
+            );
+        }
+    }
+
+    /// Limits that no hierarchy takes.
+    pub fn missing(&self, resources: &Resources) -> Vec<&'static str> {
         let mut missing = Vec::new();
         let mut check = |wanted: bool, controller: &str, what: &'static str| {
             let there = self.controller(controller).is_some()
@@ -290,20 +312,15 @@ impl Cgroup {
         };
         let memory = &resources.memory;
         check(memory.limit.is_some_and(|l| l > 0), "memory", "the memory limit");
-        check(memory.swap.is_some_and(|l| l > 0), "memory", "the swap limit");
+        check(memory.swap.is_some_and(|l| l > 0), "memory", SWAP_LIMIT);
         check(resources.pids.is_some_and(|p| p.limit > 0), "pids", "the limit of processes");
         let cpu = &resources.cpu;
-        check(cpu.shares.is_some_and(|s| s > 0), "cpu", "the CPU shares");
-        check(cpu.quota.is_some_and(|q| q > 0), "cpu", "the CPU quota");
-        check(cpu.cpus.as_ref().is_some_and(|c| !c.is_empty()), "cpuset", "the CPU set");
+        check(cpu.shares.is_some_and(|s| s > 0), "cpu", CPU_SHARES);
+        check(cpu.quota.is_some_and(|q| q > 0), "cpu", CPU_QUOTA);
+        check(cpu.cpus.as_ref().is_some_and(|c| !c.is_empty()), "cpuset", CPU_SET);
         check(cpu.mems.as_ref().is_some_and(|m| !m.is_empty()), "cpuset", "the memory nodes");
         check(!resources.hugepage_limits.is_empty(), "hugetlb", "the limit of huge pages");
-        if !missing.is_empty() {
-            tracing::warn!(
-                "not enforced on this host: {} (no cgroup controller that this user may use)",
-                missing.join(", ")
-            );
-        }
+        missing
     }
 }
 

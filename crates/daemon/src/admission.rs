@@ -3,6 +3,8 @@
 //! Memory that instances are promised is not promised twice, and some is kept for the
 //! host. An instance without a limit is promised none.
 
+pub mod processors;
+
 use guise_api::{ApiError, Code, Instance};
 
 /// How much memory is given out.

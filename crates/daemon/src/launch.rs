@@ -14,6 +14,7 @@ use guise_image::debian::Wanted;
 use guise_image::spec::Descriptor;
 use guise_worker::place::Place;
 
+use crate::admission::processors;
 use crate::choose::{Content, no_system};
 use crate::named::Named;
 use crate::table::Entry;
@@ -140,8 +141,10 @@ fn pinned(place: &Place) -> Result<Descriptor, ApiError> {
     serde_json::from_slice(&text).map_err(ApiError::internal)
 }
 
-/// Refuses an instance for which this host has not enough memory left.
+/// Refuses an instance for which this host has not enough memory left, or the processors of which
+/// it has no more.
 fn admit(daemon: &Daemon, instance: &Instance) -> Result<(), ApiError> {
+    processors::check(&instance.spec.resources).map_err(|error| error.exit_code(125))?;
     let others: Vec<u64> = daemon
         .table
         .all()

@@ -12,6 +12,7 @@
 //! tls        the certificate for other hosts
 //! table      every instance of this daemon, with what is known of it
 //! reconcile  one task per instance: makes what is into what is wanted
+//! groups     cgroups of workers that have ended
 //! launch     from an instance to a worker that runs it
 //! networks   the switches of named networks
 //! link       the daemon's side of a worker's control socket
@@ -33,6 +34,7 @@ mod changes;
 mod choose;
 mod config;
 mod events;
+mod groups;
 mod launch;
 mod link;
 mod named;
@@ -152,7 +154,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         tracing::info!("serving at {} as well ({by})", door.address);
     }
     let socket = daemon.config.socket();
-    server::serve(listener, remote, daemon, until).await;
+    server::serve(listener, remote, daemon.clone(), until).await;
+    groups::settle(&daemon).await;
     // Before the lock: who finds the lock free finds no socket of somebody else.
     let _ = std::fs::remove_file(&socket);
     drop(lock);

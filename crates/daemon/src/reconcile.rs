@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use crate::launch::{self, Born};
 use crate::named::Named;
 use crate::table::{Entry, Keep};
-use crate::{Daemon, DaemonError, link, networks};
+use crate::{Daemon, DaemonError, groups, link, networks};
 use plan::{Action, plan};
 pub use remove::abandon;
 
@@ -43,6 +43,7 @@ pub fn usual_grace(instance: &guise_api::Instance) -> u32 {
 pub fn resume(daemon: &Arc<Daemon>) -> Result<(), DaemonError> {
     let instances = daemon.objects.instances()?;
     let (looking, mut all_looked) = mpsc::channel::<()>(1);
+    groups::clear_left(daemon);
     remove::orphans(daemon, &instances);
     for mut instance in instances {
         if let Err(error) = launch::hold_again(daemon, &instance.id) {
@@ -287,12 +288,14 @@ impl Task {
                 self.not_begun(life).await
             }
             Err(error) => {
+                let (out_of_memory, error) = self.bury(error).await;
                 let now = self
                     .change(self.keep(), |instance| {
                         let status = &mut instance.status;
                         status.phase = Phase::Failed;
                         status.pid = None;
                         status.exit_code = error.exit_code;
+                        status.out_of_memory = out_of_memory;
                         status.finished = Some(timestamp());
                         status.error = Some(error.clone());
                     })
@@ -433,11 +436,27 @@ impl Task {
         let place = self.daemon.config.place(&self.entry.id);
         remove::leftovers(&place, &self.entry.id).await;
         let error = ApiError::new(Code::Internal, launch_error(&place));
-        self.over(Phase::Failed, None, false, Some(error), timestamp()).await
+        let (out_of_memory, error) = self.bury(error).await;
+        self.over(Phase::Failed, None, out_of_memory, Some(error), timestamp()).await
+    }
+
+    /// Takes away what holds a worker that ended with this error, unless the kernel knows a
+    /// better one.
+    async fn bury(&self, error: ApiError) -> (bool, ApiError) {
+        let instance = self.entry.instance();
+        let out_of_memory = groups::ran_out_of_memory(&self.daemon, &instance).await;
+        groups::clear(&self.daemon, &instance);
+        if !out_of_memory {
+            return (false, error);
+        }
+        let what = "its worker died: it took more memory than the instance and it may have";
+        let error = ApiError::new(Code::Exhausted, what).hint("give it more: --memory");
+        (true, error.exit_code(125))
     }
 
     async fn ended(&mut self, ended: Ended, finished: String) -> Result<(), ApiError> {
         let Ended { exit_code, out_of_memory, error } = ended;
+        groups::clear(&self.daemon, &self.entry.instance());
         self.over(Phase::Exited, Some(exit_code), out_of_memory, error, finished).await
     }
 
@@ -511,5 +530,8 @@ pub fn stats_of(instance: &guise_api::Instance, stats: Stats) -> guise_api::Stat
         disk_written_bytes: stats.disk_written_bytes,
         network_received_bytes: stats.network_received_bytes,
         network_sent_bytes: stats.network_sent_bytes,
+        cpu_pressure_microseconds: stats.cpu_pressure_microseconds,
+        memory_pressure_microseconds: stats.memory_pressure_microseconds,
+        io_pressure_microseconds: stats.io_pressure_microseconds,
     }
 }

@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum News {
-    /// It is in a user namespace of its own and waits for [`MAPPED`].
-    MapMe,
+    /// This process, the worker's first or a child of that, is in a user namespace of its own and
+    /// waits for [`MAPPED`].
+    MapMe(u32),
     /// The workload runs. What was asked for and left out.
     Ready(Vec<String>),
     /// It will not run, and everything has been taken away again.
@@ -43,8 +44,9 @@ impl Midwife {
         }
     }
 
-    /// Waits for the daemon's answer.
-    pub fn await_mapping(&mut self) -> io::Result<()> {
+    /// Has the daemon map the ids of the user namespace that this process has entered.
+    pub fn have_mapped(&mut self) -> io::Result<()> {
+        self.tell(&News::MapMe(std::process::id()));
         let mut line = String::new();
         BufReader::new(&self.0).read_line(&mut line)?;
         if line == MAPPED {

@@ -24,6 +24,11 @@ pub trait Body: Send + Sync {
     /// Starts the workload. Called once. It returns when the program runs, or cannot.
     fn start(&self) -> Result<Session, BodyError>;
 
+    /// What has turned out, when it has been started, not to be as it was asked for.
+    fn remarks(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Runs one more program beside the workload.
     fn open(&self, program: &Program) -> Result<Session, BodyError>;
 
@@ -147,22 +152,10 @@ pub struct Stats {
     pub disk_written_bytes: Option<u64>,
     pub network_received_bytes: Option<u64>,
     pub network_sent_bytes: Option<u64>,
-}
-
-impl Stats {
-    /// What this process uses, where it is the instance.
-    pub(crate) fn of_this_process() -> Stats {
-        let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-        let resident = std::fs::read_to_string("/proc/self/statm").ok().and_then(|text| {
-            let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
-            Some(pages * rustix::param::page_size() as u64)
-        });
-        Stats {
-            cpu_nanoseconds: Some(cpu.tv_sec as u64 * 1_000_000_000 + cpu.tv_nsec as u64),
-            memory_bytes: resident,
-            ..Stats::default()
-        }
-    }
+    /// In which at least one of its threads waited for a processor, for memory, for disks.
+    pub cpu_pressure_microseconds: Option<u64>,
+    pub memory_pressure_microseconds: Option<u64>,
+    pub io_pressure_microseconds: Option<u64>,
 }
 
 /// Why something could not be done.

@@ -166,6 +166,10 @@ impl Body for Container {
         Ok(session)
     }
 
+    fn remarks(&self) -> Vec<String> {
+        self.workload().map(|workload| workload.remarks.clone()).unwrap_or_default()
+    }
+
     fn open(&self, program: &Program) -> Result<Session, BodyError> {
         self.workload()?;
         let user = self.user(&program.user)?;

@@ -34,7 +34,7 @@ pub fn warnings(entered: Entered) -> Vec<String> {
     missing.into_iter().chain(same).collect()
 }
 
-fn is_host_root() -> bool {
+pub(crate) fn is_host_root() -> bool {
     rustix::process::geteuid().is_root() && !in_user_namespace()
 }
 

@@ -115,8 +115,12 @@ pub enum Engine {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Resources {
-    /// Processors; a container may have a part of one.
+    /// Processors; parts of them are a cap.
     pub cpus: Option<f64>,
+    /// From 1 to 10000, where others have 100.
+    pub cpu_weight: Option<u64>,
+    /// The processors that it runs on, as the kernel lists them.
+    pub cpuset: Option<String>,
     pub memory_bytes: Option<u64>,
     pub processes: Option<u64>,
     /// What the instance may write to its root file system.

@@ -14,6 +14,7 @@
 //! control   the control socket, and what can be asked over it
 //! place     the files of an instance, and who may run it
 //! jail      what is left to a worker that reads what a guest wrote
+//! group     what of the host's processors and memory it may use
 //! files     files in and out of a root file system
 //! terminal  terminals, from the side of whoever sits at them
 //! container the container form
@@ -29,6 +30,7 @@ pub mod body;
 mod container;
 pub mod control;
 mod files;
+pub mod group;
 mod guest;
 pub mod jail;
 pub mod job;

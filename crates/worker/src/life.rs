@@ -16,6 +16,7 @@ use crate::birth::{Midwife, News};
 use crate::body::{Body, Process, Session};
 use crate::container;
 use crate::control::{self, Input, Open, Served};
+use crate::group::{self, Group};
 use crate::jail;
 use crate::job::{Form, Job};
 use crate::log::Stream;
@@ -85,7 +86,7 @@ fn live(place: &Place, midwife: &mut Midwife) -> Result<(), ApiError> {
     // In the jail its name may be out of sight.
     let listener = control::bind(&place.socket()).map_err(failure("make the control socket"))?;
     // Before there is a second thread, which could not follow into namespaces.
-    let (body, warnings) = prepare(&job, midwife).inspect_err(|_| {
+    let (body, mut warnings) = prepare(&job, midwife).inspect_err(|_| {
         let _ = std::fs::remove_file(place.socket());
     })?;
     // What failed up to here, perhaps because the daemon is gone, may be tried again.
@@ -100,6 +101,7 @@ fn live(place: &Place, midwife: &mut Midwife) -> Result<(), ApiError> {
             return Err(error);
         }
     };
+    warnings.extend(body.remarks());
     midwife.tell(&News::Ready(warnings));
     let limit = job.time_limit.map(|limit| TimeLimit::begin(limit, &body, &served.workload));
     let exit = served.workload.wait();
@@ -142,38 +144,41 @@ fn live(place: &Place, midwife: &mut Midwife) -> Result<(), ApiError> {
 
 /// What asks for what a form needs before the process has threads.
 fn prepare(job: &Job, midwife: &mut Midwife) -> Result<(Arc<dyn Body>, Vec<String>), ApiError> {
+    group::bind(job)?;
     match &job.form {
         Form::Container { layers } => {
-            let (body, warnings) = container::Container::prepare(job, layers, || {
-                midwife.tell(&News::MapMe);
-                midwife.await_mapping()
-            })?;
+            Group::enter_beside(job);
+            let (body, warnings) =
+                container::Container::prepare(job, layers, || midwife.have_mapped())?;
             Ok((Arc::new(body), warnings))
         }
         Form::Microvm { root, kernel, modules, cache, engine } => {
+            let (group, mut warnings) = Group::enter(job, MicroVm::bounds(job)?);
             let outside = Outside::make(job, kernel, modules, cache)?;
             let files = [&**root, &*outside.kernel.kernel, &*outside.kernel.initrd];
             let (engine, remark) = machine::engine(*engine)?;
-            let entered = shut_in(&jail::of_machine(job, &files), midwife)?;
-            let (body, mut warnings) = MicroVm::prepare(job, root, engine, outside)?;
-            warnings.extend(remark.into_iter().chain(jail::warnings(entered)));
+            let entered = shut_in(jail::of_machine(job, &files), &group, midwife)?;
+            let (body, remarks) = MicroVm::prepare(job, root, engine, outside, group)?;
+            warnings.extend(remarks.into_iter().chain(remark).chain(jail::warnings(entered)));
             Ok((Arc::new(body), warnings))
         }
         Form::Vm { image, boots, engine, user_data, ssh_keys } => {
+            let (group, mut warnings) = Group::enter(job, Vm::bounds(job)?);
             let network = machine::network(job, "a VM")?;
             let (engine, remark) = machine::engine(*engine)?;
-            let entered = shut_in(&jail::of_machine(job, &[&**image]), midwife)?;
+            let entered = shut_in(jail::of_machine(job, &[&**image]), &group, midwife)?;
             let told = (user_data.as_deref(), &ssh_keys[..]);
-            let (body, mut warnings) = Vm::prepare(job, (image, *boots), told, engine, network)?;
-            warnings.extend(remark.into_iter().chain(jail::warnings(entered)));
+            let (body, remarks) =
+                Vm::prepare(job, (image, *boots), told, (engine, group), network)?;
+            warnings.extend(remarks.into_iter().chain(remark).chain(jail::warnings(entered)));
             Ok((Arc::new(body), warnings))
         }
         #[cfg(feature = "wasm")]
         Form::Wasm { program, layers } => {
-            let (body, warnings) = crate::wasm::Wasm::prepare(job, program, layers, || {
-                midwife.tell(&News::MapMe);
-                midwife.await_mapping()
-            })?;
+            let (group, mut warnings) = Group::enter(job, crate::wasm::bounds(job));
+            let (body, remarks) =
+                crate::wasm::Wasm::prepare(job, program, layers, group, || midwife.have_mapped())?;
+            warnings.extend(remarks);
             Ok((Arc::new(body), warnings))
         }
         #[cfg(not(feature = "wasm"))]
@@ -185,12 +190,9 @@ fn prepare(job: &Job, midwife: &mut Midwife) -> Result<(Arc<dyn Body>, Vec<Strin
     }
 }
 
-fn shut_in(jail: &Jail, midwife: &mut Midwife) -> Result<Entered, ApiError> {
-    jail.enter(|| {
-        midwife.tell(&News::MapMe);
-        midwife.await_mapping()
-    })
-    .map_err(|error| ApiError::internal(error).exit_code(125))
+fn shut_in(mut jail: Jail, group: &Group, midwife: &mut Midwife) -> Result<Entered, ApiError> {
+    jail.ends_with_parent = group.is_another;
+    jail.enter(|| midwife.have_mapped()).map_err(|error| ApiError::internal(error).exit_code(125))
 }
 
 type Started = (Arc<Served>, Vec<JoinHandle<()>>, Arc<Open>);

@@ -13,6 +13,7 @@ use guise_microvm::ext4;
 use guise_net::user::{Config, Forward, Transport};
 
 use crate::body::{BodyError, failed, folders_only, system, unsupported};
+use crate::group::{Bounds, Group};
 use crate::job::{self, Job};
 
 /// Below this Debian's kernel does not come up.
@@ -61,13 +62,23 @@ pub fn memory(job: &Job, default: u64, form: &str) -> Result<u64, BodyError> {
     Ok(memory.next_multiple_of(1 << 20))
 }
 
-pub fn vcpus(wanted: Option<f64>, form: &str, warnings: &mut Vec<String>) -> u32 {
-    let wanted = wanted.unwrap_or(1.0);
+/// The processors that the guest sees. What is asked for beside whole ones is a limit on what they
+/// get of the host's, where the worker's cgroup is one.
+pub fn vcpus(job: &Job, form: &str, group: &Group, warnings: &mut Vec<String>) -> u32 {
+    let wanted = job.resources.cpus.unwrap_or(1.0);
     let vcpus = (wanted.ceil().max(1.0) as u32).min(MAX_VCPUS);
-    if f64::from(vcpus) != wanted {
+    let is_held = group.holds_cpus && f64::from(vcpus) >= wanted;
+    if f64::from(vcpus) != wanted && !is_held {
         warnings.push(format!("{form} has whole processors: it gets {vcpus}"));
     }
     vcpus
+}
+
+/// What the worker of a machine with so much memory is held to. Whole processors are as many
+/// vCPUs and no limit: what the worker does for the guest's devices may go on beside them.
+pub fn bounds(job: &Job, memory: u64) -> Bounds {
+    let cpus = job.resources.cpus.filter(|cpus| cpus.fract() != 0.0);
+    Bounds { memory: Some(memory), cpus }
 }
 
 /// Folders of the host, in the order in which they are to be mounted.

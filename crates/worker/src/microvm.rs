@@ -16,6 +16,7 @@ use guise_microvm::protocol::{Mount, Source};
 use guise_microvm::{MicroVm as Guest, MicroVmConfig, PreparedKernel};
 
 use crate::body::{Body, BodyError, Program, Session, Stats, failed, system};
+use crate::group::{Bounds, Group};
 use crate::guest::{Capped, Running, copy_in, copy_out};
 use crate::job::{self, Job};
 use crate::machine;
@@ -35,6 +36,7 @@ pub struct MicroVm {
     kernel_log: PathBuf,
     /// Whatever it wrote goes with it.
     leaves_nothing: bool,
+    group: Group,
     life: Mutex<Life>,
 }
 
@@ -67,12 +69,18 @@ impl Outside {
 }
 
 impl MicroVm {
+    /// What its worker is held to.
+    pub fn bounds(job: &Job) -> Result<Bounds, BodyError> {
+        Ok(machine::bounds(job, machine::memory(job, DEFAULT_MEMORY, FORM)?))
+    }
+
     /// Makes everything but the machine. Gives warnings for the user besides.
     pub fn prepare(
         job: &Job,
         root: &Path,
         engine: Box<dyn Engine>,
         outside: Outside,
+        group: Group,
     ) -> Result<(Self, Vec<String>), BodyError> {
         let mut warnings = Vec::new();
         let shares = machine::shares(&job.mounts, FORM)?;
@@ -90,7 +98,7 @@ impl MicroVm {
             writes: WritableLayer::Disk { path: disk, kept: !job.ephemeral },
             read_only: job.read_only,
             memory,
-            vcpus: machine::vcpus(job.resources.cpus, FORM, &mut warnings),
+            vcpus: machine::vcpus(job, FORM, &group, &mut warnings),
             model: CpuModel::Host,
             host_name: job.host_name.clone(),
             processes: job.resources.processes,
@@ -107,6 +115,7 @@ impl MicroVm {
             stop_signal: job.stop_signal,
             kernel_log: job.state.join("kernel.log"),
             leaves_nothing: job.ephemeral && job.mounts.is_empty(),
+            group,
             life: Mutex::default(),
         };
         Ok((body, warnings))
@@ -167,7 +176,7 @@ impl Body for MicroVm {
             processes: inside.map(|inside| inside.processes),
             network_received_bytes: traffic.map(|traffic| traffic.bytes_out),
             network_sent_bytes: traffic.map(|traffic| traffic.bytes_in),
-            ..Stats::of_this_process()
+            ..self.group.stats()
         })
     }
 

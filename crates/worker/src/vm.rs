@@ -24,11 +24,14 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use crate::body::{
     Body, BodyError, Exit, Process, Program, Session, Size, Stats, failed, system, unsupported,
 };
+use crate::group::{Bounds, Group};
 use crate::guest::{Capped, Running, copy_in, copy_out};
 use crate::job::{self, Boots, Job};
 use crate::machine;
 use workload::Workload;
 
+/// What it is called where something is refused.
+const FORM: &str = "a VM";
 /// What a guest gets where nothing is said.
 const DEFAULT_MEMORY: u64 = 1 << 30;
 /// Signals that ask: SIGHUP, SIGINT, SIGTERM, SIGPWR.
@@ -47,6 +50,7 @@ pub struct Vm {
     console_log: PathBuf,
     /// Whatever it wrote goes with it.
     leaves_nothing: bool,
+    group: Group,
     /// Until it starts.
     engine: Mutex<Option<Box<dyn Engine>>>,
     life: Mutex<Option<Life>>,
@@ -72,12 +76,17 @@ struct System {
 }
 
 impl Vm {
+    /// What its worker is held to.
+    pub fn bounds(job: &Job) -> Result<Bounds, BodyError> {
+        Ok(machine::bounds(job, machine::memory(job, DEFAULT_MEMORY, FORM)?))
+    }
+
     /// Makes everything but the machine, in the jail. Gives warnings for the user besides.
     pub fn prepare(
         job: &Job,
         (image, boots): (&Path, Boots),
         (user_data, ssh_keys): (Option<&str>, &[String]),
-        engine: Box<dyn Engine>,
+        (engine, group): (Box<dyn Engine>, Group),
         network: Option<UserMode>,
     ) -> Result<(Vm, Vec<String>), BodyError> {
         let mut warnings = Vec::new();
@@ -93,7 +102,7 @@ impl Vm {
                 "leave it away: how many processes there are is decided inside",
             ));
         }
-        let shares = machine::shares(&job.mounts, "a VM")?;
+        let shares = machine::shares(&job.mounts, FORM)?;
         let system = system_of(job, image, boots)?;
         let folder = |(mount, share): (&job::Mount, &SharedFolder)| Folder {
             tag: share.tag.clone(),
@@ -117,8 +126,8 @@ impl Vm {
             told,
             seed: job.state.join("seed.img"),
             folder: job.state.clone(),
-            memory: machine::memory(job, DEFAULT_MEMORY, "a VM")?,
-            vcpus: machine::vcpus(job.resources.cpus, "a VM", &mut warnings),
+            memory: machine::memory(job, DEFAULT_MEMORY, FORM)?,
+            vcpus: machine::vcpus(job, FORM, &group, &mut warnings),
             model: CpuModel::Host,
             network,
             plug: job.plug.as_ref().map(machine::plug),
@@ -131,6 +140,7 @@ impl Vm {
             stop_signal: job.stop_signal,
             console_log: job.state.join("console.log"),
             leaves_nothing: job.ephemeral && job.mounts.is_empty(),
+            group,
             engine: Mutex::new(Some(engine)),
             life: Mutex::default(),
         };
@@ -271,7 +281,7 @@ impl Body for Vm {
             processes: inside.map(|inside| inside.processes),
             network_received_bytes: traffic.map(|traffic| traffic.bytes_out),
             network_sent_bytes: traffic.map(|traffic| traffic.bytes_in),
-            ..Stats::of_this_process()
+            ..self.group.stats()
         })
     }
 

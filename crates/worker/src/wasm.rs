@@ -28,6 +28,7 @@ use crate::body::{
     unsupported,
 };
 use crate::container::root;
+use crate::group::{Bounds, Group, TO_COMPILE};
 use crate::job::{self, Job, Module, Network};
 use crate::{files, jail, terminal};
 
@@ -55,6 +56,14 @@ pub struct Wasm {
     stop_signal: i32,
     terminal: Mutex<Option<Terminal>>,
     running: Mutex<Option<Arc<Running>>>,
+    group: Group,
+}
+
+/// What its worker is held to: without a limit on its memory a program has none, as others have
+/// none. Its part of a processor it keeps to itself.
+pub fn bounds(job: &Job) -> Bounds {
+    let with_compiler = |bytes: u64| bytes.saturating_add(TO_COMPILE);
+    Bounds { memory: job.resources.memory_bytes.map(with_compiler), cpus: None }
 }
 
 /// Both sides of a terminal.
@@ -71,6 +80,7 @@ impl Wasm {
         job: &Job,
         module: &Module,
         layers: &[PathBuf],
+        group: Group,
         mut map: impl FnMut() -> io::Result<()>,
     ) -> Result<(Wasm, Vec<String>), BodyError> {
         check(job)?;
@@ -99,7 +109,8 @@ impl Wasm {
             Module::Inside(_) => None,
         };
         let mapped = plain && !layers.is_empty();
-        let shut_in = jail::of_program(job, &root, file, identity, mapped);
+        let mut shut_in = jail::of_program(job, &root, file, identity, mapped);
+        shut_in.ends_with_parent = group.is_another;
         let entered = shut_in.enter(map).map_err(failed)?;
         warnings.extend(jail::warnings(entered));
         let code = read(module, &root, &job.program)?;
@@ -119,6 +130,7 @@ impl Wasm {
             stop_signal: job.stop_signal,
             terminal: Mutex::new(terminal),
             running: Mutex::default(),
+            group,
         };
         Ok((wasm, warnings))
     }
@@ -413,8 +425,7 @@ impl Body for Wasm {
 
     fn stats(&self) -> Result<Stats, BodyError> {
         self.running()?;
-        let of_process = Stats::of_this_process();
-        Ok(Stats { memory_limit: self.memory, processes: Some(1), ..of_process })
+        Ok(Stats { memory_limit: self.memory, processes: Some(1), ..self.group.stats() })
     }
 
     fn stop(&self, grace: Duration) -> Result<(), BodyError> {

@@ -210,6 +210,15 @@ impl Hierarchy {
         }
     }
 
+    /// Of a v2 hierarchy's controllers only those count that were handed on to the directory: a
+    /// cgroup with processes of its own above it hands on none.
+    pub(super) fn narrow(&mut self) {
+        let Some(directory) = self.directory.as_ref().filter(|_| self.unified) else { return };
+        if let Ok(list) = read_text(&directory.join("cgroup.controllers")) {
+            self.controllers = list.split_whitespace().map(str::to_owned).collect();
+        }
+    }
+
     /// A new v1 cpuset is empty and takes no process; it gets what its parent
     /// has.
     fn initialise_cpuset(&self, at: &Path) -> io::Result<()> {

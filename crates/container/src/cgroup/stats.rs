@@ -149,6 +149,10 @@ fn block_io(directory: &Path, v2: bool) -> Value {
             entry(op, words.next());
         }
     }
+    if v2 {
+        let pressure = pressure(directory, "io.pressure");
+        return json!({ "ioServiceBytesRecursive": entries, "pressure": pressure });
+    }
     json!({ "ioServiceBytesRecursive": entries })
 }
 

@@ -18,3 +18,11 @@ fn shares_become_weights_with_the_defaults_and_ends_in_place() {
     assert_eq!(v2::weight_of_shares(262_144), 10_000);
     assert!((2..=262_144).is_sorted_by_key(v2::weight_of_shares));
 }
+
+#[test]
+fn every_weight_has_shares_that_become_it() {
+    for weight in 1..=10_000 {
+        assert_eq!(v2::weight_of_shares(shares_of_weight(weight)), weight);
+    }
+    assert_eq!((shares_of_weight(100), shares_of_weight(1)), (1024, 2));
+}

@@ -119,6 +119,16 @@ pub fn weight_of_shares(shares: u64) -> u64 {
     low + (high - low) * (shares - (1 << power)) / (1 << power)
 }
 
+/// The shares that become this weight, 1 to 10000.
+pub fn shares_of_weight(weight: u64) -> u64 {
+    let (mut low, mut high) = (2, 262_144);
+    while low < high {
+        let middle = (low + high) / 2;
+        if weight_of_shares(middle) < weight { low = middle + 1 } else { high = middle }
+    }
+    low
+}
+
 fn cpu(directory: &Path, cpu: &Cpu) -> Result<()> {
     if cpu.realtime_runtime.is_some_and(|r| r != 0) || cpu.realtime_period.is_some_and(|p| p != 0) {
         return Err(Error::unsupported(

@@ -76,7 +76,7 @@ pub fn apply_affinity(pid: i32, list: &str) -> Result<()> {
 }
 
 /// The numbers of a list such as `0-2,5`, of CPUs or of memory nodes.
-pub(super) fn parse_cpus(list: &str) -> Option<Vec<usize>> {
+pub fn parse_cpus(list: &str) -> Option<Vec<usize>> {
     const MOST: usize = 8192;
     let mut cpus = Vec::new();
     for part in list.split(',') {

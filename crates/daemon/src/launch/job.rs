@@ -59,6 +59,8 @@ pub fn of(
         stop_signal: stop_signal.as_deref().and_then(parse_signal).unwrap_or(SIGTERM),
         resources: job::Resources {
             cpus: spec.resources.cpus,
+            cpu_weight: spec.resources.cpu_weight,
+            cpuset: spec.resources.cpuset.clone(),
             memory_bytes: spec.resources.memory_bytes,
             processes: spec.resources.processes,
             disk_bytes: spec.resources.disk_bytes,

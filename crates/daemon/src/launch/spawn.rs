@@ -61,8 +61,8 @@ pub async fn spawn(place: &Place) -> Result<Born, ApiError> {
         let line = lines.next_line().await.map_err(|e| failed("listen to a worker", e))?;
         let Some(line) = line else { return Err(died(place)) };
         match serde_json::from_str(&line).map_err(ApiError::internal)? {
-            News::MapMe => {
-                tokio::task::spawn_blocking(move || map(pid))
+            News::MapMe(process) => {
+                tokio::task::spawn_blocking(move || map(process, pid))
                     .await
                     .map_err(ApiError::internal)??;
                 to.write_all(MAPPED.as_bytes()).await.map_err(|e| failed("talk to a worker", e))?;
@@ -78,8 +78,13 @@ pub async fn spawn(place: &Place) -> Result<Born, ApiError> {
     }
 }
 
-/// Maps the ids of a worker. A plain user is root inside; root's has all ids as they are.
-fn map(pid: u32) -> Result<(), ApiError> {
+/// Maps the ids of a worker: of its first process, or of a child of that. A plain user is root
+/// inside; root's has all ids as they are.
+fn map(process: u32, worker: u32) -> Result<(), ApiError> {
+    if process != worker && parent_of(process) != Some(worker) {
+        let what = format!("process {process} is none of worker {worker}");
+        return Err(ApiError::internal(what).exit_code(125));
+    }
     let root = rustix::process::geteuid().is_root();
     let ids = |file: &str, own| {
         let only = vec![IdMap { container: 0, host: own, size: 1 }];
@@ -97,8 +102,14 @@ fn map(pid: u32) -> Result<(), ApiError> {
     };
     let uids = ids("/proc/self/uid_map", rustix::process::geteuid().as_raw());
     let gids = ids("/proc/self/gid_map", rustix::process::getegid().as_raw());
-    write_mappings(pid.cast_signed(), &uids, &gids, true)
+    write_mappings(process.cast_signed(), &uids, &gids, true)
         .map_err(|error| ApiError::new(Code::Unsupported, error.to_string()).exit_code(125))
+}
+
+fn parent_of(process: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // Behind the name, which may hold anything, come the state and the parent.
+    stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// What a worker said that ended without telling.

@@ -16,6 +16,7 @@ use super::App;
 use super::answer::{Answer, Body, Found, MadeAnswer, Query, Refused, made};
 use super::guard::Caller;
 use super::volumes;
+use crate::admission::processors;
 use crate::choose::{self, Content};
 use crate::named::Named;
 use crate::table::{Entry, Gone, Keep};
@@ -36,19 +37,7 @@ pub fn check_name(name: &str) -> Result<(), ApiError> {
 
 fn check(spec: &InstanceSpec) -> Result<(), ApiError> {
     let invalid = |what: String| Err(ApiError::invalid(what));
-    if let Some(cpus) = spec.resources.cpus {
-        let host = std::thread::available_parallelism().map_or(1, usize::from);
-        if !cpus.is_finite() || cpus < 0.01 {
-            return invalid(format!("{cpus} processors are none"));
-        }
-        if cpus > host as f64 {
-            return Err(ApiError::new(
-                Code::Exhausted,
-                format!("{cpus} processors were asked for, and this host has {host}"),
-            )
-            .hint(format!("ask for {host} at the most")));
-        }
-    }
+    processors::check(&spec.resources)?;
     const LEAST_MEMORY: u64 = 4 << 20;
     if spec.resources.memory_bytes.is_some_and(|bytes| bytes < LEAST_MEMORY) {
         return invalid("no program runs in less than 4 MiB of memory".to_owned());

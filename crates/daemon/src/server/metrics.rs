@@ -31,7 +31,7 @@ const PHASES: [Phase; 9] = [
 type Read = fn(&Stats) -> Option<f64>;
 
 /// What is told of each instance that runs: name, kind, meaning, value.
-const OF_INSTANCES: [(&str, &str, &str, Read); 8] = [
+const OF_INSTANCES: [(&str, &str, &str, Read); 11] = [
     ("cpu_seconds_total", "counter", "Processor time.", |stats| {
         stats.cpu_nanoseconds.map(|nanoseconds| nanoseconds as f64 / 1e9)
     }),
@@ -50,7 +50,23 @@ const OF_INSTANCES: [(&str, &str, &str, Read); 8] = [
     ("network_sent_bytes_total", "counter", "Bytes that went out.", |stats| {
         number(stats.network_sent_bytes)
     }),
+    (
+        "pressure_cpu_seconds_total",
+        "counter",
+        "Time in which it waited for a processor.",
+        |stats| seconds(stats.cpu_pressure_microseconds),
+    ),
+    ("pressure_memory_seconds_total", "counter", "Time in which it waited for memory.", |stats| {
+        seconds(stats.memory_pressure_microseconds)
+    }),
+    ("pressure_io_seconds_total", "counter", "Time in which it waited for disks.", |stats| {
+        seconds(stats.io_pressure_microseconds)
+    }),
 ];
+
+fn seconds(microseconds: Option<u64>) -> Option<f64> {
+    microseconds.map(|microseconds| microseconds as f64 / 1e6)
+}
 
 fn number(value: Option<u64>) -> Option<f64> {
     value.map(|value| value as f64)

@@ -33,6 +33,7 @@ macro_rules! usage {
   guise run -it --disk debian.qcow2 --ssh-key ~/.ssh/id_ed25519.pub -p 2222:22
   guise run --rm --disk debian.qcow2 -e MODE=fast sh -c 'uname -r; echo $MODE'
   guise run -d --name sys --as vm debian-vm
+  guise run -d --name batch --cpus 1.5 --cpu-weight 50 --cpuset 0,2-3 -m 1G debian:12 ./work
   guise run --rm --timeout 60 debian:12 sh -c 'might take for ever'
   guise run --explain debian:12")]
 pub struct Run {
@@ -88,9 +89,16 @@ pub struct Options {
     /// What to call it [default: made up]
     #[arg(long)]
     pub name: Option<String>,
-    /// How many processors; containers may have parts of one
+    /// How many processors; a part of one is a limit (0.5), and machines have whole ones to share it
     #[arg(long, value_name = "N")]
     cpus: Option<f64>,
+    /// Its share of processors that others want too, from 1 to 10000 [default: 100]; twice as much
+    /// gets twice as much
+    #[arg(long, value_name = "N")]
+    cpu_weight: Option<u64>,
+    /// The host's processors that it runs on (0,2-3)
+    #[arg(long, value_name = "LIST")]
+    cpuset: Option<String>,
     /// How much memory (suffixes K, M, G, T)
     #[arg(short, long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
@@ -209,6 +217,8 @@ impl Options {
             stdin: self.interactive,
             resources: Resources {
                 cpus: self.cpus,
+                cpu_weight: self.cpu_weight,
+                cpuset: self.cpuset.clone(),
                 memory_bytes: self.memory,
                 processes: self.pids_limit,
                 disk_bytes: self.disk_size,

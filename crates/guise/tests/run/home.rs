@@ -415,7 +415,14 @@ impl Home {
                 found.push(command);
             }
         }
+        found.extend(self.groups());
         found
+    }
+
+    /// The cgroups of this home's workers, as `ID-LIFE`.
+    pub fn groups(&self) -> Vec<String> {
+        let all = guise_worker::group::Left::all(&self.path("state/instances/any")).unwrap();
+        all.into_iter().map(|(id, life)| format!("{id}-{life}")).collect()
     }
 }
 
@@ -452,6 +459,11 @@ impl Drop for Home {
         for instance in &all {
             let text = |field: &str| instance[field].as_str().unwrap_or_default();
             self.guise(&["--project", text("project"), "rm", "-f", text("id")]);
+        }
+        // No other daemon comes that would take away what this one still waits for.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !self.groups().is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
         }
         // A test that failed may have left some, whose switches would run on.
         let networks = fs::read_dir(self.path("state/networks")).into_iter().flatten().flatten();

@@ -13,6 +13,7 @@ mod limits;
 mod lives;
 mod network;
 mod plain_user;
+mod processors;
 mod programs;
 mod survival;
 mod tasks;

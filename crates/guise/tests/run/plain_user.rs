@@ -42,7 +42,17 @@ fn a_plain_user_runs_containers_with_a_daemon_that_starts_by_itself() {
     let ran = guise(&["run", "--rm", BOX, "sh", "-c", "id -u; echo made > /file; cat /file"]);
     let log = || fs::read_to_string(own.join("run/daemon.log")).unwrap_or_default();
     assert_eq!((ran.code, ran.out.as_str()), (0, "0\nmade\n"), "{}\n{}", ran.err, log());
-    assert_eq!(guise(&["run", "-d", "--name", "it", BOX, "sleep", "1000"]).code, 0, "{}", log());
+    // What takes a cgroup is said to be left out; processors are chosen without one.
+    let limits = ["--cpuset", "0", "--cpu-weight", "50", "--cpus", "0.5", "-m", "64M"];
+    let run = [&["run", "-d", "--name", "it"][..], &limits, &[BOX, "sleep", "1000"]].concat();
+    assert_eq!(guise(&run).code, 0, "{}", log());
+    let warnings = guise(&["inspect", "it"]).out;
+    let warnings = warnings.split("\"warnings\"").nth(1).unwrap();
+    for left_out in ["the memory limit", "the CPU shares", "the CPU quota", "could go to others"] {
+        assert!(warnings.contains(left_out), "{left_out}: {warnings}");
+    }
+    let allowed = guise(&["exec", "it", "grep", "Cpus_allowed_list", "/proc/1/status"]);
+    assert!(allowed.out.ends_with("\t0\n"), "{allowed:?}");
     assert_eq!(guise(&["exec", "it", "sh", "-c", "exit 8"]).code, 8);
     // Root does not see it.
     home.start_daemon();

@@ -13,7 +13,7 @@ use crate::home::{BOX, Guise, Home, Said};
 use crate::terminal::Terminal;
 
 /// A home with the tool as a file, whose path comes with it.
-fn home(test: &str) -> Option<(Home, String)> {
+pub fn home(test: &str) -> Option<(Home, String)> {
     let home = Home::new(test, Guise::Wasm)?;
     let tool = home.path("tool.wasm");
     fs::write(&tool, wat::parse_str(include_str!("wasm/tool.wat")).unwrap()).unwrap();

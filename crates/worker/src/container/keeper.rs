@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use guise_container::jail::{Ward, keep_only};
 use guise_container::runtime;
-use guise_container::spec::Process;
+use guise_container::spec::{Process, Resources};
 use guise_container::state::Store;
 use serde_json::Value;
 
@@ -182,7 +182,8 @@ impl Keeper {
         let running = Arc::new(running);
         // A second one is refused by the runtime.
         let _ = self.workload.set(running.clone());
-        Ok(self.attend(asked, number, &running, ends, || {
+        let remarks = self.remarks(&spec.linux.resources);
+        Ok(self.attend(asked, (number, remarks), &running, ends, || {
             let state = self.store.find(&self.job.id).and_then(|entry| entry.state());
             state.is_ok_and(|state| state.cgroup().memory_kills() > 0)
         }))
@@ -199,20 +200,29 @@ impl Keeper {
         let started = invocation.start(&self.job.id, program);
         let _ = std::fs::remove_file(&description);
         let (running, ends) = started?;
-        Ok(self.attend(asked, number, &Arc::new(running), ends, || false))
+        Ok(self.attend(asked, (number, Vec::new()), &Arc::new(running), ends, || false))
+    }
+
+    /// What of the container's limits this host does not hold it to.
+    fn remarks(&self, wanted: &Resources) -> Vec<String> {
+        if !spec::limits(&self.job.resources) {
+            return Vec::new();
+        }
+        let state = self.store.find(&self.job.id).and_then(|entry| entry.state());
+        state.map(|state| spec::remarks(&state.cgroup().missing(wanted))).unwrap_or_default()
     }
 
     /// Gives a program's streams away and waits for its end.
     fn attend(
         &self,
         asked: &UnixStream,
-        number: u64,
+        (number, remarks): (u64, Vec<String>),
         running: &Arc<Running>,
         ends: Ends,
         killed: impl FnOnce() -> bool,
     ) -> Told {
         self.programs().running.insert(number, running.clone());
-        let _ = line::say(asked, &Told::Program { number, streams: ends.kind() })
+        let _ = line::say(asked, &Told::Program { number, streams: ends.kind(), remarks })
             .and_then(|()| line::hand_over(asked, &ends.descriptors()));
         drop(ends);
         let exit = running.reap(killed);
@@ -228,6 +238,10 @@ impl Keeper {
             let of_kind = entries.iter().filter(|entry| entry["op"] == name);
             Some(of_kind.filter_map(|entry| entry["value"].as_u64()).sum())
         };
+        let pressure = |resource: &str| {
+            let total = event.data.pointer(&format!("/{resource}/pressure/some/total"));
+            total.and_then(Value::as_f64).map(|microseconds| microseconds as u64)
+        };
         // What the kernel says where there is no limit is rounded to pages.
         const UNLIMITED: u64 = 1 << 62;
         Ok(Stats {
@@ -237,6 +251,9 @@ impl Keeper {
             processes: number("/pids/current"),
             disk_read_bytes: operations("Read"),
             disk_written_bytes: operations("Write"),
+            cpu_pressure_microseconds: pressure("cpu"),
+            memory_pressure_microseconds: pressure("memory"),
+            io_pressure_microseconds: pressure("blkio"),
             ..Stats::default()
         })
     }

@@ -76,6 +76,8 @@ pub enum Told {
     Program {
         number: u64,
         streams: Streams,
+        /// What of its limits this host does not hold it to.
+        remarks: Vec<String>,
     },
     Ended(Exit),
     Stats(Stats),

@@ -15,6 +15,7 @@ use crate::terminal;
 pub struct Inside {
     keeping: Keeping,
     number: u64,
+    pub remarks: Vec<String>,
     terminal: Option<OwnedFd>,
     ended: Mutex<Option<Exit>>,
     changed: Condvar,
@@ -27,8 +28,8 @@ impl Inside {
         asked: UnixStream,
         stdin: bool,
     ) -> Result<(Session, Arc<Inside>), BodyError> {
-        let (number, streams) = match keeping.told(&asked)? {
-            Told::Program { number, streams } => (number, streams),
+        let (number, streams, remarks) = match keeping.told(&asked)? {
+            Told::Program { number, streams, remarks } => (number, streams, remarks),
             _ => return Err(BodyError::Failed("the keeper named no program".to_owned())),
         };
         let count = match streams {
@@ -44,6 +45,7 @@ impl Inside {
         let inside = Arc::new(Inside {
             keeping: keeping.clone(),
             number,
+            remarks,
             terminal,
             ended: Mutex::new(None),
             changed: Condvar::new(),

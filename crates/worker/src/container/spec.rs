@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use guise_container::cgroup::{CPU_SET, SWAP_LIMIT, cpu_shares};
 use guise_container::namespaces::{in_user_namespace, may_set_groups_here};
 use guise_container::spec::{
     Capabilities, ConsoleSize, Cpu, DeviceRule, Linux, Memory, Mount, Namespace, NamespaceKind,
@@ -10,13 +11,11 @@ use guise_container::spec::{
 
 use super::root;
 use super::user::User as Account;
-use crate::body::{BodyError, Program};
+use crate::body::{BodyError, Program, failed};
+use crate::group::PERIOD;
 use crate::job::{self, Job, Network};
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// The period of CPU quotas, in microseconds.
-const PERIOD: u64 = 100_000;
 
 /// What all programs in the container have in common.
 pub fn base(job: &Job) -> Process {
@@ -60,7 +59,7 @@ pub fn of(
         hostname: Some(job.host_name.clone()),
         mounts,
         linux: Linux {
-            resources: resources(&job.resources),
+            resources: resources(&job.resources)?,
             namespaces: namespaces(job.network, network),
             seccomp: Some(defaults::seccomp()),
             masked_paths: defaults::MASKED.map(str::to_owned).to_vec(),
@@ -170,9 +169,39 @@ fn namespaces(network: Network, plugged: Option<String>) -> Vec<Namespace> {
     all
 }
 
-fn resources(limits: &job::Resources) -> Resources {
+/// Whether it is limited in anything that takes a cgroup.
+pub fn limits(asked: &job::Resources) -> bool {
+    let job::Resources { cpus, cpu_weight, cpuset, memory_bytes, processes, disk_bytes: _ } = asked;
+    cpus.is_some()
+        || cpu_weight.is_some()
+        || cpuset.is_some()
+        || memory_bytes.is_some()
+        || processes.is_some()
+}
+
+/// What the user is told of limits that no cgroup holds.
+pub fn remarks(missing: &[&str]) -> Vec<String> {
+    let mut remarks = Vec::new();
+    // The worker is bound to its processors itself, and what it starts begins so.
+    let (sets, others): (Vec<_>, Vec<_>) = missing.iter().partition(|what| **what == CPU_SET);
+    // That is a part of the memory limit, which nobody has asked for by itself.
+    let others: Vec<&str> = others.into_iter().filter(|what| *what != SWAP_LIMIT).collect();
+    if !others.is_empty() {
+        let what = others.join(", ");
+        remarks.push(format!("not enforced: {what} (this user has no cgroup controllers for it)"));
+    }
+    if !sets.is_empty() {
+        let what = "its programs begin on these processors, and could go to others: this user has \
+                    no cgroup controller for them";
+        remarks.push(what.to_owned());
+    }
+    remarks
+}
+
+/// What the container may use.
+fn resources(limits: &job::Resources) -> Result<Resources, BodyError> {
     let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-    Resources {
+    Ok(Resources {
         devices: vec![DeviceRule {
             allow: false,
             access: Some("rwm".to_owned()),
@@ -187,11 +216,13 @@ fn resources(limits: &job::Resources) -> Resources {
         cpu: Cpu {
             quota: limits.cpus.map(|cpus| (cpus * PERIOD as f64) as i64),
             period: limits.cpus.map(|_| PERIOD),
+            shares: limits.cpu_weight.map(cpu_shares).transpose().map_err(failed)?,
+            cpus: limits.cpuset.clone(),
             ..Cpu::default()
         },
         pids: limits
             .processes
             .map(|processes| Pids { limit: i64::try_from(processes).unwrap_or(i64::MAX) }),
         ..Resources::default()
-    }
+    })
 }
