@@ -238,6 +238,10 @@ pub struct InstanceStatus {
     pub addresses: Vec<String>,
     /// What could not be done as asked, and was left out.
     pub warnings: Vec<String>,
+    /// It stands still, because the host has no space for what it writes. It goes on by itself
+    /// when there is some.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub without_space: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -17,7 +17,7 @@ use guise_worker::place::Place;
 use crate::choose::{Content, no_system};
 use crate::named::Named;
 use crate::table::Entry;
-use crate::{Daemon, admission};
+use crate::{Daemon, admission, pool};
 pub use kernel::check as check_kernel;
 pub use spawn::{Born, died};
 
@@ -159,6 +159,7 @@ pub async fn launch(daemon: &Arc<Daemon>, entry: &Arc<Entry>) -> Result<Born, Ap
     let console = *entry.console.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let place = daemon.config.place(&entry.id);
     admit(daemon, &instance)?;
+    pool::admit(daemon, pool::Kept::Instances, &format!("{} is not started", instance.name))?;
     if let Some(network) = Named::network_of(&instance) {
         daemon.networks.ensure(daemon, &network).await?;
     }

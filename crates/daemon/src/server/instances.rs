@@ -19,7 +19,7 @@ use super::volumes;
 use crate::choose::{self, Content};
 use crate::named::Named;
 use crate::table::{Entry, Gone, Keep};
-use crate::{launch, link, random, reconcile};
+use crate::{launch, link, pool, random, reconcile};
 
 const LONGEST_NAME: usize = 63;
 
@@ -52,6 +52,11 @@ fn check(spec: &InstanceSpec) -> Result<(), ApiError> {
     const LEAST_MEMORY: u64 = 4 << 20;
     if spec.resources.memory_bytes.is_some_and(|bytes| bytes < LEAST_MEMORY) {
         return invalid("no program runs in less than 4 MiB of memory".to_owned());
+    }
+    // What a file system of its own takes for itself.
+    const LEAST_DISK: u64 = 32 << 20;
+    if spec.resources.disk_bytes.is_some_and(|bytes| bytes < LEAST_DISK) {
+        return invalid("no file system fits in less than 32 MiB of disk space".to_owned());
     }
     for mount in &spec.mounts {
         if !mount.target.starts_with('/') || mount.target.contains('\0') {
@@ -155,6 +160,7 @@ pub async fn create(
                 .hint(format!("choose another --name, or remove it: guise rm {name}")),
         ));
     }
+    pool::admit(&daemon, pool::Kept::Instances, &format!("{name} is not made"))?;
     // Only who asks for a machine gets one.
     if spec.guise == Guise::Microvm {
         launch::check_kernel(&daemon)?;

@@ -14,6 +14,8 @@ mod lives;
 mod network;
 mod plain_user;
 mod programs;
+mod small;
+mod space;
 mod survival;
 mod tasks;
 mod terminal;
