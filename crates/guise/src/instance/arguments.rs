@@ -97,7 +97,8 @@ pub struct Options {
     /// How many processes
     #[arg(long, value_name = "N")]
     pids_limit: Option<u64>,
-    /// How much may be written to the root file system (machines only)
+    /// How much may be written to the root file system [default: 10G for machines, and no limit
+    /// for containers, which only root's can have]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     disk_size: Option<u64>,
     /// A variable of the environment; without a value, this shell's

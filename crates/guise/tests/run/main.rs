@@ -12,6 +12,7 @@ mod home;
 mod limits;
 mod lives;
 mod network;
+mod own_disk;
 mod plain_user;
 mod programs;
 mod small;
