@@ -90,6 +90,19 @@ impl InstanceSpec {
     /// The file that it runs, unless that is an image with a name.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
+        self.path().filter(|_| !self.image.ends_with('/'))
+    }
+
+    /// The folder with its root file system, which ends with a slash, unless that is an image with
+    /// a name.
+    #[must_use]
+    pub fn folder(&self) -> Option<&Path> {
+        self.path().filter(|_| self.image.ends_with('/'))
+    }
+
+    /// What of the daemon's host it is made of.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
         self.image.starts_with('/').then(|| Path::new(&self.image))
     }
 
