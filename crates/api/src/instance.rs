@@ -90,6 +90,19 @@ impl InstanceSpec {
     /// The file that it runs, unless that is an image with a name.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
+        self.path().filter(|_| !self.image.ends_with('/'))
+    }
+
+    /// The folder with its root file system, which ends with a slash, unless that is an image with
+    /// a name.
+    #[must_use]
+    pub fn folder(&self) -> Option<&Path> {
+        self.path().filter(|_| self.image.ends_with('/'))
+    }
+
+    /// What of the daemon's host it is made of.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
         self.image.starts_with('/').then(|| Path::new(&self.image))
     }
 
@@ -247,6 +260,10 @@ pub struct InstanceStatus {
     pub addresses: Vec<String>,
     /// What could not be done as asked, and was left out.
     pub warnings: Vec<String>,
+    /// It stands still, because the host has no space for what it writes. It goes on by itself
+    /// when there is some.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub without_space: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::Pool;
+
 /// Who answers, and where it keeps things.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SystemInfo {
@@ -19,4 +21,7 @@ pub struct SystemInfo {
     /// What its certificate is known by: `sha256:` and hexadecimal digits.
     #[serde(default)]
     pub fingerprint: Option<String>,
+    /// The file systems on which that is, and how full they are.
+    #[serde(default)]
+    pub pools: Vec<Pool>,
 }

@@ -7,7 +7,7 @@ use guise_worker::place::Place;
 
 use crate::admission::Rules;
 use crate::named::Named;
-use crate::{DaemonError, tls};
+use crate::{DaemonError, pool, tls};
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -21,6 +21,8 @@ pub struct Config {
     pub kernel: Option<PathBuf>,
     /// How much memory is given out.
     pub memory: Rules,
+    /// How much space is kept where all that is.
+    pub disk: pool::Rules,
     /// For whom the API is there beside this user.
     pub listen: Option<Listen>,
 }
@@ -35,16 +37,24 @@ pub struct Listen {
     pub certificate: Option<tls::Files>,
 }
 
+/// So many MiB as a variable of the environment says, in bytes.
+fn mebibytes(variable: &'static str) -> Result<Option<u64>, DaemonError> {
+    const MIB: u64 = 1 << 20;
+    let Ok(text) = std::env::var(variable) else { return Ok(None) };
+    match text.parse::<u64>() {
+        Ok(mib) => Ok(Some(mib.saturating_mul(MIB))),
+        Err(_) => Err(DaemonError::NoMebibytes { variable, text }),
+    }
+}
+
+/// What the environment says about space: `GUISE_KEEP_DISK` in MiB.
+pub(crate) fn disk_rules() -> Result<pool::Rules, DaemonError> {
+    Ok(pool::Rules { kept: mebibytes("GUISE_KEEP_DISK")? })
+}
+
 /// What the environment says about memory: `GUISE_KEEP_MEMORY` in MiB, `GUISE_OVERCOMMIT`.
 fn memory_rules() -> Result<Rules, DaemonError> {
-    const MIB: u64 = 1 << 20;
-    let kept = match std::env::var("GUISE_KEEP_MEMORY") {
-        Ok(text) => {
-            let mib: u64 = text.parse().map_err(|_| DaemonError::KeepMemory(text))?;
-            Some(mib.saturating_mul(MIB))
-        }
-        Err(_) => None,
-    };
+    let kept = mebibytes("GUISE_KEEP_MEMORY")?;
     let overcommit = std::env::var_os("GUISE_OVERCOMMIT").is_some_and(|value| value == "1");
     Ok(Rules { kept, overcommit })
 }
@@ -72,7 +82,8 @@ impl Config {
         };
         let images = variable("GUISE_IMAGES").unwrap_or_else(|| state.join("images"));
         let kernel = variable("GUISE_KERNEL").filter(|path| !path.as_os_str().is_empty());
-        Ok(Config { state, run, images, kernel, memory: memory_rules()?, listen: None })
+        let (memory, disk) = (memory_rules()?, disk_rules()?);
+        Ok(Config { state, run, images, kernel, memory, disk, listen: None })
     }
 
     #[must_use]

@@ -54,6 +54,15 @@ impl Events {
         self.tell(Event { id: id.to_owned(), ..event(kind, ALL_PROJECTS, name, action) });
     }
 
+    /// About a file system that the daemon uses.
+    pub fn pool(&self, name: &str, path: &str, action: &str, detail: &str) {
+        self.tell(Event {
+            id: path.to_owned(),
+            detail: Some(detail.to_owned()),
+            ..event("pool", ALL_PROJECTS, name, action)
+        });
+    }
+
     fn tell(&self, event: Event) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.len() == KEPT {

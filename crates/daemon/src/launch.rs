@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use guise_api::{ApiError, Code, Guise, Instance, InstanceSpec};
 use guise_image::Image;
-use guise_image::archive::import_module;
+use guise_image::archive::{import_folder, import_module};
 use guise_image::debian::Wanted;
 use guise_image::spec::Descriptor;
 use guise_worker::place::Place;
@@ -18,7 +18,7 @@ use crate::admission::processors;
 use crate::choose::{Content, no_system};
 use crate::named::Named;
 use crate::table::Entry;
-use crate::{Daemon, admission};
+use crate::{Daemon, admission, pool};
 pub use kernel::check as check_kernel;
 pub use spawn::{Born, died};
 
@@ -44,10 +44,19 @@ pub async fn pin_image(
         }
         // Held until the end, so that nothing of it is collected meanwhile.
         let session = daemon.images.session().map_err(ApiError::internal)?;
-        let target = match spec.file() {
-            Some(file) => import_module(&session, file)
-                .map_err(|error| ApiError::invalid(error.to_string()).exit_code(125))?,
-            None => named(&daemon, &spec.image)?,
+        let refused = |error: guise_image::Error| match &error {
+            guise_image::Error::Io { what, path, source } => {
+                ApiError::host(format!("{what} {}", path.display()), source).exit_code(125)
+            }
+            _ => ApiError::invalid(error.to_string()).exit_code(125),
+        };
+        let target = match (spec.file(), spec.folder()) {
+            (Some(file), _) => import_module(&session, file).map_err(refused)?,
+            (None, Some(folder)) => {
+                pool::admit(&daemon, pool::Kept::Images, "the folder is not taken over")?;
+                import_folder(&session, folder).map_err(refused)?
+            }
+            (None, None) => named(&daemon, &spec.image)?,
         };
         let image = daemon
             .images
@@ -109,6 +118,9 @@ pub fn content(daemon: &Daemon, spec: &InstanceSpec) -> Content {
     if spec.file().is_some() {
         return Content::Wasm;
     }
+    if spec.folder().is_some() {
+        return Content::RootFs;
+    }
     named(daemon, &spec.image)
         .ok()
         .and_then(|target| daemon.images.image_of(&target, &spec.image, None).ok())
@@ -162,6 +174,7 @@ pub async fn launch(daemon: &Arc<Daemon>, entry: &Arc<Entry>) -> Result<Born, Ap
     let console = *entry.console.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let place = daemon.config.place(&entry.id);
     admit(daemon, &instance)?;
+    pool::admit(daemon, pool::Kept::Instances, &format!("{} is not started", instance.name))?;
     if let Some(network) = Named::network_of(&instance) {
         daemon.networks.ensure(daemon, &network).await?;
     }

@@ -17,6 +17,7 @@
 //! networks   the switches of named networks
 //! link       the daemon's side of a worker's control socket
 //! admission  whether the host has the memory for it
+//! pool       whether it has the space, and for how long
 //! choose     which guise an instance gets, and why
 //! events     what happened
 //! server     the API
@@ -40,6 +41,7 @@ mod link;
 mod named;
 mod networks;
 mod objects;
+mod pool;
 mod quota;
 mod random;
 mod reconcile;
@@ -59,6 +61,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use config::{Config, Listen};
+pub use pool::{check_store, in_words};
 pub use server::openapi;
 pub use tls::Files as TlsFiles;
 
@@ -83,8 +86,8 @@ pub enum DaemonError {
         "neither XDG_RUNTIME_DIR nor HOME says where this user's files are; give --state and --run"
     )]
     NoHome,
-    #[error("GUISE_KEEP_MEMORY={0} is no number of MiB")]
-    KeepMemory(String),
+    #[error("{variable}={text} is no number of MiB")]
+    NoMebibytes { variable: &'static str, text: String },
     #[error("certificate {0}: {1}")]
     Certificate(PathBuf, String),
     #[error(
@@ -109,6 +112,7 @@ pub(crate) struct Daemon {
     table: table::Table,
     events: events::Events,
     networks: networks::Networks,
+    pools: pool::Pools,
     tasks: tasks::Tasks,
     audit: audit::Audit,
     /// Where other hosts reach it.
@@ -127,11 +131,12 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         None => (None, None),
     };
     let daemon = Arc::new(Daemon {
-        objects: objects::Objects::new(Arc::new(store))?,
+        objects: objects::Objects::new(Arc::new(store), pool::Ballast::new(&config.state))?,
         images: guise_image::Store::open(&config.images)?,
         table: table::Table::default(),
         events: events::Events::default(),
         networks: networks::Networks::default(),
+        pools: pool::Pools::new(config.disk),
         tasks: tasks::Tasks::default(),
         audit: audit::Audit::new(config.state.join("audit.log")),
         door,
@@ -139,6 +144,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     });
     reconcile::resume(&daemon)?;
     tasks::resume(&daemon)?;
+    tokio::spawn(pool::watch(daemon.clone()));
     // Last: who can connect is served.
     let listener = listen(&daemon.config.socket())?;
     let mut terminate =

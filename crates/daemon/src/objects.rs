@@ -27,6 +27,7 @@ use serde::de::DeserializeOwned;
 
 use crate::changes::Changes;
 use crate::named::Named;
+use crate::pool::Ballast;
 use crate::{DaemonError, quota};
 use requests::Requests;
 
@@ -36,6 +37,7 @@ pub struct Objects {
     /// What is taken of a project changes by one request at a time.
     reserving: tokio::sync::Mutex<()>,
     pub changes: Changes,
+    pub ballast: Ballast,
 }
 
 const INSTANCES: &str = "instances/";
@@ -78,10 +80,11 @@ fn changed(name: &str) -> ApiError {
 }
 
 impl Objects {
-    pub fn new(store: Arc<dyn Store>) -> Result<Objects, DaemonError> {
+    pub fn new(store: Arc<dyn Store>, ballast: Ballast) -> Result<Objects, DaemonError> {
         let requests = Requests::of(&*store)?;
         let reserving = tokio::sync::Mutex::default();
-        let objects = Objects { store, requests, reserving, changes: Changes::default() };
+        let changes = Changes::default();
+        let objects = Objects { store, requests, reserving, changes, ballast };
         objects.count_reserved()?;
         Ok(objects)
     }
@@ -135,6 +138,20 @@ impl Objects {
         tokio::task::spawn_blocking(commit).await.map_err(ApiError::internal)?.map_err(refused)
     }
 
+    /// The same for what leaves less than there was, which a full disk must not prevent.
+    async fn commit_less(
+        &self,
+        checks: Vec<Check>,
+        writes: Vec<Write>,
+    ) -> Result<Outcome, ApiError> {
+        match self.commit(checks.clone(), writes.clone()).await {
+            Err(error) if error.code == Code::Exhausted && self.ballast.throw_overboard() => {
+                self.commit(checks, writes).await
+            }
+            committed => committed,
+        }
+    }
+
     /// Makes an instance, and takes its share of the project; its name must be free. Not when
     /// a request with the same key was faster.
     pub async fn create(
@@ -182,7 +199,12 @@ impl Objects {
             writes.push(put(name, &instance.id)?);
             writes.push(Write::delete(name_key(&Named::new(&instance.project, old))));
         }
-        match self.commit(checks, writes).await? {
+        let is_less = instance.removing || !instance.spec.running;
+        let committed = match is_less {
+            true => self.commit_less(checks, writes).await?,
+            false => self.commit(checks, writes).await?,
+        };
+        match committed {
             Outcome::Committed(revision) => {
                 instance.revision = revision;
                 Ok(())
@@ -202,7 +224,7 @@ impl Objects {
             Write::delete(name_key(&name_of(instance))),
             projects::put(&project)?,
         ];
-        match self.commit(vec![unchanged], writes).await? {
+        match self.commit_less(vec![unchanged], writes).await? {
             Outcome::Committed(revision) => {
                 self.changes.gone("instance", &instance.project, &instance.id, revision);
                 Ok(())
@@ -228,7 +250,7 @@ impl Objects {
     }
 
     async fn remove_key(&self, key: String) -> Result<Revision, ApiError> {
-        match self.commit(Vec::new(), vec![Write::delete(key)]).await? {
+        match self.commit_less(Vec::new(), vec![Write::delete(key)]).await? {
             Outcome::Committed(revision) => Ok(revision),
             Outcome::Conflict { key, .. } => Err(changed(&key)),
         }

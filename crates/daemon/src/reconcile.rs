@@ -14,7 +14,7 @@ use guise_api::session::Frame;
 use guise_api::{ApiError, Code, Ended, Guise, Phase};
 use guise_container::state::timestamp;
 use guise_worker::body::Stats;
-use guise_worker::control::{Reply, Request};
+use guise_worker::control::{self, Reply, Request};
 use guise_worker::job::{Form, Job};
 use guise_worker::place::End;
 use tokio::sync::mpsc;
@@ -51,6 +51,7 @@ pub fn resume(daemon: &Arc<Daemon>) -> Result<(), DaemonError> {
         }
         // What was written last may be long over: the task finds out.
         instance.status.pid = None;
+        instance.status.without_space = false;
         if instance.status.phase.is_alive() {
             instance.status.phase = Phase::Created;
         }
@@ -86,6 +87,10 @@ fn spawn(daemon: &Arc<Daemon>, entry: Arc<Entry>, looking: Option<mpsc::Sender<(
 /// What a task hears of its worker.
 enum News {
     Ended(Ended),
+    /// Whether the host has no space for what it writes.
+    Space {
+        lacking: bool,
+    },
     /// It went without a word.
     Lost,
     /// A request to it is done, and how.
@@ -239,13 +244,23 @@ impl Task {
                     }
                 }
             };
-            let last = link::read(&mut stream).await;
-            let told = match last {
-                Ok(Some(Frame::Exit(ended))) => News::Ended(ended),
-                _ => News::Lost,
-            };
-            // The task has ended with its instance.
-            let _ = news.send(told).await;
+            loop {
+                let read = link::read(&mut stream).await;
+                let told = match &read {
+                    Ok(Some(Frame::Exit(ended))) => News::Ended(ended.clone()),
+                    Ok(Some(frame @ Frame::Message(_))) => match frame.parse() {
+                        Ok(control::News::Space { lacking }) => News::Space { lacking },
+                        // A newer worker has more to tell.
+                        Err(_) => continue,
+                    },
+                    _ => News::Lost,
+                };
+                let last = !matches!(told, News::Space { .. });
+                // The task has ended with its instance.
+                if news.send(told).await.is_err() || last {
+                    return;
+                }
+            }
         });
     }
 
@@ -260,6 +275,7 @@ impl Task {
             status.error = None;
             status.exit_code = None;
             status.out_of_memory = false;
+            status.without_space = false;
             status.finished = None;
         })
         .await?;
@@ -289,10 +305,17 @@ impl Task {
             }
             Err(error) => {
                 let (out_of_memory, error) = self.bury(error).await;
+                let before = self.entry.instance();
+                let restarts = before.status.restarts;
+                // What the host has no room for now, it may have later.
+                let again = error.code == Code::Exhausted && !out_of_memory && restarts > 0;
+                let wait = plan::restart_after(&before, error.exit_code, restarts);
+                let wait = wait.filter(|_| again);
+                self.due = wait.map(|wait| Instant::now() + wait);
                 let now = self
                     .change(self.keep(), |instance| {
                         let status = &mut instance.status;
-                        status.phase = Phase::Failed;
+                        status.phase = if wait.is_some() { Phase::Waiting } else { Phase::Failed };
                         status.pid = None;
                         status.exit_code = error.exit_code;
                         status.out_of_memory = out_of_memory;
@@ -416,6 +439,7 @@ impl Task {
                     _ => self.lost().await,
                 }
             }
+            News::Space { lacking } => self.space(lacking).await,
             News::Stopped(Ok(_)) => Ok(()),
             News::Stopped(Err(error)) => {
                 tracing::warn!("{}: stop: {error}", self.entry.id);
@@ -429,6 +453,25 @@ impl Task {
                 .map(drop)
             }
         }
+    }
+
+    /// It stands still for want of space, or goes on.
+    async fn space(&self, lacking: bool) -> Result<(), ApiError> {
+        if self.entry.instance().status.without_space == lacking {
+            return Ok(());
+        }
+        let change = |instance: &mut guise_api::Instance| instance.status.without_space = lacking;
+        let now = self.change(Keep::InMemory, change).await?;
+        let (action, detail) = match lacking {
+            true => ("out-of-space", "it waits until the host has room for what it writes"),
+            false => ("has-space", "it goes on"),
+        };
+        tracing::warn!("{}: {action}: {detail}", now.name);
+        self.daemon.events.instance(&now, action, Some(detail.to_owned()));
+        // Who keeps an eye on the pools hears why.
+        let daemon = self.daemon.clone();
+        tokio::task::spawn_blocking(move || daemon.pools.look(&daemon));
+        Ok(())
     }
 
     /// The worker died without recording an end.
@@ -479,6 +522,7 @@ impl Task {
                 let status = &mut instance.status;
                 status.phase = if wait.is_some() { Phase::Waiting } else { phase };
                 status.pid = None;
+                status.without_space = false;
                 status.exit_code = exit_code;
                 status.out_of_memory = out_of_memory;
                 status.error = error;

@@ -19,7 +19,7 @@ use guise_image::{Limits, Name, registry};
 use tokio::sync::{Semaphore, watch};
 
 use crate::changes::Changes;
-use crate::{Daemon, DaemonError, random};
+use crate::{Daemon, DaemonError, pool, random};
 use log::{Log, Told};
 use progress::Meters;
 
@@ -91,8 +91,15 @@ pub async fn begin(
     for image in names(&work) {
         image.parse::<Name>().map_err(|error| ApiError::invalid(error.to_string()))?;
     }
-    if let Work::Build { build } = &work {
-        check_build(build)?;
+    match &work {
+        Work::Build { build } => {
+            check_build(build)?;
+            pool::admit(daemon, pool::Kept::Images, "the image is not built")?;
+        }
+        Work::Pull { image, .. } => {
+            pool::admit(daemon, pool::Kept::Images, &format!("{image} is not fetched"))?;
+        }
+        Work::Push { .. } => {}
     }
     let task = Task {
         id: random::digits(12)?,

@@ -141,6 +141,19 @@ enum ImageCommand {
     },
 }
 
+impl ImageCommand {
+    /// Whether it may take much of the store's space.
+    fn adds(&self) -> bool {
+        matches!(
+            self,
+            ImageCommand::Pull { .. }
+                | ImageCommand::Import { .. }
+                | ImageCommand::Unpack { .. }
+                | ImageCommand::Build(_)
+        )
+    }
+}
+
 #[derive(Args)]
 struct LimitArgs {
     /// Refuse layers that unpack to more bytes (suffixes K, M, G, T)
@@ -197,6 +210,11 @@ pub fn run(args: ImageArgs) -> ExitCode {
             Err(error) => return crate::report(Err(Failure::failed(error))),
         },
     };
+    if args.command.adds()
+        && let Err(refused) = guise_daemon::check_store(&place)
+    {
+        return crate::report(Err(refused.into()));
+    }
     match dispatch(args.command, place) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

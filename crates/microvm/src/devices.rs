@@ -13,7 +13,7 @@ use guise_net::switch::SwitchError;
 use guise_net::switch::client::SwitchPort;
 use guise_net::switch::hello::Join;
 use guise_net::user::{Config, Forward, NetError, UserNetwork};
-use guise_virtio::block::{Block, BlockOptions};
+use guise_virtio::block::{Block, BlockOptions, WhenFull};
 use guise_virtio::fs::{Cache, Share, ShareOptions};
 use guise_virtio::net::{Net, NetOptions};
 use guise_virtio::rate::Rate;
@@ -95,17 +95,25 @@ pub fn add_interface(
     machine.add_device(Net::new(network, options)).map(drop)
 }
 
-/// Adds a disk that the guest finds by its serial number.
-pub fn add_disk(machine: &Machine, disk: &BlockDevice, serial: &str) -> Result<(), MachineError> {
+/// Adds a disk that the guest finds by its serial number. Where the host has no space for it, it
+/// waits.
+pub fn add_disk(
+    machine: &Machine,
+    disk: &BlockDevice,
+    serial: &str,
+) -> Result<Arc<Block>, MachineError> {
     let block_size = disk.block_size();
     let options = BlockOptions {
         queues: machine.config().vcpus.min(64) as u16,
         serial: serial.to_owned(),
         block_size,
         physical_block_size: block_size.max(4096),
+        when_full: WhenFull::Wait,
         ..BlockOptions::default()
     };
-    machine.add_device(Block::new(disk.clone(), options)).map(drop)
+    let block = Block::new(disk.clone(), options);
+    machine.add_device(block.clone())?;
+    Ok(block)
 }
 
 pub fn add_shares(machine: &Machine, folders: &[SharedFolder]) -> Result<(), MicroVmError> {

@@ -10,7 +10,8 @@
 //! - [`vm`]: a [`Vm`] from its making to its end; [`bootable`] finds its kernel on its disk or in
 //!   its image, whose file systems [`volume`] and `erofs` read, as `files`; [`seed`] is what it is told at its first start, [`link`]
 //!   leads to the agent that came along;
-//! - [`devices`]: disks, interfaces and shared folders of both.
+//! - [`devices`]: disks, interfaces and shared folders of both; `standstill` stops a machine for whose
+//!   disk the host has no space, until it has.
 //!
 //! Nothing here needs privileges, and no program of the host is called.
 
@@ -25,6 +26,7 @@ pub mod link;
 pub mod machine;
 mod modules;
 pub mod seed;
+mod standstill;
 pub mod vm;
 pub mod volume;
 
@@ -32,4 +34,5 @@ pub use guise_agent::client::{Agent, AgentError, Event, Session};
 pub use guise_agent::protocol;
 pub use kernel::PreparedKernel;
 pub use machine::{MicroVm, MicroVmConfig, MicroVmError};
+pub use standstill::Teller;
 pub use vm::{Vm, VmConfig, VmError};

@@ -27,10 +27,12 @@ use guise_net::frame::{Counters, Network};
 use guise_net::switch::SwitchError;
 use guise_net::switch::client::Welcome;
 use guise_net::user::{Config as NetworkConfig, NetError};
+use guise_virtio::block::Block;
 use guise_virtio::vsock::{FIRST_CID, Host, HostError, Vsock};
 
 use crate::devices::{self, Plug, SharedFolder, UserMode};
 use crate::kernel::PreparedKernel;
+use crate::standstill::{Standstill, Teller};
 
 /// What the kernel is told. Each word saves time, or says where its output goes:
 /// - nobody reads its messages unless it fails (`quiet`), and then it does not wait;
@@ -122,7 +124,6 @@ pub enum MicroVmError {
 
 /// A running guest, ready for sessions. Dropping it switches the machine off, hard.
 pub struct MicroVm {
-    machine: Arc<Machine>,
     agent: Agent,
     stopper: Stopper,
     end: Arc<End>,
@@ -130,6 +131,7 @@ pub struct MicroVm {
     /// What its interfaces are plugged into, in their order.
     networks: Vec<Arc<Mutex<dyn Network>>>,
     disks: Vec<BlockDevice>,
+    standstill: Arc<Standstill>,
 }
 
 /// How the machine ended, for everybody who waits for it.
@@ -192,7 +194,7 @@ impl MicroVm {
         };
         let machine = Arc::new(Machine::new(engine, &machine, output)?);
 
-        let disks = add_disks(&machine, config)?;
+        let (disks, blocks): (Vec<_>, Vec<_>) = add_disks(&machine, config)?.into_iter().unzip();
         let mut networks = Vec::new();
         if let Some(network) = &config.network {
             networks.push(network.add_to(&machine)?);
@@ -212,10 +214,12 @@ impl MicroVm {
 
         machine.boot(&boot_source(engine, &config.kernel))?;
         let started = Instant::now();
-        machine.resume();
+        let standstill = Arc::new(Standstill::default());
+        standstill.attend(&machine, &blocks);
+        standstill.start();
         let end = Arc::new(End::default());
         let mut booting = Booting { stopper: machine.stopper(), watcher: None };
-        booting.watcher = Some(watch(&machine, &end)?);
+        booting.watcher = Some(watch(&machine, &standstill, &end)?);
         let said = || {
             let kept = messages.lock().unwrap_or_else(PoisonError::into_inner);
             String::from_utf8_lossy(&kept).trim().to_owned()
@@ -239,9 +243,14 @@ impl MicroVm {
         tracing::debug!(kernel = hello.kernel, uptime = hello.uptime_ms, "the guest is up");
         agent.set_up(set_up(config, plugged), ANSWER_LIMIT)?;
         let watcher = booting.watcher.take();
-        let vm =
-            MicroVm { stopper: machine.stopper(), machine, agent, end, watcher, networks, disks };
-        Ok(vm)
+        let late = agent.clone();
+        standstill.on_waking(Arc::new(move || {
+            if let Err(error) = late.set_clock(now(), ANSWER_LIMIT) {
+                tracing::warn!(%error, "a guest that goes on does not know how late it is");
+            }
+        }));
+        let stopper = machine.stopper();
+        Ok(MicroVm { agent, stopper, end, watcher, networks, disks, standstill })
     }
 
     /// For sessions.
@@ -251,13 +260,25 @@ impl MicroVm {
 
     /// Stops the guest where it is.
     pub fn pause(&self) -> Result<(), MicroVmError> {
-        Ok(self.machine.pause()?)
+        Ok(self.standstill.pause()?)
     }
 
     /// Lets it go on, and tells it how late it is.
     pub fn resume(&self) -> Result<(), MicroVmError> {
-        self.machine.resume();
-        Ok(self.agent.set_clock(now(), ANSWER_LIMIT)?)
+        if self.standstill.resume() {
+            self.agent.set_clock(now(), ANSWER_LIMIT)?;
+        }
+        Ok(())
+    }
+
+    /// Whether it stands still because the host has no space for what it writes.
+    pub fn is_without_space(&self) -> bool {
+        self.standstill.is_without_space()
+    }
+
+    /// Who is told when that begins, and when it is over.
+    pub fn tell_of_space(&self, teller: Teller) {
+        self.standstill.tell(teller);
     }
 
     /// What the guest says of itself.
@@ -334,8 +355,12 @@ impl Drop for Booting {
 }
 
 /// A thread that waits for the machine's end and tells it.
-fn watch(machine: &Arc<Machine>, end: &Arc<End>) -> Result<JoinHandle<()>, MicroVmError> {
-    let (machine, end) = (machine.clone(), end.clone());
+fn watch(
+    machine: &Arc<Machine>,
+    standstill: &Arc<Standstill>,
+    end: &Arc<End>,
+) -> Result<JoinHandle<()>, MicroVmError> {
+    let (machine, standstill, end) = (machine.clone(), standstill.clone(), end.clone());
     std::thread::Builder::new()
         .name("machine".to_owned())
         .spawn(move || {
@@ -347,6 +372,7 @@ fn watch(machine: &Arc<Machine>, end: &Arc<End>) -> Result<JoinHandle<()>, Micro
                 Some(Ending::Engine(error)) => error.to_string(),
                 _ => "the machine was switched off".to_owned(),
             };
+            standstill.leave();
             if let Err(error) = machine.pause() {
                 tracing::error!(%error, "a machine that has ended cannot be stopped");
             }
@@ -355,14 +381,16 @@ fn watch(machine: &Arc<Machine>, end: &Arc<End>) -> Result<JoinHandle<()>, Micro
         .map_err(MicroVmError::Connection)
 }
 
-fn add_disks(machine: &Machine, config: &MicroVmConfig) -> Result<Vec<BlockDevice>, MicroVmError> {
+type Disk = (BlockDevice, Arc<Block>);
+
+fn add_disks(machine: &Machine, config: &MicroVmConfig) -> Result<Vec<Disk>, MicroVmError> {
     let mut disks = Vec::new();
     let mut add = |path: &Path, serial: &str, options: DeviceOptions| {
         let options =
             DeviceOptions { path: path.to_owned(), format: Some(FormatKind::Raw), ..options };
         let disk = BlockDevice::open(&options)?;
-        devices::add_disk(machine, &disk, serial)?;
-        disks.push(disk);
+        let block = devices::add_disk(machine, &disk, serial)?;
+        disks.push((disk, block));
         Ok::<_, MicroVmError>(())
     };
     add(&config.root, ROOT_DISK, DeviceOptions { readonly: true, ..DeviceOptions::default() })?;

@@ -32,6 +32,7 @@ use crate::devices::{self, Plug, SharedFolder, UserMode};
 use crate::link::{Link, LinkError, Secret};
 use crate::machine::{MicroVmError, now, wiring};
 use crate::seed::Seed;
+use crate::standstill::{Standstill, Teller};
 
 const DISK: &str = "disk";
 const IMAGE_DISK: &str = "root";
@@ -245,6 +246,7 @@ struct Parts {
     port: Option<Arc<Mutex<SwitchPort>>>,
     sockets: Arc<Host>,
     link: Arc<Link>,
+    standstill: Arc<Standstill>,
 }
 
 /// A running VM. Dropping it switches it off, hard.
@@ -262,7 +264,6 @@ struct Shared {
 #[derive(Default)]
 struct State {
     machine: Option<Arc<Machine>>,
-    paused: bool,
     /// It is not to start again.
     leaving: bool,
     end: Option<Result<(), String>>,
@@ -292,9 +293,17 @@ impl Vm {
         // A disk's system has been told how, or has been set up.
         let wiring = matches!(config.system, System::Image(_)).then_some(wiring);
         let link = Arc::new(Link::new(listener, config.mounts.clone(), wiring));
-        let parts = Arc::new(Parts { engine, config, console, disks, seed, port, sockets, link });
-        let machine = Arc::new(parts.machine()?);
-        machine.resume();
+        let standstill = Arc::new(Standstill::default());
+        let late = Arc::downgrade(&link);
+        standstill.on_waking(Arc::new(move || {
+            if let Some(link) = late.upgrade() {
+                tell_the_time(&link);
+            }
+        }));
+        let parts = Parts { engine, config, console, disks, seed, port, sockets, link, standstill };
+        let parts = Arc::new(parts);
+        let machine = parts.machine()?;
+        parts.standstill.start();
         let state = State { machine: Some(machine.clone()), ..State::default() };
         let shared = Arc::new(Shared { parts, state: Mutex::new(state), changed: Condvar::new() });
         let inside = shared.clone();
@@ -311,27 +320,27 @@ impl Vm {
     }
 
     pub fn pause(&self) -> Result<(), VmError> {
-        let mut state = self.shared.lock();
-        state.machine.as_ref().ok_or(VmError::Off)?.pause()?;
-        state.paused = true;
-        Ok(())
+        let state = self.shared.lock();
+        state.machine.as_ref().ok_or(VmError::Off)?;
+        Ok(self.shared.parts.standstill.pause()?)
     }
 
     /// Lets it go on, and tells it how late it is.
     pub fn resume(&self) {
-        let mut state = self.shared.lock();
-        if !std::mem::take(&mut state.paused) {
-            return;
+        let parts = &self.shared.parts;
+        if parts.standstill.resume() {
+            tell_the_time(&parts.link);
         }
-        if let Some(machine) = &state.machine {
-            machine.resume();
-        }
-        drop(state);
-        if let Some(agent) = self.shared.parts.link.present()
-            && let Err(error) = agent.set_clock(now(), ANSWER_LIMIT)
-        {
-            tracing::warn!(%error, "a guest that goes on does not know how late it is");
-        }
+    }
+
+    /// Whether it stands still because the host has no space for what it writes.
+    pub fn is_without_space(&self) -> bool {
+        self.shared.parts.standstill.is_without_space()
+    }
+
+    /// Who is told when that begins, and when it is over.
+    pub fn tell_of_space(&self, teller: Teller) {
+        self.shared.parts.standstill.tell(teller);
     }
 
     /// The agent, for programs beside the system's own: it is waited for while the guest boots.
@@ -344,9 +353,10 @@ impl Vm {
         self.shared.parts.link.up()
     }
 
-    /// The agent, if it is there, and the guest is not paused.
+    /// The agent, if it is there, and the guest does not stand still.
     pub fn present(&self) -> Option<Agent> {
-        if self.shared.lock().paused { None } else { self.shared.parts.link.present() }
+        let parts = &self.shared.parts;
+        if parts.standstill.is_still() { None } else { parts.link.present() }
     }
 
     /// Asks the guest to switch itself off, in all ways there are.
@@ -423,6 +433,14 @@ impl Drop for Vm {
     }
 }
 
+fn tell_the_time(link: &Link) {
+    if let Some(agent) = link.present()
+        && let Err(error) = agent.set_clock(now(), ANSWER_LIMIT)
+    {
+        tracing::warn!(%error, "a guest that goes on does not know how late it is");
+    }
+}
+
 impl Parts {
     fn networks(&self) -> Vec<Arc<Mutex<dyn Network>>> {
         let mut networks: Vec<Arc<Mutex<dyn Network>>> = Vec::new();
@@ -436,7 +454,7 @@ impl Parts {
     }
 
     /// A machine that has its kernel loaded.
-    fn machine(self: &Arc<Self>) -> Result<Machine, VmError> {
+    fn machine(self: &Arc<Self>) -> Result<Arc<Machine>, VmError> {
         let config = &self.config;
         let secret = Secret::new();
         let bootable = self.disks.bootable(config, &secret)?;
@@ -450,8 +468,9 @@ impl Parts {
             test_devices: false,
         };
         let machine = Machine::new(&*self.engine, &options, Box::new(Console(self.clone())))?;
+        let mut blocks = Vec::new();
         for (disk, serial) in self.disks.all() {
-            devices::add_disk(&machine, disk, serial)?;
+            blocks.push(devices::add_disk(&machine, disk, serial)?);
         }
         devices::add_disk(&machine, &self.seed, SEED)?;
         if let Some(user) = &config.network {
@@ -469,6 +488,8 @@ impl Parts {
             command_line: bootable.command_line,
         })?;
         self.link.begin(secret, bootable.no_agent).map_err(VmError::Thread)?;
+        let machine = Arc::new(machine);
+        self.standstill.attend(&machine, &blocks);
         Ok(machine)
     }
 }
@@ -482,6 +503,7 @@ impl Shared {
     fn live(&self, mut machine: Arc<Machine>) {
         let end = loop {
             let ending = machine.wait(None);
+            self.parts.standstill.leave();
             if let Err(error) = machine.pause() {
                 tracing::error!(%error, "a machine that has ended cannot be stopped");
             }
@@ -504,16 +526,14 @@ impl Shared {
                 break Ok(());
             }
             machine = match self.parts.machine() {
-                Ok(machine) => Arc::new(machine),
+                Ok(machine) => machine,
                 Err(error) => break Err(error.to_string()),
             };
             let mut state = self.lock();
             if state.leaving {
                 break Ok(());
             }
-            if !state.paused {
-                machine.resume();
-            }
+            self.parts.standstill.start();
             state.machine = Some(machine.clone());
         };
         // Who reads it hears that nothing more will come.

@@ -19,6 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::Mount;
 
+/// Hears whether a body stands still for want of space.
+pub type SpaceTeller = Arc<dyn Fn(bool) + Send + Sync>;
+
 /// An instance's form.
 pub trait Body: Send + Sync {
     /// Starts the workload. Called once. It returns when the program runs, or cannot.
@@ -38,6 +41,10 @@ pub trait Body: Send + Sync {
 
     /// What the instance uses now.
     fn stats(&self) -> Result<Stats, BodyError>;
+
+    /// Who is to be told that it stands still, because the host has no space for what it writes,
+    /// and that it goes on. What cannot stand still gets an error when it writes.
+    fn tell_of_space(&self, _: SpaceTeller) {}
 
     /// Asks the workload to end (its stop signal; a machine's power button) and, when
     /// `grace` is over, ends it. Returns when it has ended.

@@ -9,6 +9,7 @@
 //!
 //! ```text
 //! root      the root file system
+//! own_disk  where what it writes goes, if that is limited
 //! keeper    the process that has the rights
 //! line      what the two say to each other
 //! program   a program inside, to the worker
@@ -24,6 +25,7 @@ mod keeper;
 mod line;
 mod network;
 mod oci;
+mod own_disk;
 mod program;
 pub(crate) mod root;
 mod spec;
@@ -45,6 +47,7 @@ use crate::job::Job;
 pub use copies::copy;
 use keeper::Keeper;
 use line::{Ask, Told};
+use own_disk::Own;
 use program::Inside;
 use user::{Accounts, User};
 
@@ -91,12 +94,18 @@ impl Container {
         map: impl FnOnce() -> io::Result<()>,
     ) -> Result<(Container, Vec<String>), BodyError> {
         let mut warnings = Vec::new();
-        if job.resources.disk_bytes.is_some() {
-            warnings.push("containers have no limit on their disk space".to_owned());
-        }
         let identity = jail::identity(job);
         root::enter_namespaces(map)?;
-        let mounted = root::mount(job, layers, None)?;
+        let mut own = job.state.clone();
+        if let Some(size) = job.resources.disk_bytes {
+            match own_disk::mount(job, size)? {
+                Own::Limited(folder) => own = folder,
+                Own::Unlimited(why) => {
+                    warnings.push(format!("this container's disk space has no limit: {why}"));
+                }
+            }
+        }
+        let mounted = root::mount(job, layers, &own, None)?;
         root::write_etc(job, &mounted)?;
         rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
             .map_err(|e| system("become a subreaper")(e.into()))?;

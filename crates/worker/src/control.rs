@@ -22,7 +22,7 @@ pub use session::{Input, pump};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// The end, when it comes, as an exit frame.
+    /// [`News`] as messages, and the end, when it comes, as an exit frame.
     Watch,
     /// The workload's own streams.
     Attach {
@@ -56,6 +56,14 @@ pub enum Reply {
     Done,
     Stats(Stats),
     Failed(ApiError),
+}
+
+/// What a watcher hears of an instance that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum News {
+    /// Whether it stands still because the host has no space for what it writes.
+    Space { lacking: bool },
 }
 
 impl From<BodyError> for ApiError {

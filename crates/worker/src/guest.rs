@@ -18,6 +18,8 @@ const LOG: usize = 1 << 20;
 /// Of what the agent says about a failed copy.
 const LONGEST_COMPLAINT: usize = 4096;
 const SIGKILL: i32 = 9;
+/// How often it is looked whether a guest can end at all.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A program that runs.
 pub struct Running(Arc<GuestSession>);
@@ -52,17 +54,26 @@ impl Running {
         Ok((parts, running))
     }
 
-    /// Asks it to end, and ends it.
-    pub fn stop(&self, signal: i32, grace: Duration) -> Result<(), BodyError> {
+    /// Asks it to end, and ends it. Says whether it has: one whose guest stands still does not.
+    pub fn stop(
+        &self,
+        signal: i32,
+        grace: Duration,
+        stands_still: impl Fn() -> bool,
+    ) -> Result<bool, BodyError> {
         // Without any time to end there is nothing to ask for.
         if !grace.is_zero() {
             self.0.signal(signal).map_err(failed)?;
         }
         if self.0.wait_within(grace).map_err(failed)?.is_none() {
             self.0.signal(SIGKILL).map_err(failed)?;
-            self.0.wait().map_err(failed)?;
+            while self.0.wait_within(LOOK).map_err(failed)?.is_none() {
+                if stands_still() {
+                    return Ok(false);
+                }
+            }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -111,6 +111,9 @@ pub enum Engine {
     Soft,
 }
 
+/// What may be written over a machine's image where nothing is said.
+pub const DEFAULT_DISK: u64 = 10 << 30;
+
 /// Limits; none is no limit, or the form's default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

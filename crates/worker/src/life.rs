@@ -207,6 +207,8 @@ fn bring_up(
     let output = Output::new(&place.log(), job.log).map_err(failure("open the log"))?;
     let output = Arc::new(output);
     let Session { stdin, stdout, stderr, process } = body.start()?;
+    let told = output.clone();
+    body.tell_of_space(Arc::new(move |lacking| told.set_without_space(lacking)));
     let pumps = [(stdout, Stream::Stdout), (stderr, Stream::Stderr)]
         .into_iter()
         .filter_map(|(from, stream)| Some((from?, stream)))

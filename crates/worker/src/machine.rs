@@ -14,12 +14,11 @@ use guise_net::user::{Config, Forward, Transport};
 
 use crate::body::{BodyError, failed, folders_only, system, unsupported};
 use crate::group::{Bounds, Group};
-use crate::job::{self, Job};
+use crate::job::{self, DEFAULT_DISK, Job};
+use crate::place::WRITES_DISK;
 
 /// Below this Debian's kernel does not come up.
 const LEAST_MEMORY: u64 = 96 << 20;
-/// What may be written over an image where nothing is said.
-const DEFAULT_DISK: u64 = 10 << 30;
 
 /// The engine that a job asks for, and a word to the user where that is not what he may
 /// expect. A worker that is shut in has no `/dev/kvm`: it opens it before.
@@ -37,7 +36,7 @@ pub fn engine(wanted: job::Engine) -> Result<(Box<dyn Engine>, Option<String>), 
 
 /// The file with the file system for what an image's machine writes, made unless it is there.
 pub fn writes(job: &Job) -> Result<PathBuf, BodyError> {
-    let disk = job.state.join("writes.img");
+    let disk = job.state.join(WRITES_DISK);
     if !disk.is_file() {
         // Under its name it is whole.
         let partial = job.state.join("writes.partial");

@@ -15,7 +15,7 @@ use guise_microvm::machine::WritableLayer;
 use guise_microvm::protocol::{Mount, Source};
 use guise_microvm::{MicroVm as Guest, MicroVmConfig, PreparedKernel};
 
-use crate::body::{Body, BodyError, Program, Session, Stats, failed, system};
+use crate::body::{Body, BodyError, Program, Session, SpaceTeller, Stats, failed, system};
 use crate::group::{Bounds, Group};
 use crate::guest::{Capped, Running, copy_in, copy_out};
 use crate::job::{self, Job};
@@ -165,8 +165,8 @@ impl Body for MicroVm {
 
     fn stats(&self) -> Result<Stats, BodyError> {
         let guest = self.guest()?;
-        // A guest that is paused cannot answer.
-        let inside = match self.lock().paused {
+        // A guest that stands still cannot answer.
+        let inside = match self.lock().paused || guest.is_without_space() {
             true => None,
             false => Some(guest.statistics().map_err(failed)?),
         };
@@ -183,7 +183,17 @@ impl Body for MicroVm {
     fn stop(&self, grace: Duration) -> Result<(), BodyError> {
         let workload = self.lock().workload.clone().ok_or(BodyError::NotRunning)?;
         self.resume()?;
-        workload.stop(self.stop_signal, grace)
+        let guest = self.guest()?;
+        if !workload.stop(self.stop_signal, grace, || guest.is_without_space())? {
+            guest.switch_off();
+        }
+        Ok(())
+    }
+
+    fn tell_of_space(&self, teller: SpaceTeller) {
+        if let Ok(guest) = self.guest() {
+            guest.tell_of_space(teller);
+        }
     }
 
     fn copy_out(&self, path: &str, archive: &mut dyn Write) -> Result<(), BodyError> {

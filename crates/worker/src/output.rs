@@ -6,12 +6,13 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guise_api::Ended;
 use guise_api::session::Frame;
 
+use crate::control::News;
 use crate::job;
 use crate::log::{Position, Reader, Stream, Writer};
 
@@ -27,6 +28,9 @@ pub struct Output {
 struct Inner {
     log: Writer,
     listeners: Vec<SyncSender<Arc<Frame>>>,
+    /// Who wants to know how it fares, and nothing of what it prints.
+    watchers: Vec<Sender<Frame>>,
+    without_space: bool,
     ended: Option<Ended>,
     /// The disk is full, say: told once.
     log_failed: bool,
@@ -43,7 +47,14 @@ impl Output {
     pub fn new(directory: &Path, limits: job::Log) -> io::Result<Output> {
         let log = Writer::open(directory, limits)?;
         let begin = log.position();
-        let inner = Inner { log, listeners: Vec::new(), ended: None, log_failed: false };
+        let inner = Inner {
+            log,
+            listeners: Vec::new(),
+            watchers: Vec::new(),
+            without_space: false,
+            ended: None,
+            log_failed: false,
+        };
         Ok(Output { inner: Mutex::new(inner), directory: directory.to_owned(), begin })
     }
 
@@ -114,14 +125,41 @@ impl Output {
         Ok(Listener { before, live })
     }
 
+    /// Gives what there is to know of it, from now on, and its end.
+    pub fn watch(&self) -> Receiver<Frame> {
+        let (sender, news) = channel();
+        let mut inner = self.lock();
+        // The other end is here yet.
+        if inner.without_space {
+            let _ = sender.send(Frame::message(&News::Space { lacking: true }));
+        }
+        match &inner.ended {
+            Some(ended) => drop(sender.send(Frame::Exit(ended.clone()))),
+            None => inner.watchers.push(sender),
+        }
+        news
+    }
+
+    /// Tells watchers whether it stands still because there is no space for what it writes.
+    pub fn set_without_space(&self, lacking: bool) {
+        let mut inner = self.lock();
+        if std::mem::replace(&mut inner.without_space, lacking) != lacking {
+            let frame = Frame::message(&News::Space { lacking });
+            inner.watchers.retain(|watcher| watcher.send(frame.clone()).is_ok());
+        }
+    }
+
     /// Tells everybody that it is over, now and later.
     pub fn finish(&self, ended: Ended) {
+        let frame = Arc::new(Frame::Exit(ended.clone()));
         let listeners = {
             let mut inner = self.lock();
-            inner.ended = Some(ended.clone());
+            inner.ended = Some(ended);
+            for watcher in std::mem::take(&mut inner.watchers) {
+                let _ = watcher.send(Frame::clone(&frame));
+            }
             std::mem::take(&mut inner.listeners)
         };
-        let frame = Arc::new(Frame::Exit(ended));
         for listener in listeners {
             // One that is gone needs not be told.
             let _ = listener.send(frame.clone());

@@ -25,6 +25,13 @@ use serde::{Deserialize, Serialize};
 use crate::job::Job;
 use crate::log::Position;
 
+/// What an instance wrote, in its directory for that: as a folder, as a file system of its own,
+/// as a machine's file system, as a machine's disk.
+pub const UPPER: &str = "upper";
+pub const OWN_DISK: &str = "own.img";
+pub const WRITES_DISK: &str = "writes.img";
+pub const VM_DISK: &str = "disk.qcow2";
+
 /// An instance's two directories.
 #[derive(Clone, Debug)]
 pub struct Place {

@@ -22,12 +22,14 @@ use guise_microvm::{Agent, Vm as Guest, VmConfig};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::body::{
-    Body, BodyError, Exit, Process, Program, Session, Size, Stats, failed, system, unsupported,
+    Body, BodyError, Exit, Process, Program, Session, Size, SpaceTeller, Stats, failed, system,
+    unsupported,
 };
 use crate::group::{Bounds, Group};
 use crate::guest::{Capped, Running, copy_in, copy_out};
 use crate::job::{self, Boots, Job};
 use crate::machine;
+use crate::place::VM_DISK;
 use workload::Workload;
 
 /// What it is called where something is refused.
@@ -198,7 +200,7 @@ fn system_of(job: &Job, image: &Path, boots: Boots) -> Result<Boot, BodyError> {
     let (image, fleeting) = (image.to_owned(), job.ephemeral);
     Ok(match boots {
         Boots::Disk => {
-            let disk = Overlay { image, writes: job.state.join("disk.qcow2"), fleeting };
+            let disk = Overlay { image, writes: job.state.join(VM_DISK), fleeting };
             disk.make(job.resources.disk_bytes).map_err(failed)?;
             Boot::Disk(disk)
         }
@@ -285,6 +287,12 @@ impl Body for Vm {
         })
     }
 
+    fn tell_of_space(&self, teller: SpaceTeller) {
+        if let Ok(guest) = self.guest() {
+            guest.tell_of_space(teller);
+        }
+    }
+
     fn stop(&self, grace: Duration) -> Result<(), BodyError> {
         let Life { guest, is } = self.life()?;
         guest.resume();
@@ -298,7 +306,12 @@ impl Body for Vm {
                 }
                 system.signal(SIGKILL)
             }
-            Is::Program(workload) if !workload.is_over() => workload.stop(self.stop_signal, grace),
+            Is::Program(workload) if !workload.is_over() => {
+                match workload.stop(self.stop_signal, grace, &guest)? {
+                    true => Ok(()),
+                    false => guest.switch_off().map_err(failed),
+                }
+            }
             // Its system is switching itself off, and may be given no time for that.
             Is::Program(_) if grace.is_zero() => guest.switch_off().map_err(failed),
             Is::Program(_) => Ok(()),

@@ -30,6 +30,7 @@ use crate::body::{
 use crate::container::root;
 use crate::group::{Bounds, Group, TO_COMPILE};
 use crate::job::{self, Job, Module, Network};
+use crate::place::UPPER;
 use crate::{files, jail, terminal};
 
 /// Of a program's file; the largest that are known have a tenth of this.
@@ -96,12 +97,12 @@ impl Wasm {
             Identity::Same | Identity::NoStranger(_) => None,
         };
         let root = if layers.is_empty() {
-            let root = job.state.join("upper");
+            let root = job.state.join(UPPER);
             fs::create_dir_all(&root).map_err(system("make the program's root"))?;
             root
         } else {
             root::enter_namespaces(&mut map)?;
-            root::mount(job, layers, strangers)?
+            root::mount(job, layers, &job.state, strangers)?
         };
         make_targets(job, &root, strangers)?;
         let file = match module {

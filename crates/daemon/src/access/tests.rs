@@ -3,11 +3,13 @@ use std::sync::Arc;
 use guise_state::embedded::EmbeddedStore;
 
 use super::*;
+use crate::pool::Ballast;
 
 fn objects() -> (tempfile::TempDir, Objects) {
     let folder = tempfile::tempdir().unwrap();
     let store = EmbeddedStore::open(&folder.path().join("state.redb")).unwrap();
-    (folder, Objects::new(Arc::new(store)).unwrap())
+    let ballast = Ballast::new(folder.path());
+    (folder, Objects::new(Arc::new(store), ballast).unwrap())
 }
 
 fn code<T: std::fmt::Debug>(result: Result<T, ApiError>) -> Code {

@@ -20,7 +20,7 @@ use crate::admission::processors;
 use crate::choose::{self, Content};
 use crate::named::Named;
 use crate::table::{Entry, Gone, Keep};
-use crate::{launch, link, random, reconcile};
+use crate::{launch, link, pool, random, reconcile};
 
 const LONGEST_NAME: usize = 63;
 
@@ -41,6 +41,11 @@ fn check(spec: &InstanceSpec) -> Result<(), ApiError> {
     const LEAST_MEMORY: u64 = 4 << 20;
     if spec.resources.memory_bytes.is_some_and(|bytes| bytes < LEAST_MEMORY) {
         return invalid("no program runs in less than 4 MiB of memory".to_owned());
+    }
+    // What a file system of its own takes for itself. A disk that is there has its own least size.
+    const LEAST_DISK: u64 = 32 << 20;
+    if spec.disk().is_none() && spec.resources.disk_bytes.is_some_and(|bytes| bytes < LEAST_DISK) {
+        return invalid("no file system fits in less than 32 MiB of disk space".to_owned());
     }
     for mount in &spec.mounts {
         if !mount.target.starts_with('/') || mount.target.contains('\0') {
@@ -81,7 +86,7 @@ fn check(spec: &InstanceSpec) -> Result<(), ApiError> {
 
 /// A name for an instance that was given none: the image's last part and some digits.
 fn made_up(image: &str) -> Result<String, ApiError> {
-    let last = image.rsplit('/').next().unwrap_or(image);
+    let last = image.trim_end_matches('/').rsplit('/').next().unwrap_or(image);
     let base: String = last
         .chars()
         .take_while(|c| c.is_ascii_alphanumeric() || *c == '-')
@@ -144,6 +149,7 @@ pub async fn create(
                 .hint(format!("choose another --name, or remove it: guise rm {name}")),
         ));
     }
+    pool::admit(&daemon, pool::Kept::Instances, &format!("{name} is not made"))?;
     // Only who asks for a machine gets one.
     if spec.guise == Guise::Microvm {
         launch::check_kernel(&daemon)?;
@@ -213,8 +219,8 @@ fn check_reach(caller: &Caller, spec: &InstanceSpec) -> Result<(), ApiError> {
     if let Some(mount) = spec.mounts.iter().find(|mount| mount.volume().is_none()) {
         caller.check_host(&format!("a path of the host ({})", mount.source))?;
     }
-    if let Some(file) = spec.file() {
-        caller.check_host(&format!("a file of the host ({})", file.display()))?;
+    if let Some(path) = spec.path() {
+        caller.check_host(&format!("a file of the host ({})", path.display()))?;
     }
     if spec.network == Network::Host {
         caller.check_host("the host's own network")?;

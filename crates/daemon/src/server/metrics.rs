@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
-use guise_api::{Instance, Phase};
+use guise_api::{Instance, Phase, Pool};
 use guise_worker::body::Stats;
 use guise_worker::control::{Reply, Request};
 
@@ -25,6 +25,25 @@ const PHASES: [Phase; 9] = [
     Phase::Failed,
     Phase::Waiting,
     Phase::Removing,
+];
+
+/// What is told of each file system that the daemon uses: name, meaning, value.
+type OfPool = (&'static str, &'static str, fn(&Pool) -> Option<f64>);
+const OF_POOLS: [OfPool; 8] = [
+    ("size_bytes", "Space of a file system that is used.", |pool| number(Some(pool.total_bytes))),
+    ("used_bytes", "Space in use, by whatever.", |pool| number(Some(pool.used_bytes))),
+    ("free_bytes", "Space that may be written.", |pool| number(Some(pool.free_bytes))),
+    ("kept_bytes", "Space with less than which nothing is begun.", |pool| {
+        number(Some(pool.kept_bytes))
+    }),
+    ("promised_bytes", "What disks of instances may grow by.", |pool| {
+        number(Some(pool.promised_bytes))
+    }),
+    ("inodes", "Files that there can be.", |pool| number(pool.total_inodes)),
+    ("inodes_free", "Files that there still can be.", |pool| number(pool.free_inodes)),
+    ("full_in_seconds", "When nothing is free, if it goes on as of late.", |pool| {
+        number(pool.full_in_seconds)
+    }),
 ];
 
 /// What one measurement is read from.
@@ -96,6 +115,9 @@ pub async fn metrics(State(daemon): State<App>) -> impl IntoResponse {
     }
     let mut text = String::new();
     host(&mut text);
+    let looking = daemon.clone();
+    let pools = tokio::task::spawn_blocking(move || looking.pools.look(&looking)).await;
+    pools_in(&mut text, &pools.unwrap_or_default());
     head(&mut text, "guise_instances", "gauge", "Instances by phase.");
     for phase in PHASES {
         let count = instances.iter().filter(|instance| instance.status.phase == phase).count();
@@ -126,6 +148,18 @@ fn line(text: &mut String, name: &str, labels: &[(&str, &str)], value: f64) {
     let labels =
         if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
     let _ = writeln!(text, "{name}{labels} {value}");
+}
+
+fn pools_in(text: &mut String, pools: &[Pool]) {
+    for (name, meaning, read) in OF_POOLS {
+        let name = format!("guise_pool_{name}");
+        head(text, &name, "gauge", meaning);
+        for pool in pools {
+            if let Some(value) = read(pool) {
+                line(text, &name, &[("pool", &pool.name)], value);
+            }
+        }
+    }
 }
 
 fn host(text: &mut String) {

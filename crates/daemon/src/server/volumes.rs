@@ -10,6 +10,7 @@ use super::answer::{Answer, Body, MadeAnswer, Name, Query, Refused, made};
 use super::check_name;
 use super::guard::Caller;
 use crate::named::Named;
+use crate::pool;
 
 fn complete(daemon: &App, mut volume: Volume) -> Volume {
     let named = Named::new(&volume.project, &volume.name);
@@ -55,6 +56,7 @@ pub async fn ensure(daemon: &App, named: &Named) -> Result<Volume, ApiError> {
     if let Some(volume) = daemon.objects.volume(named)? {
         return Ok(volume);
     }
+    pool::admit(daemon, pool::Kept::Volumes, &format!("volume {name} is not made"))?;
     std::fs::create_dir_all(daemon.config.volume(named))
         .map_err(|error| ApiError::host(format!("make volume {name}"), &error))?;
     let volume = Volume {

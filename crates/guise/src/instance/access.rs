@@ -1,6 +1,7 @@
 //! `guise project`, `guise token`, `guise audit`: who may do what, and who did it.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use guise_api::{
@@ -11,7 +12,7 @@ use guise_api::{
 use super::manage::remove_each;
 use super::{Done, escaped, remote};
 use crate::image::{human_size, parse_size};
-use crate::print::{Format, Output, whole};
+use crate::print::{Format, Output, table, whole};
 
 #[derive(Subcommand)]
 pub enum Project {
@@ -232,18 +233,43 @@ pub async fn audit(arguments: Audit) -> Done {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Show the daemon that is asked: its version, its places, its certificate's fingerprint
+/// Show the daemon that is asked: its version, its places and how full they are, its certificate's
+/// fingerprint
 #[derive(Args)]
+#[command(after_help = "Examples:
+  guise info
+  guise info -o table      # the file systems that it uses
+  guise info -o json | jq '.pools[] | {path, level, full_in_seconds}'")]
 pub struct Info {
     /// How to print
     #[arg(short, long, value_enum, default_value = "yaml")]
     output: Format,
 }
 
+fn pool_row(pool: &guise_api::Pool) -> Vec<String> {
+    let all = u128::from(pool.used_bytes) + u128::from(pool.free_bytes);
+    let full_in = pool.full_in_seconds.map(Duration::from_secs);
+    vec![
+        pool.name.clone(),
+        human_size(pool.total_bytes),
+        format!("{} %", u128::from(pool.used_bytes) * 100 / all.max(1)),
+        human_size(pool.free_bytes),
+        human_size(pool.promised_bytes),
+        pool.level.name().to_owned(),
+        full_in.map_or_else(|| "-".to_owned(), guise_daemon::in_words),
+    ]
+}
+
 pub async fn info(arguments: Info) -> Done {
     let client = remote::connect()?;
     let info: guise_api::SystemInfo = client.get("/system").await?;
-    whole(&info, arguments.output)?;
+    match arguments.output {
+        Format::Table => {
+            let header = ["POOL", "SIZE", "USED", "LEFT", "PROMISED", "STATE", "FULL IN"];
+            table(&header, &info.pools.iter().map(pool_row).collect::<Vec<_>>());
+        }
+        output => whole(&info, output)?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -18,7 +18,9 @@ macro_rules! usage {
             $command,
             " [OPTIONS] IMAGE [PROGRAM [ARGUMENT]...]\n       guise ",
             $command,
-            " [OPTIONS] --disk FILE [PROGRAM [ARGUMENT]...]"
+            " [OPTIONS] --disk FILE [PROGRAM [ARGUMENT]...]\n       guise ",
+            $command,
+            " [OPTIONS] --rootfs DIR [PROGRAM [ARGUMENT]...]"
         )
     };
 }
@@ -34,6 +36,7 @@ macro_rules! usage {
   guise run --rm --disk debian.qcow2 -e MODE=fast sh -c 'uname -r; echo $MODE'
   guise run -d --name sys --as vm debian-vm
   guise run -d --name batch --cpus 1.5 --cpu-weight 50 --cpuset 0,2-3 -m 1G debian:12 ./work
+  guise run -it --as vm --rootfs ./debian-root
   guise run --rm --timeout 60 debian:12 sh -c 'might take for ever'
   guise run --explain debian:12")]
 pub struct Run {
@@ -68,6 +71,10 @@ pub struct Options {
     /// written. A program that is named runs when the system is up, which then ends with it
     #[arg(long, value_name = "FILE")]
     disk: Option<PathBuf>,
+    /// A folder with a root file system, in place of IMAGE. It is copied into the image store, and
+    /// stays as it is
+    #[arg(long, value_name = "DIR", conflicts_with = "disk")]
+    rootfs: Option<PathBuf>,
     /// What cloud-init is to do in a VM
     #[arg(long, value_name = "FILE")]
     user_data: Option<PathBuf>,
@@ -105,7 +112,8 @@ pub struct Options {
     /// How many processes
     #[arg(long, value_name = "N")]
     pids_limit: Option<u64>,
-    /// How much may be written to the root file system (machines only)
+    /// How much may be written to the root file system [default: 10G for machines, and no limit
+    /// for containers, which only root's can have]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     disk_size: Option<u64>,
     /// A variable of the environment; without a value, this shell's
@@ -157,9 +165,10 @@ pub struct Options {
     /// Whether to fetch the image: missing, always, never
     #[arg(long, default_value = "missing", value_parser = ["missing", "always", "never"])]
     pub pull: String,
-    /// What to run (debian:12, registry.example/app:1, ./app.wasm), unless that is --disk, and the
-    /// program and its arguments [default: the image's; a VM's whole system]; no options follow
-    #[arg(required_unless_present = "disk", trailing_var_arg = true, value_name = "WORDS")]
+    /// What to run (debian:12, registry.example/app:1, ./app.wasm), unless that is --disk or
+    /// --rootfs, and the program and its arguments [default: the image's; a VM's whole system]; no
+    /// options follow
+    #[arg(required_unless_present_any = ["disk", "rootfs"], trailing_var_arg = true, value_name = "WORDS")]
     words: Vec<String>,
 }
 
@@ -182,10 +191,14 @@ impl Options {
             let (key, value) = label.split_once('=').unwrap_or((label, ""));
             (key.to_owned(), value.to_owned())
         });
-        let (image, guise) = match (&self.disk, self.guise) {
-            (None, guise) => (image(self.image_name())?, guise),
-            (Some(disk), Guise::Auto | Guise::Vm) => (absolute(disk)?, Guise::Vm),
-            (Some(_), other) => {
+        let (image, guise) = match (&self.disk, &self.rootfs, self.guise) {
+            (None, None, guise) => (image(self.image_name())?, guise),
+            // What ends so is a folder.
+            (None, Some(folder), guise) => {
+                (format!("{}/", absolute(folder)?.trim_end_matches('/')), guise)
+            }
+            (Some(disk), _, Guise::Auto | Guise::Vm) => (absolute(disk)?, Guise::Vm),
+            (Some(_), _, other) => {
                 let why = format!("--disk is for --as vm, not for --as {}", other.name());
                 return Err(Failure::usage(why));
             }
@@ -240,17 +253,21 @@ impl Options {
 }
 
 impl Options {
-    /// As it was said; nothing where a disk was.
+    /// As it was said; nothing where a disk or a folder was.
     pub fn image_name(&self) -> &str {
-        match self.disk {
-            Some(_) => "",
-            None => self.words.first().map_or("", String::as_str),
+        match self.has_image() {
+            true => self.words.first().map_or("", String::as_str),
+            false => "",
         }
     }
 
-    /// Beside a disk there is no image: what would be its name is the program's.
+    /// Beside a disk or a folder there is none: what would be its name is the program's.
+    fn has_image(&self) -> bool {
+        self.disk.is_none() && self.rootfs.is_none()
+    }
+
     fn program(&self) -> Vec<String> {
-        let image = usize::from(self.disk.is_none());
+        let image = usize::from(self.has_image());
         self.words.iter().skip(image).cloned().collect()
     }
 }
@@ -493,6 +510,9 @@ mod tests {
         assert_eq!(spec_of(&["--disk", "/d", "ls", "-l"]), says("/d", "ls -l"));
         assert_eq!(spec_of(&["--disk", "/d", "-e", "A=1", "env"]), says("/d", "env"));
         assert_eq!(spec_of(&["--disk", "/d"]), says("/d", ""));
+        assert_eq!(spec_of(&["--rootfs", "/r/", "ls"]), says("/r/", "ls"));
+        assert_eq!(spec(&["--as", "vm", "--rootfs", "/r"]).unwrap().folder(), Some("/r/".as_ref()));
+        assert!(spec(&["--rootfs", "/r", "--disk", "/d"]).is_none());
         assert!(spec(&[]).is_none() && spec(&["--as", "microvm", "--disk", "/d"]).is_none());
     }
 

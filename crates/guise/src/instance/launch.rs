@@ -34,7 +34,7 @@ async fn make(client: &Client, options: &Options, begin: Begin) -> Result<Instan
     let attach = begin == Begin::Attached;
     let key = Some(new_key().map_err(Failure::failed)?);
     let request = Request { name: options.name.clone(), key, spec, attach, rows, columns };
-    if options.pull == "always" && request.spec.file().is_none() {
+    if options.pull == "always" && request.spec.path().is_none() {
         fetch(client, options.image_name()).await?;
     }
     let mut fetched = Vec::new();

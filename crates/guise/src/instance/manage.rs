@@ -338,6 +338,8 @@ fn row(instance: &Instance) -> Vec<String> {
         (Phase::Exited | Phase::Waiting | Phase::Failed, Some(code)) => {
             format!("{} ({code})", status.phase.name())
         }
+        // It stands still until the host has room.
+        (Phase::Running, _) if status.without_space => "no space".to_owned(),
         (phase, _) => phase.name().to_owned(),
     };
     const SHOWN: usize = 40;

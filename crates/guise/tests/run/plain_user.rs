@@ -42,6 +42,11 @@ fn a_plain_user_runs_containers_with_a_daemon_that_starts_by_itself() {
     let ran = guise(&["run", "--rm", BOX, "sh", "-c", "id -u; echo made > /file; cat /file"]);
     let log = || fs::read_to_string(own.join("run/daemon.log")).unwrap_or_default();
     assert_eq!((ran.code, ran.out.as_str()), (0, "0\nmade\n"), "{}\n{}", ran.err, log());
+    // What cannot be is said, and left out.
+    let limited = guise(&["run", "-d", "--name", "free", "--disk-size", "64M", BOX, "true"]);
+    let why = "this container's disk space has no limit: only root can";
+    assert!(limited.code == 0 && limited.err.contains(why), "{limited:?}");
+    assert_eq!(guise(&["rm", "-f", "free"]).code, 0);
     // What takes a cgroup is said to be left out; processors are chosen without one.
     let limits = ["--cpuset", "0", "--cpu-weight", "50", "--cpus", "0.5", "-m", "64M"];
     let run = [&["run", "-d", "--name", "it"][..], &limits, &[BOX, "sleep", "1000"]].concat();

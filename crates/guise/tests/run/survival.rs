@@ -1,11 +1,11 @@
 //! Daemons and workers that are killed.
 
 use std::fs;
-use std::path::PathBuf;
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::home::{BOX, Guise, Home, in_every_guise, not_run};
+use crate::small::Small;
 
 in_every_guise!(
     instances_live_on_without_a_daemon,
@@ -69,38 +69,15 @@ fn a_damaged_or_read_only_state_is_said_and_left_alone() {
     assert_eq!(home.inspect("it")["status"]["phase"], "created");
 }
 
-/// A small file system of its own, which goes with the test.
-struct Small(PathBuf);
-
-impl Small {
-    fn mount(place: PathBuf) -> Small {
-        fs::create_dir_all(&place).unwrap();
-        let flags = rustix::mount::MountFlags::empty();
-        rustix::mount::mount("small", &place, "tmpfs", flags, Some(c"size=16m,mode=700")).unwrap();
-        Small(place)
-    }
-
-    /// Not as long as somebody has a file open for writing.
-    fn remount(&self, flags: rustix::mount::MountFlags) -> bool {
-        rustix::mount::mount_remount(&self.0, flags, c"size=16m").is_ok()
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        // With whatever is mounted below it, and although something may be open.
-        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
-    }
-}
-
 #[test]
 fn a_full_disk_and_a_read_only_one_are_said_and_lose_nothing() {
     if !rustix::process::geteuid().is_root() {
         return not_run("full and read-only disks", "needs root");
     }
     let Some(mut home) = Home::without_daemon("full", Guise::Container) else { return };
-    let small = Small::mount(home.path("state"));
-    home.start_daemon();
+    let small = Small::mount(home.path("state"), 16);
+    // With nothing kept, it can be full.
+    home.start_daemon_with(|daemon| _ = daemon.env("GUISE_KEEP_DISK", "0"));
     home.good(&["create", "--name", "before", BOX, "true"]);
     let filler = home.path("state/filler");
     let mut file = fs::File::create(&filler).unwrap();

@@ -148,3 +148,33 @@ runcmd:
     home.good(&["rm", "it"]);
     home.expect_nothing_left();
 }
+
+#[test]
+fn a_folder_runs_as_an_image_does() {
+    let Some(home) = Home::new("rootfs", Guise::Container) else { return };
+    let (tar, root) = (home.path("system.tar"), home.path("root"));
+    system_image::small(KERNEL, &tar).unwrap();
+    fs::create_dir(&root).unwrap();
+    let unpack = ["-xf", tar.to_str().unwrap(), "-C", root.to_str().unwrap()];
+    assert!(std::process::Command::new("tar").args(unpack).status().unwrap().success());
+    fs::write(root.join("mark"), "in the folder").unwrap();
+    let root = root.to_str().unwrap();
+    let run = |options: &[&str], program: &[&str]| {
+        home.guise(&[&["run", "--rm"][..], options, &["--rootfs", root], program].concat())
+    };
+    let program = ["sh", "-c", "cat /mark; echo other >/mark"];
+    let vm = [&AS_VM[..], &["256M"]].concat();
+    let version = ["sh", "-c", "uname -r; cat /mark; echo other >/mark"];
+    let said = run(&["--as", "container"], &program);
+    assert_eq!((said.code, &*said.out), (0, "in the folder"), "{said:?}");
+    let said = run(&vm, &version);
+    let kernel = KERNEL.modules().unwrap();
+    let kernel = kernel.file_name().unwrap().to_string_lossy();
+    assert_eq!((said.code, said.out), (0, format!("{kernel}\nin the folder")), "{}", said.err);
+    // It stays as it is, and nothing of it has a name among the images.
+    assert_eq!(fs::read_to_string(home.path("root/mark")).unwrap(), "in the folder");
+    assert!(!home.good(&["image", "ls"]).contains("root"));
+    let said = home.guise(&["run", "--rm", "--rootfs", "/nowhere", "true"]);
+    assert_eq!((said.code, said.err.lines().count()), (125, 1), "{said:?}");
+    assert!(said.err.contains("/nowhere/: it is no folder"), "{said:?}");
+}

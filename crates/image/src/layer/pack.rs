@@ -25,20 +25,41 @@ impl Session<'_> {
     /// Packs an upper directory that nobody writes to any more. Gives the blob
     /// and the digest of what is in it; none if the directory is empty.
     pub fn pack_layer(&self, upper: &Path) -> Result<Option<(Descriptor, Digest)>> {
+        self.pack(upper, Compression::Gzip, None)
+    }
+
+    /// The same with any folder, and without what is mounted in it. It stays on this host, so
+    /// it is not made small.
+    pub(crate) fn pack_folder(&self, folder: &Path) -> Result<Option<(Descriptor, Digest)>> {
+        let device = fs::metadata(folder).at("reading", folder)?.dev();
+        self.pack(folder, Compression::None, Some(device))
+    }
+
+    fn pack(
+        &self,
+        upper: &Path,
+        compression: Compression,
+        device: Option<u64>,
+    ) -> Result<Option<(Descriptor, Digest)>> {
         if fs::read_dir(upper).at("reading", upper)?.next().is_none() {
             return Ok(None);
         }
         let blob = self.blob_writer()?;
         let path = blob.path().to_owned();
-        let encoder = Encoder::new(blob, Compression::Gzip).at("writing", &path)?;
+        let encoder = Encoder::new(blob, compression).at("writing", &path)?;
         let mut packer = Packer {
             tar: Writer::new(Hashing::new(encoder, Hasher::sha256())),
             seen: HashMap::new(),
+            device,
         };
         packer.directory(upper, &mut Vec::new())?;
         let (encoder, diff_id, _) = packer.tar.finish().at("writing", &path)?.finish();
         let (digest, size) = encoder.finish().at("writing", &path)?.finish()?;
-        Ok(Some((Descriptor::new(media::OCI_LAYER_GZIP, digest, size), diff_id)))
+        let media_type = match compression {
+            Compression::None => media::OCI_LAYER,
+            _ => media::OCI_LAYER_GZIP,
+        };
+        Ok(Some((Descriptor::new(media_type, digest, size), diff_id)))
     }
 }
 
@@ -46,6 +67,8 @@ struct Packer<W: Write> {
     tar: Writer<W>,
     /// Files with several names, by device and inode.
     seen: HashMap<(u64, u64), Vec<u8>>,
+    /// What is on others is left out, but for the folders on which it is mounted.
+    device: Option<u64>,
 }
 
 impl<W: Write> Packer<W> {
@@ -76,6 +99,16 @@ impl<W: Write> Packer<W> {
         if kind.is_char_device() && metadata.rdev() == 0 {
             let hidden = [&name[..parent], b".wh.", &name[parent..]].concat();
             return self.append(path, &Entry::new(hidden, Kind::File, 0o644), io::empty());
+        }
+        if self.device.is_some_and(|device| device != metadata.dev()) {
+            if kind.is_dir() {
+                return self.append(
+                    path,
+                    &Entry::new(name.clone(), Kind::Directory, 0o755),
+                    io::empty(),
+                );
+            }
+            return Ok(());
         }
         if kind.is_dir() {
             let mut entry = entry(Kind::Directory);

@@ -23,6 +23,7 @@ use serde_json::Value;
 use super::copies::{Copying, Way};
 use super::line::{self, Ask, Told};
 use super::oci::{Ends, Invocation, Running};
+use super::own_disk;
 use super::spec;
 use super::user::{Accounts, User};
 use crate::body::{BodyError, Program, Stats, failed, system};
@@ -287,6 +288,8 @@ impl Keeper {
     fn clean_up(&self) -> Result<(), BodyError> {
         let deleted = runtime::delete(&self.store, &self.job.id, true).map_err(failed);
         drop(self.network.lock().unwrap_or_else(PoisonError::into_inner).take());
-        deleted
+        let released = own_disk::release(&self.job, &self.root);
+        deleted?;
+        released.map_err(system("let go of the instance's disk"))
     }
 }

@@ -16,6 +16,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use super::system;
 use crate::body::{BodyError, failed};
 use crate::job::{Job, Network};
+use crate::place::UPPER;
 
 /// Enters a mount namespace, and as a plain user a user namespace around it.
 pub fn enter_namespaces(map: impl FnOnce() -> io::Result<()>) -> Result<(), BodyError> {
@@ -40,21 +41,22 @@ pub fn enter_namespaces(map: impl FnOnce() -> io::Result<()>) -> Result<(), Body
 }
 
 /// Mounts the root, and says where. Who will be a stranger to the host gets it with his ids,
-/// where the host's file systems can be mounted so.
+/// where the host's file systems can be mounted so. What the instance writes goes to `own`.
 pub fn mount(
     job: &Job,
     layers: &[PathBuf],
+    own: &Path,
     strangers: Option<&Strangers>,
 ) -> Result<PathBuf, BodyError> {
     let root = job.run.join("root");
-    let (upper, work) = (job.state.join("upper"), job.state.join("work"));
+    let (upper, work) = (own.join(UPPER), own.join("work"));
     for directory in [&root, &upper, &work] {
         fs::create_dir_all(directory).map_err(system(format!("make {}", directory.display())))?;
     }
     // Everybody inside has to get through the top of the tree.
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(&upper, open).map_err(system("open the root for everybody inside"))?;
-    let overlay = Overlay { job, layers, root: &root };
+    let overlay = Overlay { job, layers, own, root: &root };
     let lent = strangers.and_then(|strangers| overlay.mount_lent(strangers).ok());
     if lent.is_none() {
         overlay.mount_as_it_is()?;
@@ -68,6 +70,8 @@ const OWN: &str = "own";
 struct Overlay<'a> {
     job: &'a Job,
     layers: &'a [PathBuf],
+    /// The folder with what the instance writes.
+    own: &'a Path,
     root: &'a Path,
 }
 
@@ -89,7 +93,7 @@ impl Overlay<'_> {
         for (number, layer) in self.layers.iter().enumerate() {
             symlink(layer, names.join(number.to_string())).map_err(system("name a layer"))?;
         }
-        self.mount(&names, &self.job.state)
+        self.mount(&names, self.own)
     }
 
     /// With the layers and the instance's folder as strangers see them.
@@ -104,7 +108,7 @@ impl Overlay<'_> {
         for (number, layer) in self.layers.iter().enumerate() {
             lend(layer, &number.to_string()).map_err(system("lend a layer"))?;
         }
-        lend(&self.job.state, OWN).map_err(system("lend the instance's folder"))?;
+        lend(self.own, OWN).map_err(system("lend the instance's folder"))?;
         // What an overlay does itself below, it does as who has mounted it.
         strangers.acting(|| self.mount(&names, Path::new(OWN))).map_err(failed)?
     }
@@ -115,7 +119,7 @@ impl Overlay<'_> {
         let mut options = format!(
             "lowerdir={},upperdir={},workdir={}",
             lower.join(":"),
-            escaped(&own.join("upper"))?,
+            escaped(&own.join(UPPER))?,
             escaped(&own.join("work"))?
         );
         if guise_container::namespaces::in_user_namespace() {
@@ -135,7 +139,7 @@ impl Overlay<'_> {
             system(format!(
                 "mount the root file system (overlayfs over {} layers and {})",
                 self.layers.len(),
-                self.job.state.join("upper").display()
+                self.own.join(UPPER).display()
             ))(error.into())
         })
     }

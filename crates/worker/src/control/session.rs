@@ -49,9 +49,10 @@ fn refuse(mut stream: &UnixStream, error: impl Into<ApiError>) -> io::Result<()>
 }
 
 pub fn watch(stream: &UnixStream, served: &Served) -> io::Result<()> {
-    let listener = served.output.listen(false)?;
+    let news = served.output.watch();
     begin(stream)?;
-    forward(stream, listener, |frame| matches!(frame, Frame::Exit(_)))
+    // The end is the last.
+    news.into_iter().try_for_each(|frame| frame.write(&mut &*stream))
 }
 
 pub fn attach(
@@ -80,15 +81,11 @@ pub fn attach(
         // Nobody listens any more: whoever waits for output notices.
         let _ = reader.shutdown(std::net::Shutdown::Both);
     });
-    forward(stream, listener, |_| true)
+    forward(stream, listener)
 }
 
 /// Sends what a listener gets until the end.
-fn forward(
-    mut stream: &UnixStream,
-    listener: Listener,
-    wanted: impl Fn(&Frame) -> bool,
-) -> io::Result<()> {
+fn forward(mut stream: &UnixStream, listener: Listener) -> io::Result<()> {
     if let Some((mut reader, end)) = listener.before {
         while reader.position() < end
             && let Some(record) = reader.next_record()?
@@ -101,9 +98,7 @@ fn forward(
         }
     }
     while let Ok(frame) = listener.live.recv() {
-        if wanted(&frame) {
-            frame.write(&mut stream)?;
-        }
+        frame.write(&mut stream)?;
         if matches!(*frame, Frame::Exit(_)) {
             break;
         }

@@ -181,11 +181,11 @@ impl Workload {
         }
     }
 
-    /// Asks it to end, and ends it.
-    pub fn stop(&self, signal: i32, grace: Duration) -> Result<(), BodyError> {
+    /// Asks it to end, and ends it. Says whether it has: one whose guest stands still does not.
+    pub fn stop(&self, signal: i32, grace: Duration, guest: &Guest) -> Result<bool, BodyError> {
         match self.running() {
-            Some(running) => running.stop(signal, grace),
-            None => self.signal(signal),
+            Some(running) => running.stop(signal, grace, || guest.is_without_space()),
+            None => self.signal(signal).map(|()| true),
         }
     }
 }

@@ -1,0 +1,146 @@
+//! A file system of a container's own, in a file: what limits how much it may write.
+//!
+//! The file is sparse and has an ext4 that was made here (`guise_microvm::ext4`), so that the
+//! host's kernel reads nothing that a stranger wrote. It is attached to a loop device that lets go of
+//! it when nobody uses it any more, and mounted in the worker's own namespace: whatever ends the
+//! worker ends both. Nobody but root can have that.
+
+mod loop_device;
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use guise_container::namespaces::in_user_namespace;
+use guise_microvm::ext4;
+use rustix::mount::{MountFlags, UnmountFlags, mount as mount_call, unmount};
+
+use super::system;
+use crate::body::{BodyError, failed};
+use crate::job::Job;
+use crate::place::{OWN_DISK, UPPER};
+use loop_device::Loop;
+
+/// An earlier life's may be in use yet: by a copy of files that is under way.
+const PATIENCE: Duration = Duration::from_secs(20);
+const MOMENT: Duration = Duration::from_millis(5);
+
+/// Where what a container writes goes.
+pub enum Own {
+    /// A folder of a file system of its own.
+    Limited(PathBuf),
+    /// There can be no limit, and why.
+    Unlimited(String),
+}
+
+/// Where it is mounted. The worker, which is shut in, does not see this folder, so that nothing
+/// of it stays when this namespace has let go of it.
+fn place(job: &Job) -> PathBuf {
+    job.run.join("own")
+}
+
+/// Makes a file system of so many bytes, unless it is there, and mounts it. To be called in a
+/// mount namespace of the instance's own.
+pub fn mount(job: &Job, size: u64) -> Result<Own, BodyError> {
+    let unlimited = |why: &str| Ok(Own::Unlimited(why.to_owned()));
+    if job.state.join(UPPER).exists() {
+        return unlimited("what it wrote before is in a folder, which has none");
+    }
+    if !rustix::process::geteuid().is_root() || in_user_namespace() {
+        return unlimited("only root can mount a file system of its own");
+    }
+    let file = job.state.join(OWN_DISK);
+    let is_new = !has_file_system(&file);
+    if is_new {
+        // Under its name it is whole.
+        let partial = file.with_extension("partial");
+        let _ = fs::remove_file(&partial);
+        ext4::create(&partial, size)
+            .and_then(|()| fs::rename(&partial, &file))
+            .map_err(system("make the instance's disk"))?;
+    }
+    match attach_and_mount(job, &file) {
+        Ok(folder) => Ok(Own::Limited(folder)),
+        // Without anything in it, it is not missed.
+        Err(error) if is_new => {
+            fs::remove_file(&file).map_err(system("remove a disk that cannot be used"))?;
+            unlimited(&error.to_string())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether it is there, and not only by its name: a power failure may have left that alone, as long
+/// as nobody inside had anything put on the disk.
+fn has_file_system(file: &Path) -> bool {
+    const MAGIC: (u64, [u8; 2]) = (0x438, [0x53, 0xef]);
+    let mut found = [0; 2];
+    let read = fs::File::open(file).and_then(|file| file.read_exact_at(&mut found, MAGIC.0));
+    read.is_ok() && found == MAGIC.1
+}
+
+fn attach_and_mount(job: &Job, file: &Path) -> Result<PathBuf, BodyError> {
+    let folder = place(job);
+    fs::create_dir_all(&folder).map_err(system(format!("make {}", folder.display())))?;
+    await_release(file)?;
+    let device = Loop::attach(file).map_err(system("attach the instance's disk"))?;
+    // What is deleted inside is given back to the host. After an error nothing more is written.
+    let mut options = "discard,errors=remount-ro".to_owned();
+    if job.ephemeral {
+        // Nobody reads what is thrown away, so nobody waits until it is on the host's disk.
+        options.push_str(",barrier=0,data=writeback");
+    }
+    let options = CString::new(options).map_err(failed)?;
+    // Programs are run, and devices opened, by way of the overlay over it alone.
+    let flags = MountFlags::NODEV | MountFlags::NOSUID;
+    mount_call(device.path(), &folder, "ext4", flags, Some(options.as_c_str()))
+        .map_err(|error| system("mount the instance's disk")(error.into()))?;
+    // The mount has it now, and when that goes the loop device goes.
+    drop(device);
+    let upper = folder.join(UPPER);
+    fs::create_dir_all(&upper)
+        .and_then(|()| fs::set_permissions(&upper, fs::Permissions::from_mode(0o755)))
+        .map_err(system("make the instance's folder on its disk"))?;
+    Ok(folder)
+}
+
+/// Waits until no loop device has the file. Mounted twice, it would be torn.
+fn await_release(file: &Path) -> Result<(), BodyError> {
+    let deadline = Instant::now() + PATIENCE;
+    while let Some(device) =
+        Loop::holding(file).map_err(system("look for who uses the instance's disk"))?
+    {
+        if Instant::now() > deadline {
+            return Err(BodyError::Failed(format!(
+                "the instance's disk is in use yet, as {}: end what copies its files, and start \
+                 it again",
+                device.display()
+            )));
+        }
+        std::thread::sleep(MOMENT);
+    }
+    Ok(())
+}
+
+/// Lets go of the root file system and of the one below it, when no program of the container is
+/// left: the next life can have it, although this worker may stay for those who read its log.
+pub fn release(job: &Job, root: &Path) -> io::Result<()> {
+    let folder = place(job);
+    if !folder.exists() {
+        return Ok(());
+    }
+    for mounted in [root, &folder] {
+        match unmount(mounted, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            // It was never mounted.
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
