@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use guise_container::jail::{Ward, keep_only};
+use guise_container::namespaces::has_ids;
 use guise_container::runtime;
 use guise_container::spec::Process;
 use guise_container::state::Store;
@@ -25,7 +26,7 @@ use super::line::{self, Ask, Told};
 use super::oci::{Ends, Invocation, Running};
 use super::spec;
 use super::user::{Accounts, User};
-use crate::body::{BodyError, Program, Stats, failed, system};
+use crate::body::{BodyError, Program, Stats, failed, system, unsupported};
 use crate::job::Job;
 use crate::place::Place;
 
@@ -166,6 +167,7 @@ impl Keeper {
             });
             *self.network.lock().unwrap_or_else(PoisonError::into_inner) = taken;
         }
+        check(&user)?;
         let program = &self.job.program;
         let process = spec::process(program, user, &self.base);
         let spec = spec::of(&self.job, &self.root, network, process)?;
@@ -190,6 +192,7 @@ impl Keeper {
 
     fn open(&self, asked: &UnixStream, program: &Program, user: User) -> Result<Told, BodyError> {
         self.workload()?;
+        check(&user)?;
         let process = spec::process(program, user, &self.base);
         let (number, mut invocation) = self.invocation("exec");
         let description = invocation.file("json");
@@ -272,4 +275,15 @@ impl Keeper {
         drop(self.network.lock().unwrap_or_else(PoisonError::into_inner).take());
         deleted
     }
+}
+
+/// Refuses a user that a plain user's namespace does not have.
+fn check(user: &User) -> Result<(), BodyError> {
+    if has_ids(user.uid, user.gid) {
+        return Ok(());
+    }
+    Err(unsupported(
+        &format!("user {} of group {} in a plain user's container", user.uid, user.gid),
+        "be user 0 inside (-u 0), or use --as microvm, which has all users",
+    ))
 }
