@@ -229,6 +229,26 @@ pub fn in_user_namespace() -> bool {
     })
 }
 
+/// Whether this process's user namespace has a user and a group of these numbers.
+pub fn has_ids(user: u32, group: u32) -> bool {
+    let has = |file: &str, id: u32| {
+        let map = std::fs::read_to_string(file).unwrap_or_default();
+        map.lines().any(|line| covers(line, id))
+    };
+    has("/proc/self/uid_map", user) && has("/proc/self/gid_map", group)
+}
+
+/// Whether a line of a mapping (first inside, first outside, how many) has an id inside.
+fn covers(line: &str, id: u32) -> bool {
+    let mut numbers = line.split_whitespace().map(str::parse::<u64>);
+    let (Some(Ok(first)), Some(Ok(_)), Some(Ok(count))) =
+        (numbers.next(), numbers.next(), numbers.next())
+    else {
+        return false;
+    };
+    (first..first.saturating_add(count)).contains(&u64::from(id))
+}
+
 /// Whether a new user namespace with these group mappings may set groups: not
 /// when a plain user maps only its own group, for which the kernel wants that
 /// right given up.

@@ -99,6 +99,11 @@ impl Config {
         Place { state: self.state.join("instances").join(id), run: self.instance_run(id) }
     }
 
+    /// What is made of kernels that lie where only others may write.
+    pub(crate) fn kernels(&self) -> PathBuf {
+        self.state.join("kernels")
+    }
+
     /// The certificate that is made where none is given.
     pub(crate) fn tls(&self) -> PathBuf {
         self.state.join("tls")

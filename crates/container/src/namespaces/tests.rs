@@ -25,3 +25,16 @@ fn the_first_separator_decides() {
     assert_eq!(sysctl_file("net.ipv4.conf.eth0/1.forwarding"), "net/ipv4/conf/eth0.1/forwarding");
     assert_eq!(sysctl_file("net/ipv4/conf/eth0.1/x"), "net/ipv4/conf/eth0.1/x");
 }
+
+#[test]
+fn a_mapping_has_what_it_covers() {
+    let line = "         1     100000      65536";
+    assert!(covers(line, 1) && covers(line, 65536));
+    assert!(!covers(line, 0) && !covers(line, 65537));
+    assert!(covers("0 1000 1", 0) && !covers("0 1000 1", 1000));
+    assert!(covers("0 0 4294967295", u32::MAX - 1));
+    for odd in ["", "0 0", "x y z", "18446744073709551615 0 9"] {
+        assert!(!covers(odd, 5), "{odd}");
+    }
+    assert!(has_ids(0, 0), "everybody is in some namespace with a root");
+}

@@ -2,6 +2,7 @@
 //! was given instead.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use guise_api::{ApiError, Code, KERNEL};
@@ -20,7 +21,7 @@ pub struct Files {
 /// Says what is missing before an instance is made that would need it.
 pub fn check(daemon: &Daemon) -> Result<(), ApiError> {
     if let Some(folder) = &daemon.config.kernel {
-        return in_folder(folder, &folder.join("guise")).map(drop);
+        return in_folder(folder).map(drop);
     }
     match daemon.images.kernel_config(&name()?) {
         Ok(_) => Ok(()),
@@ -35,7 +36,9 @@ pub fn check(daemon: &Daemon) -> Result<(), ApiError> {
 
 pub fn files(daemon: &Daemon, session: &Session<'_>) -> Result<Files, ApiError> {
     if let Some(folder) = &daemon.config.kernel {
-        return in_folder(folder, &folder.join("guise"));
+        let (kernel, modules) = in_folder(folder)?;
+        let cache = cache_of(folder, &kernel, &daemon.config.kernels());
+        return Ok(Files { kernel, modules, cache });
     }
     check(daemon)?;
     let kernel =
@@ -51,8 +54,8 @@ fn name() -> Result<Name, ApiError> {
 }
 
 /// A kernel as its package lays it out: `boot/vmlinuz-VERSION`, `lib/modules/VERSION`. The
-/// newest by name, where there are several.
-fn in_folder(folder: &Path, cache: &Path) -> Result<Files, ApiError> {
+/// newest by name, where there are several. The kernel, and its modules.
+fn in_folder(folder: &Path) -> Result<(PathBuf, PathBuf), ApiError> {
     let odd = |why: String| {
         ApiError::new(Code::Unsupported, format!("GUISE_KERNEL={}: {why}", folder.display()))
             .hint("it is a folder with boot/vmlinuz-VERSION and lib/modules/VERSION")
@@ -71,5 +74,23 @@ fn in_folder(folder: &Path, cache: &Path) -> Result<Files, ApiError> {
         .find(|place| place.is_dir())
         .ok_or_else(|| odd(format!("there are no modules of {version}")))?;
     let kernel = boot.join(format!("vmlinuz-{version}"));
-    Ok(Files { kernel, modules, cache: cache.to_owned() })
+    Ok((kernel, modules))
 }
+
+/// Where what is made of a kernel is kept: beside it, or with the daemon's own things where the
+/// folder is somebody else's. Another kernel of the same name has another place.
+fn cache_of(folder: &Path, kernel: &Path, own: &Path) -> PathBuf {
+    let found = fs::metadata(kernel);
+    let changed = found.as_ref().map_or(0, |found| found.mtime_nsec() ^ (found.mtime() << 30));
+    let length = found.as_ref().map_or(0, MetadataExt::size);
+    let text = format!("{} {length} {changed}", kernel.display());
+    let digest = guise_image::Digest::of(text.as_bytes()).to_string();
+    let name: String = digest.chars().rev().take(16).collect();
+    let beside = folder.join("guise").join(&name);
+    let is_ours = fs::create_dir_all(&beside).is_ok()
+        && rustix::fs::access(&beside, rustix::fs::Access::WRITE_OK).is_ok();
+    if is_ours { beside } else { own.join(name) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -35,7 +35,7 @@ impl Open {
 
     /// A command as on another host, where this host's places are unknown.
     pub fn command(&self, token: &str, project: &str, args: &[&str]) -> Command {
-        let mut command = Command::new(GUISE);
+        let mut command = Command::new(&*GUISE);
         command.args(args).stdin(std::process::Stdio::null());
         command.env("GUISE_HOST", format!("https://{}", self.address));
         command.env("GUISE_FINGERPRINT", &self.fingerprint);
@@ -183,7 +183,7 @@ fn who_is_not_the_daemon_is_not_told_the_token() {
 fn plain_tcp_is_for_this_host_alone() {
     let Some(open) = Open::new("plain-tcp", &["--plain"]) else { return };
     let daemon = |args: &[&str]| {
-        let mut command = Command::new(GUISE);
+        let mut command = Command::new(&*GUISE);
         let own = open.home.path("second");
         command.arg("daemon").args(args).env("GUISE_STATE", &own).env("GUISE_RUN", own.join("r"));
         said(command.output().unwrap())

@@ -6,14 +6,17 @@ use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use guise_image::tar::{Entry, Kind, Writer};
 use guise_testkit::assets::Kernel;
 use guise_testkit::debian_root;
 
-pub const GUISE: &str = env!("CARGO_BIN_EXE_guise");
+/// The binary under test: this build's, or a copy for who may not enter its folder.
+pub static GUISE: LazyLock<String> = LazyLock::new(|| {
+    std::env::var("GUISE_TEST_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_guise").to_owned())
+});
 /// The image that every home has; in a home of VMs, a disk with the same programs.
 pub const BOX: &str = "box:1";
 /// What is waited for comes within this, on the slowest machine.
@@ -86,7 +89,10 @@ pub struct Home {
 
 /// A disk that boots by itself, into a system with a busybox. All homes that are there at a time
 /// share one.
-struct Disk(PathBuf);
+struct Disk {
+    path: PathBuf,
+    is_ours: bool,
+}
 
 impl Disk {
     fn get() -> Arc<Disk> {
@@ -95,11 +101,16 @@ impl Disk {
         if let Some(disk) = shared.upgrade() {
             return disk;
         }
+        if let Some(made) = std::env::var_os("GUISE_TEST_DISK") {
+            let disk = Arc::new(Disk { path: made.into(), is_ours: false });
+            *shared = Arc::downgrade(&disk);
+            return disk;
+        }
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("gr-{}-{number}.disk", std::process::id()));
         debian_root::small_bootable(Kernel::Debian12Cloud, &path).unwrap();
-        let disk = Arc::new(Disk(path));
+        let disk = Arc::new(Disk { path, is_ours: true });
         *shared = Arc::downgrade(&disk);
         disk
     }
@@ -107,7 +118,9 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        if self.is_ours {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -161,7 +174,9 @@ impl Home {
         guise: Guise,
         prepare: impl FnOnce(&mut Command),
     ) -> Option<Home> {
-        if !rustix::process::geteuid().is_root() {
+        // `plain_user` has others run as well, and knows which.
+        let is_chosen = std::env::var_os("GUISE_TEST_BINARY").is_some();
+        if !rustix::process::geteuid().is_root() && !is_chosen {
             not_run(test, "needs root");
             return None;
         }
@@ -193,7 +208,7 @@ impl Home {
     /// The same with another one, from a file.
     pub fn import_from(&self, tar: &Path, name: &str) {
         let images = self.path("images");
-        let mut import = Command::new(GUISE);
+        let mut import = Command::new(&*GUISE);
         import.args(["image", "--store"]).arg(&images).args(["import", "-q"]).arg(tar).arg(name);
         let import = import.output().unwrap();
         assert!(import.status.success(), "{import:?}");
@@ -206,14 +221,14 @@ impl Home {
     /// What a command line of this home says for the image.
     pub fn image(&self) -> String {
         match &self.disk {
-            Some(disk) => format!("--disk {}", disk.0.display()),
+            Some(disk) => format!("--disk {}", disk.path.display()),
             None => BOX.to_owned(),
         }
     }
 
     /// A disk that boots by itself, in homes of all guises.
     pub fn disk(&mut self) -> PathBuf {
-        self.disk.get_or_insert_with(Disk::get).0.clone()
+        self.disk.get_or_insert_with(Disk::get).path.clone()
     }
 
     /// The environment that makes commands use this home.
@@ -228,7 +243,7 @@ impl Home {
     }
 
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(GUISE);
+        let mut command = Command::new(&*GUISE);
         let args: Vec<S> = args.into_iter().collect();
         let is = |arg: &S, text: &str| arg.as_ref() == text;
         if let [first, rest @ ..] = &args[..] {
@@ -241,7 +256,7 @@ impl Home {
             for arg in rest {
                 match &self.disk {
                     Some(disk) if is_ours && self.guise == Guise::Vm && is(arg, BOX) => {
-                        command.arg("--disk").arg(&disk.0);
+                        command.arg("--disk").arg(&disk.path);
                     }
                     _ => {
                         command.arg(arg);

@@ -3,7 +3,10 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use guise_testkit::assets::Kernel;
 
 use crate::home::{BOX, GUISE, Guise, Home, Said, not_run, said};
 
@@ -22,7 +25,7 @@ fn a_plain_user_runs_containers_with_a_daemon_that_starts_by_itself() {
     let Some(mut home) = Home::without_daemon("plain", Guise::Container) else { return };
     // The binary under test may lie in a directory that only root may enter.
     let binary = home.path("guise");
-    fs::copy(GUISE, &binary).unwrap();
+    fs::copy(&*GUISE, &binary).unwrap();
     fs::set_permissions(home.path(""), fs::Permissions::from_mode(0o755)).unwrap();
     let own = home.path("own");
     fs::create_dir(&own).unwrap();
@@ -59,6 +62,15 @@ fn a_plain_user_runs_containers_with_a_daemon_that_starts_by_itself() {
     let allowed = guise(&["exec", "it", "grep", "Cpus_allowed_list", "/proc/1/status"]);
     assert!(allowed.out.ends_with("\t0\n"), "{allowed:?}");
     assert_eq!(guise(&["exec", "it", "sh", "-c", "exit 8"]).code, 8);
+    // What cannot be done is said in one line.
+    for (asked, told) in [
+        (&["exec", "-u", "web", "it", "true"][..], "--as microvm, which has all users"),
+        (&["run", "--rm", "-u", "33:34", BOX, "true"], "user 33 of group 34"),
+    ] {
+        let refused = guise(asked);
+        assert!(refused.code == 125 && refused.err.contains(told), "{refused:?}");
+        assert_eq!(refused.err.lines().count(), 1, "{refused:?}");
+    }
     // Root does not see it.
     home.start_daemon();
     assert_eq!(home.good(&["ps", "-aq"]), "");
@@ -67,4 +79,106 @@ fn a_plain_user_runs_containers_with_a_daemon_that_starts_by_itself() {
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     home.until("the daemon has ended", || rustix::process::test_kill_process(pid).is_err());
+}
+
+/// The suite of all guises once more, by somebody who is not root.
+#[test]
+fn the_suite_of_all_guises_holds_for_a_plain_user() {
+    if fs::read_to_string("/proc/sys/user/max_user_namespaces").is_ok_and(|n| n.trim() == "0") {
+        not_run("the suite as a plain user", "user namespaces are switched off");
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        not_run("the suite as another user", "needs root to become one");
+        return;
+    }
+    let place = Place::new();
+    let mut skipped = vec![
+        ("limits::container::", "limits of a plain user's containers need a cgroup of its own"),
+        ("container::pause_holds_it", "pause of a plain user's containers needs a freezer"),
+        ("container::what_was_written", "pause of a plain user's containers needs a freezer"),
+        ("container::programs_beside", "a plain user's containers have no users but root"),
+        ("container::user_directory", "a plain user's containers have no users but root"),
+    ];
+    if !place.can("-w", Path::new("/dev/net/tun")) {
+        let why = "networks of a plain user's containers need /dev/net/tun, which is root's here";
+        skipped.extend([("container::ports_and", why), ("container::published", why)]);
+    }
+    let mut suite = Command::new(place.within_reach(&std::env::current_exe().unwrap()));
+    suite.args(["::container::", "::microvm::", "::vm::", "wasm::", "--test-threads=2"]);
+    for (test, why) in skipped {
+        not_run(test, why);
+        suite.args(["--skip", test]);
+    }
+    let disk = place.path("box.disk");
+    guise_testkit::debian_root::small_bootable(KERNEL, &disk).unwrap();
+    suite.env("GUISE_TEST_DISK", &disk);
+    suite.env("GUISE_TEST_BINARY", place.within_reach(Path::new(&*GUISE)));
+    suite
+        .env("GUISE_ASSETS", place.assets())
+        .env("TMPDIR", place.path("tmp"))
+        .env("HOME", place.path("tmp"));
+    suite.env_remove("XDG_RUNTIME_DIR").uid(NOBODY).gid(NOBODY).current_dir("/");
+    let ran = suite.output().unwrap();
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert!(ran.status.success(), "{said}\n{}", String::from_utf8_lossy(&ran.stderr));
+    let passed = said.lines().filter(|line| line.ends_with("... ok")).count();
+    assert!(passed > 60, "{said}");
+}
+
+const KERNEL: Kernel = Kernel::Debian12Cloud;
+
+/// What a plain user is given.
+struct Place(PathBuf);
+
+impl Place {
+    fn new() -> Place {
+        let place = std::env::temp_dir().join(format!("gr-suite-{}", std::process::id()));
+        fs::create_dir_all(place.join("tmp")).unwrap();
+        fs::set_permissions(&place, fs::Permissions::from_mode(0o755)).unwrap();
+        chown(place.join("tmp"), Some(NOBODY), Some(NOBODY)).unwrap();
+        Place(place)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Whether the user can do to a file what `test` calls so.
+    fn can(&self, what: &str, file: &Path) -> bool {
+        let mut test = Command::new("test");
+        test.arg(what).arg(file).uid(NOBODY).gid(NOBODY).current_dir("/");
+        test.status().unwrap().success()
+    }
+
+    /// Where the user finds the kernel that machines boot.
+    fn assets(&self) -> PathBuf {
+        let all = guise_testkit::assets::directory();
+        let kernel = KERNEL.root().unwrap();
+        if self.can("-x", &kernel) {
+            return all;
+        }
+        let copy = self.path("assets").join(kernel.strip_prefix(&all).unwrap());
+        fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        let copied = Command::new("cp").arg("-r").args([&kernel, &copy]).status().unwrap();
+        assert!(copied.success(), "copy {}", kernel.display());
+        self.path("assets")
+    }
+
+    /// A file, or a copy of it where the user cannot come to it.
+    fn within_reach(&self, file: &Path) -> PathBuf {
+        if self.can("-r", file) {
+            return file.to_owned();
+        }
+        let copy = self.path(file.file_name().unwrap().to_str().unwrap());
+        let copied = Command::new("cp").arg(file).arg(&copy).status().unwrap();
+        assert!(copied.success(), "copy {}", file.display());
+        copy
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }

@@ -18,7 +18,7 @@ pub struct Terminal {
 impl Terminal {
     /// A command line on a terminal of 40 rows and 100 columns.
     pub fn open(home: &Home, line: &str) -> Terminal {
-        let line = format!("stty rows 40 cols 100; exec {GUISE} {line}");
+        let line = format!("stty rows 40 cols 100; exec {} {line}", *GUISE);
         let mut child = Command::new("script")
             .args(["-qec", &line, "/dev/null"])
             .envs(home.places())

@@ -24,7 +24,7 @@ fn the_tour_is_as_the_readme_tells() {
     home.import("debian:12-slim");
     let commands = commands();
     assert_eq!(commands.len(), 10, "{commands:?}");
-    let folder = std::path::Path::new(GUISE).parent().unwrap();
+    let folder = std::path::Path::new(&*GUISE).parent().unwrap();
     let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap_or_default());
     let shell = |line: &str| {
         let mut shell = Command::new("sh");

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use guise_container::jail::{Ward, keep_only};
+use guise_container::namespaces::has_ids;
 use guise_container::runtime;
 use guise_container::spec::{Process, Resources};
 use guise_container::state::Store;
@@ -26,7 +27,7 @@ use super::oci::{Ends, Invocation, Running};
 use super::own_disk;
 use super::spec;
 use super::user::{Accounts, User};
-use crate::body::{BodyError, Program, Stats, failed, system};
+use crate::body::{BodyError, Program, Stats, failed, system, unsupported};
 use crate::job::Job;
 use crate::place::Place;
 
@@ -167,6 +168,7 @@ impl Keeper {
             });
             *self.network.lock().unwrap_or_else(PoisonError::into_inner) = taken;
         }
+        check(&user)?;
         let program = &self.job.program;
         let process = spec::process(program, user, &self.base);
         let spec = spec::of(&self.job, &self.root, network, process)?;
@@ -192,6 +194,7 @@ impl Keeper {
 
     fn open(&self, asked: &UnixStream, program: &Program, user: User) -> Result<Told, BodyError> {
         self.workload()?;
+        check(&user)?;
         let process = spec::process(program, user, &self.base);
         let (number, mut invocation) = self.invocation("exec");
         let description = invocation.file("json");
@@ -292,4 +295,15 @@ impl Keeper {
         deleted?;
         released.map_err(system("let go of the instance's disk"))
     }
+}
+
+/// Refuses a user that a plain user's namespace does not have.
+fn check(user: &User) -> Result<(), BodyError> {
+    if has_ids(user.uid, user.gid) {
+        return Ok(());
+    }
+    Err(unsupported(
+        &format!("user {} of group {} in a plain user's container", user.uid, user.gid),
+        "be user 0 inside (-u 0), or use --as microvm, which has all users",
+    ))
 }
