@@ -25,7 +25,7 @@ mod keeper;
 mod line;
 mod network;
 mod oci;
-mod own_disk;
+pub(crate) mod own_disk;
 mod program;
 pub(crate) mod root;
 mod spec;

@@ -27,6 +27,7 @@ use crate::body::{
     Body, BodyError, Exit, Process, Program, Session, Size, Stats, failed, folders_only, system,
     unsupported,
 };
+use crate::container::own_disk::{self, Own};
 use crate::container::root;
 use crate::group::{Bounds, Group, TO_COMPILE};
 use crate::job::{self, Job, Module, Network};
@@ -86,9 +87,6 @@ impl Wasm {
     ) -> Result<(Wasm, Vec<String>), BodyError> {
         check(job)?;
         let mut warnings = Vec::new();
-        if job.resources.disk_bytes.is_some() {
-            warnings.push("WebAssembly programs have no limit on their disk space".to_owned());
-        }
         let terminal = job.program.terminal.map(Terminal::open).transpose()?;
         let plain = !rustix::process::geteuid().is_root();
         let identity = jail::identity(job);
@@ -96,13 +94,26 @@ impl Wasm {
             Identity::Stranger(strangers) => Some(strangers),
             Identity::Same | Identity::NoStranger(_) => None,
         };
+        let limit = job.resources.disk_bytes;
+        let has_mounts = !layers.is_empty() || limit.is_some() && !plain;
+        if has_mounts {
+            root::enter_namespaces(&mut map)?;
+        }
+        let mut own = job.state.clone();
+        if let Some(size) = limit {
+            match own_disk::mount(job, size)? {
+                Own::Limited(folder) => own = folder,
+                Own::Unlimited(why) => {
+                    warnings.push(format!("this program's disk space has no limit: {why}"));
+                }
+            }
+        }
         let root = if layers.is_empty() {
-            let root = job.state.join(UPPER);
+            let root = own.join(UPPER);
             fs::create_dir_all(&root).map_err(system("make the program's root"))?;
             root
         } else {
-            root::enter_namespaces(&mut map)?;
-            root::mount(job, layers, &job.state, strangers)?
+            root::mount(job, layers, &own, strangers)?
         };
         make_targets(job, &root, strangers)?;
         let file = match module {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use guise_image::tar::{Entry, Kind, Writer};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::home::{BOX, Guise, Home, Said};
+use crate::home::{BOX, Guise, Home, Said, not_run};
 use crate::terminal::Terminal;
 
 /// A home with the tool as a file, whose path comes with it.
@@ -299,6 +299,38 @@ fn volumes_are_shared_and_files_copied() {
     one_line(&missing, 1, "/no/such");
     home.good(&["rm", "-f", "it"]);
     home.good(&["volume", "rm", "data"]);
+    home.expect_nothing_left();
+}
+
+#[test]
+fn it_writes_no_more_than_its_disk_has() {
+    const MIB: u64 = 1 << 20;
+    let Some((home, tool)) = home("w-disk") else { return };
+    if fs::metadata("/dev/loop-control").is_err() || !rustix::process::geteuid().is_root() {
+        not_run("a WebAssembly program's disk", "needs root and loop devices");
+        return;
+    }
+    let large = home.path("large").to_string_lossy().into_owned();
+    fs::File::create(&large).unwrap().set_len(64 * MIB).unwrap();
+    home.good(&["run", "-d", "--name", "it", "--disk-size", "32M", &tool, "l"]);
+    home.until("it has written", || home.good(&["logs", "it"]) == "life");
+    let refused = home.guise(&["cp", &large, "it:/large"]);
+    one_line(&refused, 1, "No space left on device");
+    let id = home.inspect("it")["id"].as_str().unwrap().to_owned();
+    let disk = home.path("state/instances").join(id).join("own.img");
+    assert_eq!(fs::metadata(&disk).unwrap().len(), 32 * MIB);
+    // What it wrote is there in the next life, and nothing holds the disk after the last one.
+    home.good(&["restart", "-t", "0", "it"]);
+    home.until("it has read it", || home.good(&["logs", "it"]) == "life\nlife\nlife");
+    home.good(&["kill", "-s", "KILL", "it"]);
+    home.good(&["wait", "it"]);
+    home.good(&["rm", "it"]);
+    home.until("no loop device has it", || {
+        let loops = fs::read_dir("/sys/block").unwrap().flatten();
+        let mut files = loops
+            .filter_map(|device| fs::read_to_string(device.path().join("loop/backing_file")).ok());
+        !files.any(|file| file.starts_with(&*disk.to_string_lossy()))
+    });
     home.expect_nothing_left();
 }
 

@@ -1,16 +1,21 @@
-//! A file system of a container's own, in a file: what limits how much it may write.
+//! A file system of an instance's own, in a file: what limits how much a container or a WebAssembly
+//! program may write.
 //!
 //! The file is sparse and has an ext4 that was made here (`guise_microvm::ext4`), so that the
 //! host's kernel reads nothing that a stranger wrote. It is attached to a loop device that lets go of
 //! it when nobody uses it any more, and mounted in the worker's own namespace: whatever ends the
 //! worker ends both. Nobody but root can have that.
+//!
+//! It lies in the instance's folder, in which the worker may write. One that was taken over is
+//! not to hand a file system of its own making to the kernel, so the file belongs to a user that the
+//! worker has no number for, and no other file is taken for it.
 
 mod loop_device;
 
 use std::ffi::CString;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -28,7 +33,10 @@ use loop_device::Loop;
 const PATIENCE: Duration = Duration::from_secs(20);
 const MOMENT: Duration = Duration::from_millis(5);
 
-/// Where what a container writes goes.
+/// Whose the file is: nobody's, also in the numbers that workers have.
+const OWNER: u32 = u32::MAX - 1;
+
+/// Where what an instance writes goes.
 pub enum Own {
     /// A folder of a file system of its own.
     Limited(PathBuf),
@@ -52,37 +60,54 @@ pub fn mount(job: &Job, size: u64) -> Result<Own, BodyError> {
     if !rustix::process::geteuid().is_root() || in_user_namespace() {
         return unlimited("only root can mount a file system of its own");
     }
-    let file = job.state.join(OWN_DISK);
-    let is_new = !has_file_system(&file);
-    if is_new {
-        // Under its name it is whole.
-        let partial = file.with_extension("partial");
-        let _ = fs::remove_file(&partial);
-        ext4::create(&partial, size)
-            .and_then(|()| fs::rename(&partial, &file))
-            .map_err(system("make the instance's disk"))?;
-    }
+    let place = job.state.join(OWN_DISK);
+    let found = open(&place).map_err(system(format!("open {}", place.display())))?;
+    let is_new = found.is_none();
+    let file = match found {
+        Some(file) => file,
+        None => make(&place, size).map_err(system("make the instance's disk"))?,
+    };
     match attach_and_mount(job, &file) {
         Ok(folder) => Ok(Own::Limited(folder)),
         // Without anything in it, it is not missed.
         Err(error) if is_new => {
-            fs::remove_file(&file).map_err(system("remove a disk that cannot be used"))?;
+            fs::remove_file(&place).map_err(system("remove a disk that cannot be used"))?;
             unlimited(&error.to_string())
         }
         Err(error) => Err(error),
     }
 }
 
-/// Whether it is there, and not only by its name: a power failure may have left that alone, as long
-/// as nobody inside had anything put on the disk.
-fn has_file_system(file: &Path) -> bool {
-    const MAGIC: (u64, [u8; 2]) = (0x438, [0x53, 0xef]);
-    let mut found = [0; 2];
-    let read = fs::File::open(file).and_then(|file| file.read_exact_at(&mut found, MAGIC.0));
-    read.is_ok() && found == MAGIC.1
+fn make(place: &Path, size: u64) -> io::Result<File> {
+    // Under its name it is whole.
+    let partial = place.with_extension("partial");
+    let _ = fs::remove_file(&partial);
+    ext4::create(&partial, size)?;
+    lchown(&partial, Some(OWNER), Some(OWNER))?;
+    fs::rename(&partial, place)?;
+    open(place)?.ok_or_else(|| io::Error::other("it is not there any more"))
 }
 
-fn attach_and_mount(job: &Job, file: &Path) -> Result<PathBuf, BodyError> {
+/// The file, if it is there, and not only by its name: a power failure may have left that alone,
+/// as long as nobody inside had anything put on the disk.
+fn open(place: &Path) -> io::Result<Option<File>> {
+    const MAGIC: (u64, [u8; 2]) = (0x438, [0x53, 0xef]);
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = match File::options().read(true).write(true).custom_flags(flags).open(place) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let found = file.metadata()?;
+    if !found.is_file() || found.uid() != OWNER {
+        return Err(io::Error::other("it is not the disk that was made for this instance"));
+    }
+    let mut magic = [0; 2];
+    let has_magic = file.read_exact_at(&mut magic, MAGIC.0).is_ok() && magic == MAGIC.1;
+    Ok(has_magic.then_some(file))
+}
+
+fn attach_and_mount(job: &Job, file: &File) -> Result<PathBuf, BodyError> {
     let folder = place(job);
     fs::create_dir_all(&folder).map_err(system(format!("make {}", folder.display())))?;
     await_release(file)?;
@@ -108,7 +133,7 @@ fn attach_and_mount(job: &Job, file: &Path) -> Result<PathBuf, BodyError> {
 }
 
 /// Waits until no loop device has the file. Mounted twice, it would be torn.
-fn await_release(file: &Path) -> Result<(), BodyError> {
+fn await_release(file: &File) -> Result<(), BodyError> {
     let deadline = Instant::now() + PATIENCE;
     while let Some(device) =
         Loop::holding(file).map_err(system("look for who uses the instance's disk"))?

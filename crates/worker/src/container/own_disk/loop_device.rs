@@ -70,12 +70,12 @@ fn at(what: &Path) -> impl FnOnce(io::Error) -> io::Error {
 }
 
 impl Loop {
-    pub fn attach(file: &Path) -> io::Result<Loop> {
+    pub fn attach(file: &File) -> io::Result<Loop> {
         // Each time that another takes the one that was free, one more is tried.
         const ATTEMPTS: u32 = 64;
         let open =
             |path: &Path| OpenOptions::new().read(true).write(true).open(path).map_err(at(path));
-        let (control, file) = (open(Path::new(CONTROL))?, open(file)?);
+        let control = open(Path::new(CONTROL))?;
         for _ in 0..ATTEMPTS {
             // SAFETY: this request has no argument, and gives a number.
             let number = unsafe { libc::ioctl(control.as_raw_fd(), GET_FREE) };
@@ -84,7 +84,7 @@ impl Loop {
             }
             let path = PathBuf::from(format!("/dev/loop{number}"));
             let device = open(&path)?;
-            match configure(&device, &file) {
+            match configure(&device, file) {
                 Ok(()) => return Ok(Loop { path, _device: device }),
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
                 Err(error) => return Err(at(&path)(error)),
@@ -98,8 +98,8 @@ impl Loop {
     }
 
     /// The device that has the file, if one does.
-    pub fn holding(file: &Path) -> io::Result<Option<PathBuf>> {
-        let wanted = fs::metadata(file)?;
+    pub fn holding(file: &File) -> io::Result<Option<PathBuf>> {
+        let wanted = file.metadata()?;
         let devices = match fs::read_dir("/sys/block") {
             Ok(devices) => devices,
             // What cannot be looked at cannot be attached either.
