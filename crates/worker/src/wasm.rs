@@ -110,7 +110,7 @@ impl Wasm {
         }
         let root = if layers.is_empty() {
             let root = own.join(UPPER);
-            fs::create_dir_all(&root).map_err(system("make the program's root"))?;
+            root::make_own(&root)?;
             root
         } else {
             root::mount(job, layers, &own, strangers)?
