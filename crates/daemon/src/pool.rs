@@ -19,7 +19,7 @@ mod watch;
 
 use std::path::Path;
 
-use guise_api::{ApiError, Code, PoolLevel};
+use guise_api::{ApiError, Code, PoolLevel, human_size};
 
 pub use ballast::Ballast;
 pub use trend::in_words;
@@ -116,9 +116,9 @@ impl Rules {
         let message = if space.free < self.kept(space) {
             format!(
                 "{what}: {place} has {} left of {}, and {} are kept",
-                size(space.free),
-                size(space.total),
-                size(self.kept(space))
+                human_size(space.free),
+                human_size(space.total),
+                human_size(self.kept(space))
             )
         } else {
             let (all, free) = space.inodes.unwrap_or_default();
@@ -144,18 +144,6 @@ pub fn check_store(store: &Path) -> Result<(), ApiError> {
     // What cannot be measured is found out by writing.
     let Ok(space) = Space::of(store) else { return Ok(()) };
     rules.admit("nothing is added to the images", store, &space)
-}
-
-/// For people.
-pub fn size(bytes: u64) -> String {
-    let mut value = bytes as f64;
-    for unit in ["B", "KiB", "MiB", "GiB"] {
-        if value < 1000.0 {
-            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
-        }
-        value /= 1024.0;
-    }
-    format!("{value:.1} TiB")
 }
 
 #[cfg(test)]

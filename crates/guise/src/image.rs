@@ -14,7 +14,7 @@ use guise_image::spec::Platform;
 use guise_image::{Limits, Name, Pull, Store, archive, registry};
 
 use progress::Bars;
-pub use show::{human_size, parse_size};
+pub use show::parse_size;
 
 use crate::Failure;
 use crate::print::{Format, Output};

@@ -76,10 +76,3 @@ fn a_folder_that_is_not_there_yet_is_where_it_will_be() {
     let there = Space::of(scratch.path()).unwrap();
     assert_eq!(Space::of(&scratch.path().join("not/yet")).unwrap().total, there.total);
 }
-
-#[test]
-fn sizes_as_people_write_them() {
-    assert_eq!(size(999), "999 B");
-    assert_eq!(size(1536 * MIB), "1.5 GiB");
-    assert_eq!(size(u64::MAX), "16777216.0 TiB");
-}

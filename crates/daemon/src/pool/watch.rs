@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use guise_api::{ApiError, Pool, PoolLevel};
+use guise_api::{ApiError, Pool, PoolLevel, human_size};
 
 use super::trend::{Trend, in_words};
-use super::{Rules, Space, promised, size};
+use super::{Rules, Space, promised};
 use crate::Daemon;
 use crate::config::Config;
 
@@ -155,8 +155,8 @@ fn fullness(pool: &Pool) -> String {
         .map(|seconds| format!(", full in about {}", in_words(Duration::from_secs(seconds))));
     format!(
         "{} left of {}{}",
-        size(pool.free_bytes),
-        size(pool.total_bytes),
+        human_size(pool.free_bytes),
+        human_size(pool.total_bytes),
         when.unwrap_or_default()
     )
 }
@@ -164,8 +164,8 @@ fn fullness(pool: &Pool) -> String {
 fn over_promise(pool: &Pool) -> String {
     format!(
         "disks of instances may grow by {}, and {} are left",
-        size(pool.promised_bytes),
-        size(pool.free_bytes)
+        human_size(pool.promised_bytes),
+        human_size(pool.free_bytes)
     )
 }
 

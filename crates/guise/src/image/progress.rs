@@ -6,11 +6,10 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use guise_api::human_size;
 use guise_image::Digest;
 use guise_image::progress::{Meter, Progress};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-
-use super::show::human_size;
 
 /// How often bars move.
 const TICK: Duration = Duration::from_millis(100);

@@ -3,9 +3,8 @@
 
 use std::process::ExitCode;
 
-use guise_api::{Image, Pull, Push, Task};
+use guise_api::{Image, Pull, Push, Task, human_size};
 
-use super::show::human_size;
 use super::{ImageCommand, build};
 use crate::Failure;
 use crate::instance::{Done, attend, block_on, connect, escaped, print_log};

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use guise_api::human_size;
 use guise_image::progress::Progress;
 use guise_image::spec::{Document, Platform, media};
 use guise_image::{Error, Limits, Name, Result, Store};
@@ -9,18 +10,6 @@ use serde_json::{Value, json};
 
 use super::Form;
 use crate::print::{self, Format};
-
-/// 5368709120 as 5.0 GiB.
-pub fn human_size(bytes: u64) -> String {
-    let mut value = bytes as f64;
-    for unit in ["B", "KiB", "MiB", "GiB"] {
-        if value < 1000.0 {
-            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
-        }
-        value /= 1024.0;
-    }
-    format!("{value:.1} TiB")
-}
 
 /// `10G` and the like.
 pub fn parse_size(text: &str) -> std::result::Result<u64, String> {

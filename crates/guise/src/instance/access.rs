@@ -6,12 +6,12 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use guise_api::{
     AuditRecord, Grants, MadeToken, NewProject, NewToken, Project as ApiProject, Quota, Role,
-    Token as ApiToken,
+    Token as ApiToken, human_size,
 };
 
 use super::manage::remove_each;
 use super::{Done, escaped, remote};
-use crate::image::{human_size, parse_size};
+use crate::image::parse_size;
 use crate::print::{Format, Output, table, whole};
 
 #[derive(Subcommand)]

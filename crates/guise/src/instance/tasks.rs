@@ -5,11 +5,11 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use guise_api::client::{Client, ClientError};
-use guise_api::{Code, Task as Work, TaskState};
+use guise_api::{Code, Task as Work, TaskState, human_size};
 
 use super::{Done, escaped, remote};
 use crate::Failure;
-use crate::image::human_size;
+
 use crate::print::{Format, Output, whole};
 
 #[derive(Subcommand)]

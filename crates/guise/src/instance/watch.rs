@@ -7,11 +7,11 @@ use std::time::Duration;
 use clap::Args;
 use guise_api::client::Client;
 use guise_api::session::Frame;
-use guise_api::{Event, Instance, Stats as Usage};
+use guise_api::{Event, Instance, Stats as Usage, human_size};
 
 use super::{Done, escaped, remote};
 use crate::Failure;
-use crate::image::human_size;
+
 use crate::print::Output;
 
 /// Show what an instance has printed

@@ -12,14 +12,22 @@ use crate::home::{BOX, GUISE, Guise, Home, Said, not_run, said};
 
 const NOBODY: u32 = 65534;
 
+/// Whether a test can become a plain user here, who may have what containers take.
+fn can_be_tried(test: &str) -> bool {
+    if fs::read_to_string("/proc/sys/user/max_user_namespaces").is_ok_and(|n| n.trim() == "0") {
+        not_run(test, "user namespaces are switched off");
+        return false;
+    }
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        not_run(test, "needs root to become another user");
+    }
+    is_root
+}
+
 #[test]
 fn a_plain_user_runs_containers_with_a_daemon_that_starts_by_itself() {
-    if fs::read_to_string("/proc/sys/user/max_user_namespaces").is_ok_and(|n| n.trim() == "0") {
-        not_run("containers of a plain user", "user namespaces are switched off");
-        return;
-    }
-    if !rustix::process::geteuid().is_root() {
-        not_run("containers of another user", "needs root to become one");
+    if !can_be_tried("containers of a plain user") {
         return;
     }
     let Some(mut home) = Home::without_daemon("plain", Guise::Container) else { return };
@@ -84,12 +92,7 @@ fn a_plain_user_runs_containers_with_a_daemon_that_starts_by_itself() {
 /// The suite of all guises once more, by somebody who is not root.
 #[test]
 fn the_suite_of_all_guises_holds_for_a_plain_user() {
-    if fs::read_to_string("/proc/sys/user/max_user_namespaces").is_ok_and(|n| n.trim() == "0") {
-        not_run("the suite as a plain user", "user namespaces are switched off");
-        return;
-    }
-    if !rustix::process::geteuid().is_root() {
-        not_run("the suite as another user", "needs root to become one");
+    if !can_be_tried("the suite as a plain user") {
         return;
     }
     let place = Place::new();
