@@ -90,11 +90,15 @@ fn receive_fds(socket: BorrowedFd<'_>, limit: usize) -> io::Result<(Vec<u8>, Vec
     let mut data = vec![0u8; limit];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut reset = false;
     let length = loop {
         let mut parts = [IoSliceMut::new(&mut data)];
         match recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
             Ok(received) => break received.bytes,
             Err(rustix::io::Errno::INTR) => {}
+            // Told once, of an end that went without reading everything: what that said before is
+            // yet to be heard.
+            Err(rustix::io::Errno::CONNRESET) if !std::mem::replace(&mut reset, true) => {}
             Err(e) => return Err(e.into()),
         }
     };
@@ -107,3 +111,6 @@ fn receive_fds(socket: BorrowedFd<'_>, limit: usize) -> io::Result<(Vec<u8>, Vec
     }
     Ok((data, fds))
 }
+
+#[cfg(test)]
+mod tests;
