@@ -1,11 +1,13 @@
 //! The daemon's side of a worker's control socket.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use guise_api::session::{Frame, MAX_FRAME};
 use guise_api::{ApiError, Code};
 use guise_worker::control::{Reply, Request};
+use rustix::fs::{FileType, Mode, OFlags};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -15,9 +17,20 @@ pub fn gone(error: impl std::fmt::Display) -> ApiError {
         .hint("look at its state: guise ps -a")
 }
 
+/// Connects to a worker. Its socket is in a folder of its own: one that was taken over may have left
+/// the way to another's there, or to anything else that listens on this host.
+async fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = rustix::fs::open(socket, flags, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) != FileType::Socket {
+        return Err(io::Error::other(format!("{} is no socket", socket.display())));
+    }
+    UnixStream::connect(format!("/proc/self/fd/{}", found.as_raw_fd())).await
+}
+
 /// Asks, and hands the connection on when the answer is a session.
 async fn ask(socket: &Path, request: &Request) -> Result<(Reply, UnixStream), ApiError> {
-    let mut stream = UnixStream::connect(socket).await.map_err(gone)?;
+    let mut stream = connect(socket).await.map_err(gone)?;
     write(&mut stream, &Frame::message(request)).await.map_err(gone)?;
     let frame = read(&mut stream).await.map_err(gone)?;
     let frame = frame.ok_or_else(|| gone("it closed the connection"))?;
@@ -59,3 +72,6 @@ pub async fn read(from: &mut (impl AsyncReadExt + Unpin)) -> io::Result<Option<F
 pub async fn write(to: &mut (impl AsyncWriteExt + Unpin), frame: &Frame) -> io::Result<()> {
     to.write_all(&frame.with_length()).await
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,7 +47,6 @@ use crate::job::Job;
 pub use copies::copy;
 use keeper::Keeper;
 use line::{Ask, Told};
-use own_disk::Own;
 use program::Inside;
 use user::{Accounts, User};
 
@@ -96,15 +95,7 @@ impl Container {
         let mut warnings = Vec::new();
         let identity = jail::identity(job);
         root::enter_namespaces(map)?;
-        let mut own = job.state.clone();
-        if let Some(size) = job.resources.disk_bytes {
-            match own_disk::mount(job, size)? {
-                Own::Limited(folder) => own = folder,
-                Own::Unlimited(why) => {
-                    warnings.push(format!("this container's disk space has no limit: {why}"));
-                }
-            }
-        }
+        let own = own_disk::folder(job, "container", &mut warnings)?;
         let mounted = root::mount(job, layers, &own, None)?;
         root::write_etc(job, &mounted)?;
         rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))

@@ -1,7 +1,7 @@
 //! What is left to a worker: that of a machine reads what a guest wrote, a WebAssembly program
 //! runs in its own, and a container's has its output, its packets and its archives to read.
 //!
-//! It sees its own folders, what its machine or program is made of and what is shared with it;
+//! It sees its own folders (`place`), what its machine or program is made of and what is shared with it;
 //! root's is a user to the host that nobody else is. Outwards lead sockets in the host's network, and where none are wanted,
 //! nothing: a network namespace of its own. A guest's requests to the disk go to the kernel in
 //! rings (`io_uring`), which ask no filter of system calls: what they can open and reach is
@@ -58,7 +58,9 @@ fn shared(path: impl Into<PathBuf>, read_only: bool) -> Visible {
 
 /// What a worker sees that makes its form itself: its own folders and those that were mounted.
 fn own_paths(job: &Job) -> Vec<Visible> {
-    let mut paths = vec![visible(&job.state, Access::Write), visible(&job.run, Access::Scratch)];
+    let place = job.place();
+    let mut paths =
+        vec![visible(place.kept(), Access::Write), visible(place.fleeting(), Access::Scratch)];
     paths.extend(job.mounts.iter().map(|mount| shared(&mount.source, mount.read_only)));
     paths
 }
@@ -93,7 +95,7 @@ pub fn of_machine(job: &Job, files: &[&Path]) -> Jail {
 /// needs more is done by its keeper, whose files are out of its sight.
 #[must_use]
 pub fn of_container(job: &Job, identity: Identity) -> Jail {
-    let mut paths = vec![visible(&job.state, Access::Write)];
+    let mut paths = vec![visible(job.place().kept(), Access::Write)];
     paths.extend(of_plug(job));
     Jail {
         root: job.run.join("jail"),

@@ -10,6 +10,7 @@ use guise_net::ipam::Subnet;
 use serde::{Deserialize, Serialize};
 
 use crate::body::Program;
+use crate::place::Place;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,6 +45,12 @@ pub struct Job {
     pub log: Log,
     /// Nothing of it outlives this life, so nothing is made to survive a power failure.
     pub ephemeral: bool,
+}
+
+impl Job {
+    pub fn place(&self) -> Place {
+        Place { state: self.state.clone(), run: self.run.clone() }
+    }
 }
 
 /// What the instance is made of.

@@ -204,7 +204,7 @@ fn bring_up(
     body: &Arc<dyn Body>,
     listener: UnixListener,
 ) -> Result<Started, ApiError> {
-    let output = Output::new(&place.log(), job.log).map_err(failure("open the log"))?;
+    let output = Output::new(&place.kept(), job.log).map_err(failure("open the log"))?;
     let output = Arc::new(output);
     let Session { stdin, stdout, stderr, process } = body.start()?;
     let told = output.clone();

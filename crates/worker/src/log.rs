@@ -14,6 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::job;
+use crate::place::open_strangers;
 
 const HEADER: usize = 13;
 /// No record is longer; what says otherwise is not a record.
@@ -57,6 +58,8 @@ fn numbers(directory: &Path) -> io::Result<Vec<u64>> {
         Ok(entries) => entries
             .flatten()
             .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("log.")?.parse().ok())
+            // There is always a next one.
+            .filter(|number| *number < u64::MAX)
             .collect(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(error),
@@ -149,7 +152,7 @@ impl Reader {
         if number > self.at.file {
             self.at = Position { file: number, offset: 0 };
         }
-        let mut file = match File::open(path(&self.directory, number)) {
+        let mut file = match open_strangers(&path(&self.directory, number)) {
             Ok(file) => file,
             // Gone in between: the next one is there.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return self.open(),

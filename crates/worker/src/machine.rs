@@ -36,10 +36,11 @@ pub fn engine(wanted: job::Engine) -> Result<(Box<dyn Engine>, Option<String>), 
 
 /// The file with the file system for what an image's machine writes, made unless it is there.
 pub fn writes(job: &Job) -> Result<PathBuf, BodyError> {
-    let disk = job.state.join(WRITES_DISK);
+    let folder = job.place().kept();
+    let disk = folder.join(WRITES_DISK);
     if !disk.is_file() {
         // Under its name it is whole.
-        let partial = job.state.join("writes.partial");
+        let partial = folder.join("writes.partial");
         let _ = fs::remove_file(&partial);
         let size = job.resources.disk_bytes.unwrap_or(DEFAULT_DISK);
         ext4::create(&partial, size)

@@ -113,7 +113,7 @@ impl MicroVm {
             config,
             program: job.program.clone(),
             stop_signal: job.stop_signal,
-            kernel_log: job.state.join("kernel.log"),
+            kernel_log: job.place().kept().join("kernel.log"),
             leaves_nothing: job.ephemeral && job.mounts.is_empty(),
             group,
             life: Mutex::default(),

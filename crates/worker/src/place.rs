@@ -1,20 +1,25 @@
 //! The files of an instance: where they are, and what keeps two workers apart.
 //!
 //! ```text
-//! RUN/worker.lock   locked by the worker that holds the instance, as long as it lives
-//! RUN/worker.sock   its control socket
-//! RUN/worker.err    its standard error: what it said when it died
-//! STATE/job.json    what the last worker was told to do
-//! STATE/log/        what the workload printed
-//! STATE/end.json    how the last life ended; absent while one goes on
+//! RUN/worker.lock          locked by the worker that holds the instance, as long as it lives
+//! RUN/worker.err           its standard error: what it said when it died
+//! RUN/worker/socket        its control socket
+//! STATE/job.json           what the last worker was told to do
+//! STATE/worker/log.N       what the workload printed
+//! STATE/worker/end.json    how the last life ended; absent while one goes on
 //! ```
 //!
 //! The lock is the truth about whether an instance runs: it ends with its holder,
 //! however that ends, and no process id can be mistaken for it.
+//!
+//! When it is shut in, a worker sees of these two directories what is in `worker` and nothing else.
+//! One that was taken over by its guest may live on for those who read its log, while the next
+//! life's begins with more rights than it ever had: whatever that goes by is out of its reach. What
+//! is in `worker` is a stranger's, and is opened as such ([`open_strangers`]).
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,12 +30,15 @@ use serde::{Deserialize, Serialize};
 use crate::job::Job;
 use crate::log::Position;
 
-/// What an instance wrote, in its directory for that: as a folder, as a file system of its own,
-/// as a machine's file system, as a machine's disk.
+/// What an instance wrote, in its directory that lasts: as a folder, as a file system of its own.
 pub const UPPER: &str = "upper";
 pub const OWN_DISK: &str = "own.img";
+/// And in its worker's: as a machine's file system, as a machine's disk.
 pub const WRITES_DISK: &str = "writes.img";
 pub const VM_DISK: &str = "disk.qcow2";
+
+/// The folder of a worker's own, in both directories.
+const WORKERS: &str = "worker";
 
 /// An instance's two directories.
 #[derive(Clone, Debug)]
@@ -65,8 +73,18 @@ impl Hold {
 }
 
 impl Place {
+    /// What the worker writes itself, and stays.
+    pub fn kept(&self) -> PathBuf {
+        self.state.join(WORKERS)
+    }
+
+    /// What the worker writes itself, for this life.
+    pub fn fleeting(&self) -> PathBuf {
+        self.run.join(WORKERS)
+    }
+
     pub fn socket(&self) -> PathBuf {
-        self.run.join("worker.sock")
+        self.fleeting().join("socket")
     }
 
     pub fn errors(&self) -> PathBuf {
@@ -77,17 +95,13 @@ impl Place {
         self.state.join("job.json")
     }
 
-    pub fn log(&self) -> PathBuf {
-        self.state.join("log")
-    }
-
     fn end(&self) -> PathBuf {
-        self.state.join("end.json")
+        self.kept().join("end.json")
     }
 
     /// Makes both directories, for nobody else to look into.
     pub fn create(&self) -> io::Result<()> {
-        for directory in [&self.state, &self.run] {
+        for directory in [self.kept(), self.fleeting()] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
         }
         Ok(())
@@ -141,7 +155,7 @@ impl Place {
 
     /// What the last worker was told; none where there was none yet.
     pub fn read_job(&self) -> io::Result<Option<Job>> {
-        read(&self.job())
+        read(File::open(self.job()))
     }
 
     /// Forgets how an earlier life ended.
@@ -155,25 +169,37 @@ impl Place {
     /// Keeps how this life ended; `durable` makes it survive a power failure too.
     pub fn record_end(&self, end: &End, durable: bool) -> io::Result<()> {
         let text = serde_json::to_vec(end).map_err(io::Error::other)?;
-        let fresh = self.state.join("end.json.new");
+        let fresh = self.kept().join("end.json.new");
         let mut file = File::create(&fresh)?;
         file.write_all(&text)?;
         if durable {
             file.sync_all()?;
         }
         fs::rename(&fresh, self.end())?;
-        if durable { sync_directory(&self.state) } else { Ok(()) }
+        if durable { sync_directory(&self.kept()) } else { Ok(()) }
     }
 
     /// How the last life ended, if it got to say so.
     pub fn read_end(&self) -> io::Result<Option<End>> {
-        read(&self.end())
+        read(open_strangers(&self.end()))
     }
 }
 
-fn read<T: serde::de::DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
-    match fs::read(path) {
-        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(io::Error::other),
+/// Opens a file of a worker's: one that was taken over may have left anything in its place.
+pub fn open_strangers(path: &Path) -> io::Result<File> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other(format!("{} is no file", path.display()))),
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(opened: io::Result<File>) -> io::Result<Option<T>> {
+    const LARGEST: u64 = 1 << 20;
+    let mut text = Vec::new();
+    match opened.and_then(|file| file.take(LARGEST).read_to_end(&mut text)) {
+        Ok(_) => serde_json::from_slice(&text).map(Some).map_err(io::Error::other),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }

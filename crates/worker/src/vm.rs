@@ -104,6 +104,7 @@ impl Vm {
                 "leave it away: how many processes there are is decided inside",
             ));
         }
+        let own = job.place().kept();
         let shares = machine::shares(&job.mounts, FORM)?;
         let system = system_of(job, image, boots)?;
         let folder = |(mount, share): (&job::Mount, &SharedFolder)| Folder {
@@ -126,8 +127,8 @@ impl Vm {
         let config = VmConfig {
             system,
             told,
-            seed: job.state.join("seed.img"),
-            folder: job.state.clone(),
+            seed: own.join("seed.img"),
+            folder: own.clone(),
             memory: machine::memory(job, DEFAULT_MEMORY, FORM)?,
             vcpus: machine::vcpus(job, FORM, &group, &mut warnings),
             model: CpuModel::Host,
@@ -140,7 +141,7 @@ impl Vm {
             config,
             program: job.program.clone(),
             stop_signal: job.stop_signal,
-            console_log: job.state.join("console.log"),
+            console_log: own.join("console.log"),
             leaves_nothing: job.ephemeral && job.mounts.is_empty(),
             group,
             engine: Mutex::new(Some(engine)),
@@ -200,7 +201,7 @@ fn system_of(job: &Job, image: &Path, boots: Boots) -> Result<Boot, BodyError> {
     let (image, fleeting) = (image.to_owned(), job.ephemeral);
     Ok(match boots {
         Boots::Disk => {
-            let disk = Overlay { image, writes: job.state.join(VM_DISK), fleeting };
+            let disk = Overlay { image, writes: job.place().kept().join(VM_DISK), fleeting };
             disk.make(job.resources.disk_bytes).map_err(failed)?;
             Boot::Disk(disk)
         }

@@ -27,7 +27,7 @@ use crate::body::{
     Body, BodyError, Exit, Process, Program, Session, Size, Stats, failed, folders_only, system,
     unsupported,
 };
-use crate::container::own_disk::{self, Own};
+use crate::container::own_disk;
 use crate::container::root;
 use crate::group::{Bounds, Group, TO_COMPILE};
 use crate::job::{self, Job, Module, Network};
@@ -94,23 +94,14 @@ impl Wasm {
             Identity::Stranger(strangers) => Some(strangers),
             Identity::Same | Identity::NoStranger(_) => None,
         };
-        let limit = job.resources.disk_bytes;
-        let has_mounts = !layers.is_empty() || limit.is_some() && !plain;
+        let has_mounts = !layers.is_empty() || job.resources.disk_bytes.is_some() && !plain;
         if has_mounts {
             root::enter_namespaces(&mut map)?;
         }
-        let mut own = job.state.clone();
-        if let Some(size) = limit {
-            match own_disk::mount(job, size)? {
-                Own::Limited(folder) => own = folder,
-                Own::Unlimited(why) => {
-                    warnings.push(format!("this program's disk space has no limit: {why}"));
-                }
-            }
-        }
+        let own = own_disk::folder(job, "program", &mut warnings)?;
         let root = if layers.is_empty() {
             let root = own.join(UPPER);
-            root::make_own(&root)?;
+            fs::create_dir_all(&root).map_err(system(format!("make {}", root.display())))?;
             root
         } else {
             root::mount(job, layers, &own, strangers)?

@@ -7,12 +7,12 @@ use std::path::Path;
 
 use guise_api::{Guise, Instance};
 use guise_worker::job::DEFAULT_DISK;
-use guise_worker::place::{OWN_DISK, UPPER, VM_DISK, WRITES_DISK};
+use guise_worker::place::{OWN_DISK, Place, UPPER, VM_DISK, WRITES_DISK, open_strangers};
 
 /// What a file of so many bytes can grow by, of which it has some.
 fn rest(file: &Path, size: impl FnOnce(&fs::Metadata) -> Option<u64>) -> Option<u64> {
     const SECTOR: u64 = 512;
-    let found = fs::metadata(file).ok()?;
+    let found = fs::symlink_metadata(file).ok()?;
     let size = size(&found)?;
     Some(size.saturating_sub(found.blocks().saturating_mul(SECTOR)))
 }
@@ -21,20 +21,20 @@ fn rest(file: &Path, size: impl FnOnce(&fs::Metadata) -> Option<u64>) -> Option<
 fn disk_size(file: &Path) -> Option<u64> {
     const MAGIC: &[u8] = b"QFI\xfb";
     let mut header = [0; 32];
-    fs::File::open(file).ok()?.read_exact(&mut header).ok()?;
+    open_strangers(file).ok()?.read_exact(&mut header).ok()?;
     let size = header[24..32].try_into().ok().map(u64::from_be_bytes);
     size.filter(|_| header.starts_with(MAGIC))
 }
 
 /// What an instance may yet write to disks of its own. One without a limit is promised nothing.
-pub fn to(instance: &Instance, state: &Path) -> u64 {
-    let whole = |file: &str| rest(&state.join(file), |found| Some(found.len()));
-    let disk = state.join(VM_DISK);
-    whole(OWN_DISK)
-        .or_else(|| whole(WRITES_DISK))
+pub fn to(instance: &Instance, place: &Place) -> u64 {
+    let whole = |file: &Path| rest(file, |found| Some(found.len()));
+    let disk = place.kept().join(VM_DISK);
+    whole(&place.state.join(OWN_DISK))
+        .or_else(|| whole(&place.kept().join(WRITES_DISK)))
         .or_else(|| rest(&disk, |_| disk_size(&disk)))
         .unwrap_or_else(|| {
-            if state.join(UPPER).exists() {
+            if place.state.join(UPPER).exists() {
                 return 0;
             }
             // It has not run yet.

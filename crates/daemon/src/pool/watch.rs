@@ -99,7 +99,7 @@ impl Pools {
             .table
             .all()
             .iter()
-            .map(|entry| promised::to(&entry.instance(), &daemon.config.place(&entry.id).state))
+            .map(|entry| promised::to(&entry.instance(), &daemon.config.place(&entry.id)))
             .fold(0, u64::saturating_add);
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         let mut pools = Vec::new();

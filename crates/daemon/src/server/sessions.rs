@@ -216,7 +216,7 @@ async fn attach_to(
             if let Some(end) = place.read_end().map_err(ApiError::internal)?
                 && end.life == over.status.starts
             {
-                send_log(client, Reader::new(&place.log(), Some(end.log)), false).await?;
+                send_log(client, Reader::new(&place.kept(), Some(end.log)), false).await?;
             }
             match (&over.status.error, over.status.phase) {
                 (Some(error), guise_api::Phase::Failed) => Frame::Error(error.clone()),
@@ -387,7 +387,7 @@ async fn logs_of(
     asked: &Logs,
     client: &mut Client,
 ) -> Result<Option<Frame>, ApiError> {
-    let directory = daemon.config.place(&entry.id).log();
+    let directory = daemon.config.place(&entry.id).kept();
     let mut from: Option<Position> = None;
     if let Some(count) = asked.tail {
         let in_directory = directory.clone();

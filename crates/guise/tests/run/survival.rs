@@ -32,7 +32,7 @@ fn instances_live_on_without_a_daemon(guise: Guise) {
     home.good(&["run", "-d", "--name", "short", BOX, "sh", "-c", "sleep 1; exit 6"]);
     let short = home.inspect("short")["id"].as_str().unwrap().to_owned();
     home.kill_daemon();
-    let end = home.path(format!("state/instances/{short}/end.json"));
+    let end = home.path(format!("state/instances/{short}/worker/end.json"));
     home.until("one has ended meanwhile", || end.exists());
     home.start_daemon();
     home.until_phase("long", "running");

@@ -319,9 +319,13 @@ fn it_writes_no_more_than_its_disk_has() {
     let id = home.inspect("it")["id"].as_str().unwrap().to_owned();
     let disk = home.path("state/instances").join(id).join("own.img");
     assert_eq!(fs::metadata(&disk).unwrap().len(), 32 * MIB);
-    // What it wrote is there in the next life, and nothing holds the disk after the last one.
+    // What it wrote is there in the next life, also when something of an earlier one has the disk
+    // yet, and nothing holds it after the last one.
+    let worker = home.inspect("it")["status"]["pid"].to_string();
+    let mounted = fs::File::open(format!("/proc/{worker}/ns/mnt")).unwrap();
     home.good(&["restart", "-t", "0", "it"]);
     home.until("it has read it", || home.good(&["logs", "it"]) == "life\nlife\nlife");
+    drop(mounted);
     home.good(&["kill", "-s", "KILL", "it"]);
     home.good(&["wait", "it"]);
     home.good(&["rm", "it"]);

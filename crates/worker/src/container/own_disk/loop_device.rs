@@ -70,7 +70,16 @@ fn at(what: &Path) -> impl FnOnce(io::Error) -> io::Error {
 }
 
 impl Loop {
-    pub fn attach(file: &File) -> io::Result<Loop> {
+    /// The device that has the file. If an earlier life's worker has it mounted yet, that is the same
+    /// file system to the kernel; by way of two devices it would be two, and torn.
+    pub fn of(file: &File) -> io::Result<Loop> {
+        match Loop::holding(file)? {
+            Some(device) => Ok(device),
+            None => Loop::attach(file),
+        }
+    }
+
+    fn attach(file: &File) -> io::Result<Loop> {
         // Each time that another takes the one that was free, one more is tried.
         const ATTEMPTS: u32 = 64;
         let open =
@@ -98,7 +107,7 @@ impl Loop {
     }
 
     /// The device that has the file, if one does.
-    pub fn holding(file: &File) -> io::Result<Option<PathBuf>> {
+    fn holding(file: &File) -> io::Result<Option<Loop>> {
         let wanted = file.metadata()?;
         let devices = match fs::read_dir("/sys/block") {
             Ok(devices) => devices,
@@ -113,9 +122,11 @@ impl Loop {
                 continue;
             }
             let path = Path::new("/dev").join(&name);
-            let status = File::open(&path).ok().and_then(|device| status(&device));
-            if status.is_some_and(|of| (of.device, of.inode) == (wanted.dev(), wanted.ino())) {
-                return Ok(Some(path));
+            // While it is open it does not let go.
+            let Ok(device) = File::open(&path) else { continue };
+            let of = status(&device);
+            if of.is_some_and(|of| (of.device, of.inode) == (wanted.dev(), wanted.ino())) {
+                return Ok(Some(Loop { path, _device: device }));
             }
         }
         Ok(None)
