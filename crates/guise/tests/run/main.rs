@@ -11,6 +11,7 @@ mod guises;
 mod home;
 mod limits;
 mod lives;
+mod nested;
 mod network;
 mod own_disk;
 mod plain_user;
