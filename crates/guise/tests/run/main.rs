@@ -24,4 +24,5 @@ mod terminal;
 mod tour;
 mod vm;
 mod vm_image;
+mod warnings;
 mod wasm;
