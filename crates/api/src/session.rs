@@ -32,8 +32,18 @@ pub enum Frame {
     Exit(Ended),
     /// It could not be started, or the session broke.
     Error(ApiError),
-    /// A request to the worker or its answer: JSON.
+    /// A request to the worker or its answer, or what the daemon has to say: JSON.
     Message(Vec<u8>),
+}
+
+/// What is told as a message before anything that the program prints, to who hears it from the
+/// beginning of a life: what could not be done as it was asked for, and was left out. Nothing is
+/// told where nothing was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warned {
+    /// The instance's name.
+    pub instance: String,
+    pub warnings: Vec<String>,
 }
 
 /// Bytes that are no frame.

@@ -277,6 +277,7 @@ impl Task {
             status.out_of_memory = false;
             status.without_space = false;
             status.finished = None;
+            status.warnings.clear();
         })
         .await?;
         match launch::launch(&self.daemon, &self.entry).await {

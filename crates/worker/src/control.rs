@@ -80,6 +80,14 @@ impl From<BodyError> for ApiError {
     }
 }
 
+/// What is inside a machine answers nobody, until the host has room for what it writes.
+fn without_space() -> ApiError {
+    let what = "the instance stands still: the host has no space for what it writes";
+    ApiError::new(Code::Exhausted, what)
+        .hint("make some (guise info -o table shows where), and it goes on by itself")
+        .exit_code(125)
+}
+
 /// What requests act upon.
 pub struct Served {
     pub body: Arc<dyn Body>,
@@ -156,6 +164,12 @@ fn answer(stream: &UnixStream, served: &Served) -> io::Result<()> {
     let body = &served.body;
     let reply = match frame.parse::<Request>() {
         Err(malformed) => Reply::Failed(ApiError::invalid(malformed.to_string())),
+        // Who is inside would be waited for as if he were slow.
+        Ok(Request::Exec(_) | Request::CopyOut { .. } | Request::CopyIn { .. })
+            if served.output.is_without_space() =>
+        {
+            Reply::Failed(without_space())
+        }
         Ok(Request::Watch) => return session::watch(stream, served),
         Ok(Request::Attach { with_past, stdin }) => {
             return session::attach(stream, served, with_past, stdin);

@@ -149,6 +149,10 @@ impl Output {
         }
     }
 
+    pub fn is_without_space(&self) -> bool {
+        self.lock().without_space
+    }
+
     /// Tells everybody that it is over, now and later.
     pub fn finish(&self, ended: Ended) {
         let frame = Arc::new(Frame::Exit(ended.clone()));

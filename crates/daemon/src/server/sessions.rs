@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
-use guise_api::session::{Frame, MAX_FRAME};
+use guise_api::session::{Frame, MAX_FRAME, Warned};
 use guise_api::{ApiError, Ended, Exec};
 use guise_worker::body::{Program, Size};
 use guise_worker::control::Request;
@@ -140,7 +140,7 @@ pub struct Attach {
     /// Which of its lives is meant, also when it is over; otherwise the present one.
     #[serde(default)]
     life: Option<u64>,
-    /// With what this life has printed already.
+    /// With what this life has printed already, and before that what was left out of it.
     #[serde(default)]
     #[param(required = false)]
     past: bool,
@@ -199,6 +199,11 @@ async fn attach_to(
             running && instance.status.starts >= life || is_over(instance)
         })
         .await;
+    let status = &instance.status;
+    if asked.past && status.starts == life && !status.warnings.is_empty() {
+        let (instance, warnings) = (instance.name.clone(), status.warnings.clone());
+        client.send(&Frame::message(&Warned { instance, warnings })).await?;
+    }
     let place = daemon.config.place(&entry.id);
     let mut last = None;
     if instance.status.phase.has_socket() {

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Read, Write};
 
 use guise_api::Ended;
 use guise_api::client::{Receiver, Session};
-use guise_api::session::{CHUNK, Frame};
+use guise_api::session::{CHUNK, Frame, Warned};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -65,23 +65,37 @@ struct Raw(Option<Termios>);
 
 impl Raw {
     fn enter(wanted: bool) -> Raw {
-        let input = rustix::stdio::stdin();
-        let saved = if wanted { tcgetattr(input).ok() } else { None };
-        if let Some(saved) = &saved {
+        let raw = Raw(if wanted { tcgetattr(rustix::stdio::stdin()).ok() } else { None });
+        raw.take();
+        raw
+    }
+
+    fn take(&self) {
+        if let Some(saved) = &self.0 {
             let mut raw = saved.clone();
             raw.make_raw();
-            // Then it stays as it is.
-            let _ = tcsetattr(input, OptionalActions::Now, &raw);
+            // Else it stays as it is.
+            let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &raw);
         }
-        Raw(saved)
+    }
+
+    fn give_back(&self) {
+        if let Some(saved) = &self.0 {
+            let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, saved);
+        }
+    }
+
+    /// Has this command say something of its own, on the terminal as it was before.
+    fn aside(&self, say: impl FnOnce()) {
+        self.give_back();
+        say();
+        self.take();
     }
 }
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        if let Some(saved) = &self.0 {
-            let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, saved);
-        }
+        self.give_back();
     }
 }
 
@@ -176,7 +190,7 @@ pub async fn attend(session: Session, console: Console) -> Result<Outcome, Failu
             }
         }
     });
-    let outcome = exchange(&mut receiver, &queue, console).await;
+    let outcome = exchange(&mut receiver, &queue, console, &raw).await;
     drop(queue);
     if matches!(outcome, Ok(Outcome::Detached)) {
         // What was typed before the keys still arrives.
@@ -191,6 +205,7 @@ async fn exchange(
     receiver: &mut Receiver,
     queue: &mpsc::Sender<Frame>,
     console: Console,
+    raw: &Raw,
 ) -> Result<Outcome, Failure> {
     let mut typed = console.stdin.then(input);
     let mut keys = Keys { wanted: console.detach, matched: 0 };
@@ -218,7 +233,9 @@ async fn exchange(
                 Some(Frame::Stderr(bytes)) => write(&mut std::io::stderr(), &bytes)?,
                 Some(Frame::Exit(ended)) => return Ok(Outcome::Ended(ended)),
                 Some(Frame::Error(error)) => return Err(error.into()),
-                Some(_) => {}
+                Some(frame) => if let Ok(Warned { instance, warnings }) = frame.parse() {
+                    raw.aside(|| warn(&instance, &warnings));
+                },
                 None => return Err(Failure::failed(
                     "the daemon ended the session; the instance may run on: guise ps -a",
                 )),
@@ -248,6 +265,14 @@ async fn exchange(
             }
             _ = resized.recv(), if console.terminal => resize(),
         }
+    }
+}
+
+/// Tells what of an instance could not be done as it was asked for: a line each. It runs all the
+/// same, also when nobody reads this.
+pub fn warn(instance: &str, warnings: &[String]) {
+    for warning in warnings {
+        let _ = writeln!(std::io::stderr(), "guise: {instance}: {warning}");
     }
 }
 

@@ -114,10 +114,9 @@ async fn start(arguments: Run) -> Done {
     finish(console::attend(session, console).await?)
 }
 
-fn warn(instance: &Instance) {
-    for warning in &instance.status.warnings {
-        eprintln!("guise: {}: {warning}", instance.name);
-    }
+/// Tells what could not be done as it was asked for.
+pub fn warn(instance: &Instance) {
+    console::warn(&instance.name, &instance.status.warnings);
 }
 
 /// The program's exit code becomes this command's.

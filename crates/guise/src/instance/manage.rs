@@ -201,6 +201,14 @@ pub async fn run(command: Manage) -> Done {
     let of = async |path: String| {
         client.post::<Instance>(&path, &()).await.map(|instance| instance.name)
     };
+    let begun = async |path: String, waiting: &Waiting| -> Result<String, ClientError> {
+        let instance: Instance = client.post(&path, &()).await?;
+        // Else this life has not begun yet.
+        if !waiting.no_wait {
+            launch::warn(&instance);
+        }
+        Ok(instance.name)
+    };
     let patience =
         |time: Option<u32>| time.map(|seconds| format!("&seconds={seconds}")).unwrap_or_default();
     // With the number of the life that is wanted, so that the request may be repeated.
@@ -223,7 +231,7 @@ pub async fn run(command: Manage) -> Done {
             let wait = waiting.query();
             each(names, async |name| {
                 let life = next_life(name, false).await?;
-                of(format!("/instances/{name}/start?life={life}{wait}")).await
+                begun(format!("/instances/{name}/start?life={life}{wait}"), &waiting).await
             })
             .await
         }
@@ -235,7 +243,7 @@ pub async fn run(command: Manage) -> Done {
             let query = patience(time) + waiting.query();
             each(names, async |name| {
                 let life = next_life(name, true).await?;
-                of(format!("/instances/{name}/restart?life={life}{query}")).await
+                begun(format!("/instances/{name}/restart?life={life}{query}"), &waiting).await
             })
             .await
         }

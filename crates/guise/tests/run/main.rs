@@ -25,4 +25,5 @@ mod terminal;
 mod tour;
 mod vm;
 mod vm_image;
+mod warnings;
 mod wasm;

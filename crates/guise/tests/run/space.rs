@@ -1,6 +1,7 @@
 //! Space on the file systems that the daemon uses: what is kept of it, and what waits for it.
 
 use std::fs;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -127,6 +128,11 @@ fn a_machine_waits_for_space(guise: Guise) {
          echo 3 >/proc/sys/vm/drop_caches; md5sum </data; exec sleep 1000";
     home.good(&["run", "-d", "--name", "it", BOX, "sh", "-c", script]);
     home.until("it is up", || home.good(&["logs", "it"]).contains("up"));
+    let beside = "touch /begun; while [ ! -e /over ]; do sleep 0.1; done; echo over";
+    let beside = home.command(["exec", "it", "sh", "-c", beside]).stdout(Stdio::piped()).spawn();
+    home.until("another has begun", || {
+        home.guise(&["exec", "it", "test", "-e", "/begun"]).code == 0
+    });
     let filler = small.fill("filler", 3 * MIB);
     home.good(&["exec", "it", "touch", "/go"]);
     home.until("it has no space", || home.inspect("it")["status"]["without_space"] == true);
@@ -134,6 +140,22 @@ fn a_machine_waits_for_space(guise: Guise) {
     assert!(home.good(&["events"]).contains("instance it out-of-space ("));
     // What is read is told without its help.
     home.good(&["stats", "it"]);
+    // What would need that is refused at once, and nothing of it is made up for later.
+    let file = home.path("box.tar");
+    let file = file.to_str().unwrap();
+    for (asked, code) in [
+        (&["exec", "it", "touch", "/refused"][..], 125),
+        (&["exec", "-d", "it", "touch", "/refused"], 125),
+        (&["cp", "it:/go", "."], 1),
+        (&["cp", file, "it:/refused"], 1),
+    ] {
+        let begun = Instant::now();
+        let said = home.guise(asked);
+        assert!(begun.elapsed() < Duration::from_secs(5), "{asked:?}: {:?}", begun.elapsed());
+        assert_eq!((said.code, said.err.lines().count()), (code, 1), "{asked:?}: {said:?}");
+        let told = ["stands still: the host has no space", "guise info -o table", "by itself"];
+        assert!(told.iter().all(|told| said.err.contains(told)), "{asked:?}: {said:?}");
+    }
     std::thread::sleep(Duration::from_secs(3));
     assert!(!home.good(&["logs", "it"]).contains("written"));
     assert_eq!(home.inspect("it")["status"]["without_space"], true);
@@ -144,6 +166,11 @@ fn a_machine_waits_for_space(guise: Guise) {
     assert_eq!(logs, format!("up\nwritten\n{}  -", md5_of_letters()), "{logs}");
     assert!(home.inspect("it")["status"].get("without_space").is_none());
     assert!(home.good(&["events"]).contains("instance it has-space ("));
+    // What ran beside it runs on.
+    home.good(&["exec", "it", "touch", "/over"]);
+    assert_eq!(home.guise(&["exec", "it", "test", "-e", "/refused"]).code, 1);
+    let beside = crate::home::said(beside.unwrap().wait_with_output().unwrap());
+    assert_eq!((beside.code, beside.out.as_str()), (0, "over\n"), "{beside:?}");
 
     // One that waits can be ended, too.
     small.fill("filler", 2 * MIB);

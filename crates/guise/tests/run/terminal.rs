@@ -55,6 +55,11 @@ impl Terminal {
         rustix::termios::tcsetwinsize(terminal, size).unwrap();
     }
 
+    /// Everything that was shown so far.
+    pub fn shown(&self) -> String {
+        self.shown.lock().unwrap().clone()
+    }
+
     pub fn until(&self, home: &Home, text: &str) {
         self.until_within(PATIENCE, home, text);
     }
@@ -80,7 +85,7 @@ fn a_shell_on_a_terminal(guise: Guise) {
     terminal.until(&home, "#");
     terminal.type_in("stty size; tty; echo end-$((6*7))\n");
     terminal.until(&home, "end-42");
-    let shown = terminal.shown.lock().unwrap().clone();
+    let shown = terminal.shown();
     assert!(shown.contains("40 100") && shown.contains("/dev/pts/0"), "{shown}");
     terminal.resize(50, 120);
     terminal.type_in("until stty size | grep '50 120'; do sleep 0.1; done\n");
