@@ -6,6 +6,8 @@
 
 use guise_api::{ApiError, Code, Guise, Instance, Project, Reserved};
 
+use crate::Daemon;
+
 /// What an instance takes.
 fn share(instance: &Instance) -> Reserved {
     let resources = &instance.spec.resources;
@@ -48,8 +50,26 @@ pub fn release(reserved: Reserved, instance: &Instance) -> Reserved {
     }
 }
 
+/// Whether the size of what an instance may write is a part of its project's quota, and not only
+/// what somebody would like.
+pub fn holds_disk(daemon: &Daemon, instance: &Instance) -> Result<bool, ApiError> {
+    match instance.spec.resources.disk_bytes {
+        Some(_) => Ok(daemon.objects.project(&instance.project)?.quota.disk_bytes.is_some()),
+        None => Ok(false),
+    }
+}
+
 /// What is taken when there is this instance too, if the project has room for it.
 pub fn reserve(project: &Project, instance: &Instance) -> Result<Reserved, ApiError> {
+    reserve_where(project, instance, guise_worker::own_disk_obstacle)
+}
+
+/// The same where this keeps what is no machine from having a disk of its own.
+fn reserve_where(
+    project: &Project,
+    instance: &Instance,
+    obstacle: impl FnOnce() -> Option<&'static str>,
+) -> Result<Reserved, ApiError> {
     let (quota, resources) = (&project.quota, &instance.spec.resources);
     let unsaid = |what: &str, option: &str| {
         let name = &project.name;
@@ -64,15 +84,19 @@ pub fn reserve(project: &Project, instance: &Instance) -> Result<Reserved, ApiEr
     }
     if quota.disk_bytes.is_some() {
         let (name, guise) = (&project.name, instance.status.guise);
-        if !matches!(guise, Guise::Microvm | Guise::Vm) {
-            return Err(ApiError::new(
-                Code::Unsupported,
-                format!(
-                    "project {name} limits disk space, and instances as {} have no such limit",
-                    guise.name()
-                ),
-            )
-            .hint("run it as a machine: --as microvm, or --as vm"));
+        let is_machine = matches!(guise, Guise::Microvm | Guise::Vm);
+        let why = if is_machine { None } else { obstacle() };
+        if let Some(why) = why {
+            let what = format!(
+                "project {name} limits disk space, and an instance as {} can have no limit of it \
+                 here: {why}",
+                guise.name()
+            );
+            let hint = match guise {
+                Guise::Wasm => "have a daemon of root's run it",
+                _ => "run it as a machine: --as microvm, or --as vm",
+            };
+            return Err(ApiError::new(Code::Unsupported, what).hint(hint));
         }
         if resources.disk_bytes.is_none() {
             return unsaid("disk space", "--disk-size");

@@ -33,6 +33,10 @@ pub struct Job {
     #[serde(default)]
     pub time_limit: Option<Duration>,
     pub resources: Resources,
+    /// Where its disk space cannot be limited to what was asked for, it does not run: the rest is
+    /// others'.
+    #[serde(default)]
+    pub disk_must_hold: bool,
     /// The root file system cannot be written to.
     pub read_only: bool,
     pub mounts: Vec<Mount>,

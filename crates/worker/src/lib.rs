@@ -45,6 +45,7 @@ mod vm;
 #[cfg(feature = "wasm")]
 mod wasm;
 
+pub use container::own_disk::obstacle as own_disk_obstacle;
 pub use life::{copy, run};
 
 /// Whether this build runs WebAssembly programs.

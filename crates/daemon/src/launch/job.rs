@@ -15,7 +15,7 @@ use super::{kernel, pinned};
 use crate::choose::Content;
 use crate::named::Named;
 use crate::server::no_network;
-use crate::{Daemon, choose, networks};
+use crate::{Daemon, choose, networks, quota};
 
 const SIGTERM: i32 = 15;
 
@@ -65,6 +65,7 @@ pub fn of(
             processes: spec.resources.processes,
             disk_bytes: spec.resources.disk_bytes,
         },
+        disk_must_hold: quota::holds_disk(daemon, instance)?,
         read_only: spec.read_only,
         mounts: mounts?,
         network: network(spec, guise),

@@ -61,9 +61,37 @@ fn each_limit_is_kept_and_asks_for_a_number() {
     let none = project(Quota { instances: Some(0), ..Quota::default() });
     assert_eq!(reserve(&none, &nothing).unwrap_err().code, Code::Exhausted);
     let disk = project(Quota { disk_bytes: Some(1 << 40), ..Quota::default() });
-    for guise in [Guise::Container, Guise::Wasm] {
-        let other = instance(much.spec.resources.clone(), guise);
-        assert_eq!(reserve(&disk, &other).unwrap_err().code, Code::Unsupported);
-    }
     assert!(reserve(&disk, &much).is_ok());
+}
+
+#[test]
+fn what_has_a_disk_of_its_own_takes_its_size() {
+    let size = Resources { disk_bytes: Some(64 << 20), ..Resources::default() };
+    let mut lab = project(Quota { disk_bytes: Some(160 << 20), ..Quota::default() });
+    for guise in [Guise::Container, Guise::Wasm] {
+        let sized = instance(size.clone(), guise);
+        lab.reserved = reserve_where(&lab, &sized, || None).unwrap();
+        let unsized_one = instance(Resources::default(), guise);
+        let unsaid = reserve_where(&lab, &unsized_one, || None).unwrap_err();
+        assert_eq!(unsaid.code, Code::Invalid);
+        assert!(unsaid.to_string().contains("--disk-size"), "{unsaid}");
+        // Who cannot have a limit is told that, and not to ask for one.
+        for one in [sized, unsized_one] {
+            let refused = reserve_where(&lab, &one, || Some("only root can")).unwrap_err();
+            assert_eq!(refused.code, Code::Unsupported);
+            let told = refused.to_string();
+            assert!(told.contains("only root can") && !told.contains("--disk-size"), "{told}");
+            assert_eq!(told.contains("--as microvm"), guise == Guise::Container, "{told}");
+        }
+    }
+    assert_eq!(lab.reserved.disk_bytes, 128 << 20);
+    let third = instance(size.clone(), Guise::Container);
+    let refused = reserve_where(&lab, &third, || None).unwrap_err();
+    assert_eq!(refused.code, Code::Exhausted);
+    assert!(refused.message.contains("160 MiB of disk space, and would have 192"), "{refused}");
+    lab.reserved = release(lab.reserved, &third);
+    assert!(reserve_where(&lab, &third, || None).is_ok());
+    // Machines have one everywhere.
+    let machine = instance(size, Guise::Microvm);
+    assert!(reserve_where(&lab, &machine, || Some("only root can")).is_ok());
 }

@@ -54,7 +54,7 @@ pub struct QuotaArgs {
     /// How much memory all of them together
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
-    /// How much disk space all of them together
+    /// How much disk space all of them together: each has to say --disk-size
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     disk: Option<u64>,
 }

@@ -128,3 +128,50 @@ fn many_containers_with_disks_at_once_leave_none() {
     until_no_disk_is_in_use(&home);
     home.expect_nothing_left();
 }
+
+#[test]
+fn a_project_that_limits_disks_takes_containers_that_have_one() {
+    let test = "a project's disks";
+    let Some(home) = Home::new("own-quota", Guise::Container) else { return };
+    if !has_loop_devices(test) {
+        return;
+    }
+    home.good(&["project", "create", "--disk", "150M", "lab"]);
+    let lab = |command: &str, options: &[&str], script: &str| {
+        let project = ["--project", "lab", command, "--as", "container"];
+        home.guise(&[&project[..], options, &[BOX, "sh", "-c", script]].concat())
+    };
+    let taken = || {
+        let all = home.good(&["project", "ls", "-o", "json"]);
+        let all: serde_json::Value = serde_json::from_str(&all).unwrap();
+        let lab = all.as_array().unwrap().iter().find(|one| one["name"] == "lab").unwrap();
+        lab["reserved"]["disk_bytes"].as_u64().unwrap()
+    };
+    let unsaid = lab("run", &["--rm"], "true");
+    assert_eq!((unsaid.code, unsaid.err.lines().count()), (125, 1), "{unsaid:?}");
+    assert!(unsaid.err.contains("limits disk space") && unsaid.err.contains("--disk-size"));
+    let fill = "dd if=/dev/zero of=/big bs=1M count=200 2>&1; echo $?";
+    let limited = lab("run", &["--name", "it", "--disk-size", "64M"], fill);
+    assert!(limited.out.contains("No space left") && limited.out.ends_with("\n1\n"), "{limited:?}");
+    assert_eq!(taken(), 64 * MIB);
+    let second = lab("create", &["--name", "second", "--disk-size", "64M"], "true");
+    assert_eq!((second.code, taken()), (0, 128 * MIB), "{second:?}");
+    let third = lab("run", &["--rm", "--disk-size", "32M"], "true");
+    assert_eq!((third.code, third.err.lines().count()), (125, 1), "{third:?}");
+    assert!(third.err.contains("may have 150 MiB of disk space, and would have 160"), "{third:?}");
+    assert_eq!(taken(), 128 * MIB);
+    // One that would run without its limit does not run. What was made before there were such
+    // disks has a folder.
+    let id = second.out.trim();
+    fs::create_dir(home.path("state/instances").join(id).join("upper")).unwrap();
+    let refused = home.guise(&["--project", "lab", "start", "second"]);
+    assert_eq!((refused.code, refused.err.lines().count()), (1, 1), "{refused:?}");
+    let told = ["limit of its disk space", "is in a folder", "--as microvm"];
+    assert!(told.iter().all(|told| refused.err.contains(told)), "{refused:?}");
+    for name in ["it", "second"] {
+        home.good(&["--project", "lab", "rm", name]);
+    }
+    assert_eq!(taken(), 0);
+    home.good(&["project", "rm", "lab"]);
+    until_no_disk_is_in_use(&home);
+}

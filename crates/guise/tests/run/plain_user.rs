@@ -69,6 +69,15 @@ fn a_plain_user_runs_containers_with_a_daemon_that_starts_by_itself() {
         shares.starts_with("guise: free: ") && shares.contains("the CPU shares"),
         "{limited:?}"
     );
+    // A project that limits disks takes none that cannot be limited, whatever it says.
+    assert_eq!(guise(&["project", "create", "--disk", "1G", "lab"]).code, 0);
+    for size in [&[][..], &["--disk-size", "64M"]] {
+        let run = [&["--project", "lab", "run", "--rm"], size, &[BOX, "true"]].concat();
+        let refused = guise(&run);
+        assert_eq!((refused.code, refused.err.lines().count()), (125, 1), "{refused:?}");
+        let told = ["project lab limits disk space", "only root can", "--as microvm"];
+        assert!(told.iter().all(|told| refused.err.contains(told)), "{refused:?}");
+    }
     // What takes a cgroup is said to be left out; processors are chosen without one.
     let limits = ["--cpuset", "0", "--cpu-weight", "50", "--cpus", "0.5", "-m", "64M"];
     let run = [&["run", "-d", "--name", "it"][..], &limits, &[BOX, "sleep", "1000"]].concat();

@@ -24,7 +24,7 @@ use guise_microvm::ext4;
 use rustix::mount::{MountFlags, UnmountFlags, mount as mount_call, unmount};
 
 use super::system;
-use crate::body::{BodyError, failed};
+use crate::body::{BodyError, failed, unsupported};
 use crate::job::Job;
 use crate::place::{OWN_DISK, UPPER};
 use loop_device::Loop;
@@ -50,15 +50,28 @@ fn place(job: &Job) -> PathBuf {
     job.run.join("own")
 }
 
+/// Why no instance of this user's can have one on this host, where that is so.
+#[must_use]
+pub fn obstacle() -> Option<&'static str> {
+    if !rustix::process::geteuid().is_root() || in_user_namespace() {
+        return Some("only root can mount a file system of its own");
+    }
+    let has_loops = Path::new("/dev/loop-control").exists();
+    (!has_loops).then_some("this host has no loop devices (/dev/loop-control)")
+}
+
 /// Makes a file system of so many bytes, unless it is there, and mounts it. To be called in a
 /// mount namespace of the instance's own.
 pub fn mount(job: &Job, size: u64) -> Result<Own, BodyError> {
-    let unlimited = |why: &str| Ok(Own::Unlimited(why.to_owned()));
+    let unlimited = |why: &str| match job.disk_must_hold {
+        true => Err(must_hold(why)),
+        false => Ok(Own::Unlimited(why.to_owned())),
+    };
     if job.state.join(UPPER).exists() {
         return unlimited("what it wrote before is in a folder, which has none");
     }
-    if !rustix::process::geteuid().is_root() || in_user_namespace() {
-        return unlimited("only root can mount a file system of its own");
+    if let Some(why) = obstacle() {
+        return unlimited(why);
     }
     let place = job.state.join(OWN_DISK);
     let found = open(&place).map_err(system(format!("open {}", place.display())))?;
@@ -76,6 +89,13 @@ pub fn mount(job: &Job, size: u64) -> Result<Own, BodyError> {
         }
         Err(error) => Err(error),
     }
+}
+
+fn must_hold(why: &str) -> BodyError {
+    unsupported(
+        &format!("a limit of its disk space, which its project's quota takes ({why})"),
+        "make it anew as a machine: --as microvm, or --as vm",
+    )
 }
 
 fn make(place: &Path, size: u64) -> io::Result<File> {

@@ -141,6 +141,7 @@ impl Outside {
             program: Default::default(),
             stop_signal: 15,
             time_limit: None,
+            disk_must_hold: false,
             resources: Resources::default(),
             read_only: false,
             mounts: if self.shares { vec![share] } else { Vec::new() },
