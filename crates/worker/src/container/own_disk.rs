@@ -94,7 +94,7 @@ pub fn mount(job: &Job, size: u64) -> Result<Own, BodyError> {
 fn must_hold(why: &str) -> BodyError {
     unsupported(
         &format!("a limit of its disk space, which its project's quota takes ({why})"),
-        "make it anew as a machine: --as microvm, or --as vm",
+        "make it anew, a container perhaps as a machine: --as microvm",
     )
 }
 
