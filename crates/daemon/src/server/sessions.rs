@@ -10,7 +10,7 @@ use axum::extract::State;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
 use guise_api::session::{Frame, MAX_FRAME, Warned};
-use guise_api::{ApiError, Ended, Exec};
+use guise_api::{ApiError, Code, Ended, Exec, Guise, Phase};
 use guise_worker::body::{Program, Size};
 use guise_worker::control::Request;
 use guise_worker::log::{self, Position, Reader, Record, Stream};
@@ -224,7 +224,7 @@ async fn attach_to(
                 send_log(client, Reader::new(&place.kept(), Some(end.log)), false).await?;
             }
             match (&over.status.error, over.status.phase) {
-                (Some(error), guise_api::Phase::Failed) => Frame::Error(error.clone()),
+                (Some(error), Phase::Failed) => Frame::Error(error.clone()),
                 _ => Frame::Exit(end_of(&over)),
             }
         }
@@ -270,6 +270,7 @@ async fn exec_in(
         return Err(ApiError::invalid("there is no program to run"));
     }
     let socket = socket_of(daemon, entry)?;
+    check_awake(entry, &[Guise::Container, Guise::Microvm, Guise::Vm])?;
     let place = daemon.config.place(&entry.id);
     let job = place.read_job().map_err(ApiError::internal)?;
     let base = job.map(|job| job.program).unwrap_or_default();
@@ -291,6 +292,18 @@ async fn exec_in(
     // It runs: who wants no more of it may go.
     client.send(&Frame::message(&())).await?;
     relay(client, worker).await
+}
+
+/// Refuses what an instance of these guises could not do while it is paused.
+fn check_awake(entry: &Entry, guises: &[Guise]) -> Result<(), ApiError> {
+    let instance = entry.instance();
+    let (name, status) = (&instance.name, &instance.status);
+    if status.phase != Phase::Paused || !guises.contains(&status.guise) {
+        return Ok(());
+    }
+    Err(ApiError::new(Code::State, format!("{name} is paused, and does nothing until it goes on"))
+        .hint(format!("let it: guise unpause {name}"))
+        .exit_code(125))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -343,7 +356,10 @@ fn copy_with(
 ) -> Response {
     accept(upgrade, move |mut client| async move {
         let copy = async {
-            let worker = link::session(&socket_of(&daemon, &entry)?, &request).await?;
+            let socket = socket_of(&daemon, &entry)?;
+            // The files of others are there without their help.
+            check_awake(&entry, &[Guise::Microvm, Guise::Vm])?;
+            let worker = link::session(&socket, &request).await?;
             relay(&mut client, worker).await
         };
         let result = copy.await;

@@ -1,6 +1,7 @@
 //! An instance's life: start, stop, restart, names, logs, what `inspect` tells.
 
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use crate::home::{BOX, Guise, Home, in_every_guise};
 
@@ -204,6 +205,19 @@ fn pause_holds_it_where_it_is(guise: Guise) {
         home.good(&["run", "--rm", BOX, "sleep", "0.5"]);
         home.good(&["logs", "it"]) == before
     });
+    // What it would have to answer is refused at once; a container's files are the host's.
+    let begun = Instant::now();
+    for (asked, code) in [
+        (&["exec", "it", "true"][..], 125),
+        (&["exec", "-d", "it", "true"], 125),
+        (&["cp", "it:/etc/group", "-"], if guise == Guise::Container { 0 } else { 1 }),
+    ] {
+        let said = home.guise(asked);
+        assert_eq!(said.code, code, "{asked:?}: {said:?}");
+        let is_told = said.err.contains("it is paused") && said.err.contains("guise unpause it");
+        assert!(code == 0 || is_told && said.err.lines().count() == 1, "{asked:?}: {said:?}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     home.good(&["unpause", "it"]);
     home.until("it goes on", || home.good(&["logs", "it"]).len() > before.len());
     home.good(&["pause", "it"]);

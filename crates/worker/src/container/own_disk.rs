@@ -97,7 +97,7 @@ fn mount(job: &Job, size: u64) -> Result<Own, BodyError> {
 fn must_hold(why: &str) -> BodyError {
     unsupported(
         &format!("a limit of its disk space, which its project's quota takes ({why})"),
-        "make it anew as a machine: --as microvm, or --as vm",
+        "make it anew, a container perhaps as a machine: --as microvm",
     )
 }
 
