@@ -322,8 +322,16 @@ pub async fn remove(
     };
     let marked = entry.change(&daemon.objects, Keep::Durably, mark).await?;
     hurry(&daemon, &marked, 0);
-    let answer = if removal.wait { entry.until(|_| false).await } else { marked };
-    Ok(Json(Instance::clone(&answer)))
+    if !removal.wait {
+        return Ok(Json(Instance::clone(&marked)));
+    }
+    // What kept it before may be over.
+    entry.stays(None);
+    entry.wake.notify_one();
+    tokio::select! {
+        gone = entry.until(|_| false) => Ok(Json(Instance::clone(&gone))),
+        why = entry.until_it_stays() => Err(why.into()),
+    }
 }
 
 /// Wants this life to have begun, or without a number: another one, unless it lives.

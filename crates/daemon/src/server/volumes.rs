@@ -10,7 +10,7 @@ use super::answer::{Answer, Body, MadeAnswer, Name, Query, Refused, made};
 use super::check_name;
 use super::guard::Caller;
 use crate::named::Named;
-use crate::pool;
+use crate::{pool, trees};
 
 fn complete(daemon: &App, mut volume: Volume) -> Volume {
     let named = Named::new(&volume.project, &volume.name);
@@ -115,12 +115,8 @@ pub async fn remove(
     }
     daemon.objects.remove_volume(&named).await?;
     let path = daemon.config.volume(&named);
-    match tokio::task::spawn_blocking(move || std::fs::remove_dir_all(path)).await {
-        Ok(Err(error)) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(ApiError::internal(format!("remove volume {name}: {error}")).into());
-        }
-        _ => {}
-    }
+    let removed = move || trees::remove(&path).map_err(|left| left.told(&path));
+    tokio::task::spawn_blocking(removed).await.map_err(ApiError::internal)??;
     daemon.events.named("volume", &named, "removed");
     Ok(Json(()))
 }

@@ -22,6 +22,7 @@ mod survival;
 mod tasks;
 mod terminal;
 mod tour;
+mod users;
 mod vm;
 mod vm_image;
 mod wasm;
