@@ -34,6 +34,20 @@ pub fn map(process: u32, worker: u32, users: Users) -> Result<(), ApiError> {
     ranges::map_own(process, uid, gid).map_err(unsupported)
 }
 
+/// Which users a plain user's containers have, for whoever asks what would be run.
+pub fn told() -> Option<String> {
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    if uid.is_root() {
+        return None;
+    }
+    Some(match ranges::of(uid.as_raw(), gid.as_raw()) {
+        Ok(_) => "root in it is this user, and others are ids of this user's ranges in \
+                  /etc/subuid and /etc/subgid"
+            .to_owned(),
+        Err(lack) => format!("root in it is this user, and there are no others: {lack}"),
+    })
+}
+
 /// All ids of this process's own namespace.
 fn as_they_are(map: &str) -> Vec<IdMap> {
     let known = std::fs::read_to_string(map).unwrap_or_default();

@@ -20,7 +20,7 @@ use crate::admission::processors;
 use crate::choose::{self, Content};
 use crate::named::Named;
 use crate::table::{Entry, Gone, Keep};
-use crate::{launch, link, pool, random, reconcile};
+use crate::{ids, launch, link, pool, random, reconcile};
 
 const LONGEST_NAME: usize = 63;
 
@@ -266,8 +266,11 @@ pub async fn explain(
     check(&spec)?;
     launch::check_coming(&daemon, &spec)?;
     let content = launch::content(&daemon, &spec);
-    let explained = choose::choose(&spec, content);
+    let mut explained = choose::choose(&spec, content);
     choose::check(explained.guise, content)?;
+    if explained.guise == Guise::Container {
+        explained.reasons.extend(ids::told());
+    }
     Ok(Json(explained))
 }
 

@@ -128,7 +128,7 @@ fn a_plain_user_with_a_range_of_ids_has_all_users() {
     let place = Place::new("users");
     let Some(ranges) = Ranges::new(&place) else { return };
     ranges.give(100_000);
-    assert_eq!(passed(place.suite(Some(&ranges), &NEED_USERS)), NEED_USERS.len() + 2);
+    assert_eq!(passed(place.suite(Some(&ranges), &NEED_USERS)), NEED_USERS.len() + 3);
 }
 
 /// Names of tests of containers with other users than root, or the beginnings of some.
@@ -179,8 +179,13 @@ fn a_range_that_is_gone_is_missed_in_one_line() {
     // Before there is one.
     let asked = ["run", "--rm", "-u", "web", BOX, "id", "-u"];
     refused(&asked, "/etc/subuid has no range of ids for this user");
+    let explain = ["run", "--explain", BOX];
+    assert!(good(&explain).contains("there are no others: /etc/subuid has no range"));
+    assert!(good(&["doctor"]).contains("/etc/subuid has no range"));
     ranges.give(100_000);
     assert_eq!(good(&asked), "33\n");
+    assert!(good(&explain).contains("others are ids of this user's ranges"));
+    assert!(good(&["doctor"]).contains("0 to 65536, by /etc/subuid"));
     let write =
         "mkdir /hers; echo 1 > /hers/file; echo 2 > /ours; chown -R web /hers; chmod 700 /hers";
     good(&["run", "--name", "it", "-v", "vol:/vol", BOX, "sh", "-c", write]);

@@ -17,6 +17,11 @@ mod container {
     }
 
     #[test]
+    fn programs_of_others_end_as_roots_do() {
+        super::programs_of_others_end_as_roots_do(Container);
+    }
+
+    #[test]
     fn what_belongs_to_others_stays_theirs_and_goes_with_the_instance() {
         super::what_belongs_to_others_stays_theirs_and_goes_with_the_instance(Container);
     }
@@ -60,6 +65,33 @@ fn a_program_runs_as_who_was_asked_for(guise: Guise) {
     assert_eq!((said.code, said.out.as_str()), (0, "one\n"), "{said:?}");
     assert!(said.err.starts_with("two\n"), "{said:?}");
     home.good(&["rm", "-f", "it"]);
+    home.expect_nothing_left();
+}
+
+fn programs_of_others_end_as_roots_do(guise: Guise) {
+    let Some(home) = Home::new("end", guise) else { return };
+    let script = "trap 'exit 7' TERM; echo up; while :; do sleep 0.1; done";
+    home.good(&["run", "-d", "--name", "asked", "-u", "web", BOX, "sh", "-c", script]);
+    home.until("it is up", || home.guise(&["logs", "asked"]).out == "up\n");
+    home.good(&["stop", "asked"]);
+    assert_eq!(home.inspect("asked")["status"]["exit_code"], 7);
+    // Nobody is asked when the worker is gone.
+    let seconds = format!("{}", 2_000_000 + std::process::id());
+    home.good(&["run", "-d", "--name", "it", "-u", "4000:1", BOX, "sleep", &seconds]);
+    home.good(&["exec", "-d", "-u", "web", "it", "sleep", &seconds]);
+    let running = || {
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let lines = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
+        let program = format!("sleep\0{seconds}\0");
+        lines.filter(|line| *line == program.as_bytes()).count()
+    };
+    home.until("both run", || running() == 2);
+    let worker = home.inspect("it")["status"]["pid"].as_i64().unwrap();
+    let worker = rustix::process::Pid::from_raw(worker as i32).unwrap();
+    rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
+    home.until_phase("it", "failed");
+    home.until("nothing of it runs", || running() == 0);
+    home.good(&["rm", "asked", "it"]);
     home.expect_nothing_left();
 }
 
