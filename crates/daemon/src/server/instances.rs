@@ -306,7 +306,7 @@ fn yes() -> bool {
     params(("name" = String, Path), Removal),
     responses(
         (status = 200, body = Instance), (status = 404, body = ApiError),
-        (status = 409, body = ApiError),
+        (status = 409, body = ApiError), (status = 422, body = ApiError),
     )
 )]
 pub async fn remove(

@@ -116,7 +116,13 @@ pub async fn remove(
     daemon.objects.remove_volume(&named).await?;
     let path = daemon.config.volume(&named);
     let removed = move || trees::remove(&path).map_err(|left| left.told(&path));
-    tokio::task::spawn_blocking(removed).await.map_err(ApiError::internal)??;
+    let removed = tokio::task::spawn_blocking(removed).await.map_err(ApiError::internal)?;
+    if let Err(left) = removed {
+        // What is left of it is not to be found in another volume of this name.
+        let known = Volume { path: String::new(), used_by: Vec::new(), ..volume };
+        daemon.objects.create_volume(&known).await?;
+        return Err(left.into());
+    }
     daemon.events.named("volume", &named, "removed");
     Ok(Json(()))
 }

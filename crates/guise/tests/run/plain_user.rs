@@ -201,19 +201,23 @@ fn a_range_that_is_gone_is_missed_in_one_line() {
         "-c",
         "touch /vol/x; chown 7 /vol",
     ]);
-    // Another range has no right to what was written with the first one.
-    ranges.give(200_000);
+    let write = "mkdir /vol/x; touch /vol/x/file; chown -R 7 /vol";
+    good(&["run", "--rm", "-v", "other:/vol", BOX, "sh", "-c", write]);
     ranges.take();
     refused(&asked, "/etc/subuid has no range of ids for this user");
     good(&["run", "--rm", BOX, "true"]);
     good(&["start", "it"]);
     refused(&["volume", "rm", "vol"], "used by instance it");
+    refused(&["volume", "rm", "other"], "/etc/subuid has no range of ids for this user");
+    assert!(good(&["volume", "ls"]).contains("other"), "what is left of it is known");
     refused(&["rm", "it"], "/etc/subuid has no range of ids for this user");
+    // Another range has no right to what was written with the first one.
     ranges.give(200_000);
     refused(&["rm", "it"], "who is not in this user's ranges; give this user");
     ranges.give(100_000);
     good(&["rm", "it"]);
     good(&["volume", "rm", "vol"]);
+    good(&["volume", "rm", "other"]);
     for folder in ["state/instances", "state/volumes"] {
         let left: Vec<_> = fs::read_dir(own.join(folder)).into_iter().flatten().collect();
         assert!(left.is_empty(), "{left:?}");
