@@ -1,12 +1,15 @@
 //! Namespaces: which are made, which joined, and what is set up in new ones.
 
+pub mod ranges;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
+use self::ranges::{Kind, find_program};
 use crate::error::{Context, Error, Result};
 use crate::rootfs::proc::PrivateProc;
 use crate::spec::{IdMap, NamespaceKind, Spec, TimeOffset};
@@ -229,13 +232,13 @@ pub fn in_user_namespace() -> bool {
     })
 }
 
-/// Whether this process's user namespace has a user and a group of these numbers.
-pub fn has_ids(user: u32, group: u32) -> bool {
-    let has = |file: &str, id: u32| {
+/// Whether this process's user namespace has a user and groups of these numbers.
+pub fn has_ids(user: u32, groups: &[u32]) -> bool {
+    let has = |file: &str, ids: &[u32]| {
         let map = std::fs::read_to_string(file).unwrap_or_default();
-        map.lines().any(|line| covers(line, id))
+        ids.iter().all(|id| map.lines().any(|line| covers(line, *id)))
     };
-    has("/proc/self/uid_map", user) && has("/proc/self/gid_map", group)
+    has("/proc/self/uid_map", &[user]) && has("/proc/self/gid_map", groups)
 }
 
 /// Whether a line of a mapping (first inside, first outside, how many) has an id inside.
@@ -277,57 +280,85 @@ pub fn write_mappings(
     gids: &[IdMap],
     may_ask_helpers: bool,
 ) -> Result<()> {
-    let text = |maps: &[IdMap]| {
-        maps.iter().map(|m| format!("{} {} {}\n", m.container, m.host, m.size)).collect::<String>()
-    };
-    let write = |file: &str, text: &str| -> io::Result<()> {
-        let path = format!("/proc/{pid}/{file}");
-        std::fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
-    };
-    let privileged = rustix::process::geteuid().is_root();
-    if privileged || !may_ask_helpers {
-        write("gid_map", &text(gids)).during(|| "write the group mappings")?;
-        write("uid_map", &text(uids)).during(|| "write the user mappings")?;
-        return Ok(());
+    let privileged = rustix::process::geteuid().is_root() || !may_ask_helpers;
+    let all = [
+        (Kind::Group, gids, rustix::process::getegid().as_raw()),
+        (Kind::User, uids, rustix::process::geteuid().as_raw()),
+    ];
+    let mut asked = Vec::new();
+    let mut written = Ok(());
+    for (kind, maps, own) in all {
+        if written.is_err() {
+            break;
+        }
+        written = if privileged {
+            write_map_file(pid, kind, maps)
+        } else if maps_only(maps, own) {
+            write_mapping(pid, kind, maps)
+        } else {
+            // Both at a time: each is a program to start.
+            Helper::ask(kind, pid, maps).map(|helper| asked.push(helper))
+        };
     }
-    if maps_only(gids, rustix::process::getegid().as_raw()) {
-        write("setgroups", "deny").during(|| "deny setgroups")?;
-        write("gid_map", &text(gids)).during(|| "write the group mapping")?;
-    } else {
-        run_helper("newgidmap", pid, gids)?;
-    }
-    if maps_only(uids, rustix::process::geteuid().as_raw()) {
-        write("uid_map", &text(uids)).during(|| "write the user mapping")?;
-    } else {
-        run_helper("newuidmap", pid, uids)?;
-    }
-    Ok(())
+    // One that was asked is waited for, whatever has become of the other.
+    asked.into_iter().map(Helper::answer).fold(written, Result::and)
 }
 
-fn run_helper(program: &str, pid: i32, maps: &[IdMap]) -> Result<()> {
-    let mut command = Command::new(program);
-    command.arg(pid.to_string());
-    for map in maps {
-        command.args([map.container, map.host, map.size].map(|n| n.to_string()));
+/// Writes one that a plain user may write: of its own id alone.
+fn write_mapping(pid: i32, kind: Kind, maps: &[IdMap]) -> Result<()> {
+    if kind == Kind::Group {
+        write_file(pid, "setgroups", "deny").during(|| "deny setgroups")?;
     }
-    let output = match command.output() {
-        Ok(output) => output,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(Error::unsupported(
+    write_map_file(pid, kind, maps)
+}
+
+fn write_map_file(pid: i32, kind: Kind, maps: &[IdMap]) -> Result<()> {
+    let text: String =
+        maps.iter().map(|m| format!("{} {} {}\n", m.container, m.host, m.size)).collect();
+    write_file(pid, kind.mapping(), &text).during(|| format!("write {}", kind.mapping()))
+}
+
+fn write_file(pid: i32, file: &str, text: &str) -> io::Result<()> {
+    let path = format!("/proc/{pid}/{file}");
+    std::fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
+}
+
+/// A program with the right to map ranges, at work.
+struct Helper {
+    program: &'static str,
+    process: Child,
+}
+
+impl Helper {
+    fn ask(kind: Kind, pid: i32, maps: &[IdMap]) -> Result<Helper> {
+        let program = kind.helper();
+        let file = find_program(program).ok_or_else(|| {
+            Error::unsupported(
                 program,
                 "install it (Debian: uidmap), or map only your own user and group id",
-            ));
+            )
+        })?;
+        let mut command = Command::new(file);
+        command.arg(pid.to_string());
+        for map in maps {
+            command.args([map.container, map.host, map.size].map(|n| n.to_string()));
         }
-        Err(e) => return Err(e).during(|| format!("run {program}")),
-    };
-    if output.status.success() {
-        return Ok(());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let process = command.spawn().during(|| format!("run {program}"))?;
+        Ok(Helper { program, process })
     }
-    let words = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-    Err(Error::unsupported(
-        format!("this id mapping ({words})"),
-        "give the user a range in /etc/subuid and /etc/subgid",
-    ))
+
+    fn answer(self) -> Result<()> {
+        let output = self.process.wait_with_output().during(|| format!("run {}", self.program))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let words = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+        Err(Error::unsupported(
+            format!("this id mapping ({words})"),
+            "give the user a range in /etc/subuid and /etc/subgid",
+        ))
+    }
 }
 
 /// Sysctls that belong to a namespace, which a container may set if it has one

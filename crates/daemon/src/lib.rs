@@ -14,6 +14,8 @@
 //! reconcile  one task per instance: makes what is into what is wanted
 //! groups     cgroups of workers that have ended
 //! launch     from an instance to a worker that runs it
+//! ids        who there is in the namespaces of workers
+//! trees      removing what instances wrote
 //! networks   the switches of named networks
 //! link       the daemon's side of a worker's control socket
 //! admission  whether the host has the memory for it
@@ -36,6 +38,7 @@ mod choose;
 mod config;
 mod events;
 mod groups;
+mod ids;
 mod launch;
 mod link;
 mod named;
@@ -49,6 +52,7 @@ mod server;
 mod table;
 mod tasks;
 mod tls;
+mod trees;
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};

@@ -133,6 +133,10 @@ impl Task {
                 }
                 Action::Remove => match remove::remove(&self.daemon, &self.entry).await {
                     Ok(()) => return,
+                    Err(error) if error.code == Code::Unsupported => {
+                        self.stay(error).await;
+                        Ok(())
+                    }
                     Err(error) => Err(error),
                 },
             };
@@ -143,6 +147,14 @@ impl Task {
                 tokio::time::sleep(AGAIN).await;
             }
         }
+    }
+
+    /// It cannot be removed before somebody changes something.
+    async fn stay(&self, why: ApiError) {
+        const AGAIN: Duration = Duration::from_secs(60);
+        tracing::warn!("{}: {why}", self.entry.id);
+        self.entry.stays(Some(why));
+        let _ = tokio::time::timeout(AGAIN, self.entry.wake.notified()).await;
     }
 
     async fn change(

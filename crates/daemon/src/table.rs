@@ -24,6 +24,8 @@ pub struct Entry {
     expected: Mutex<Option<Attached>>,
     /// The terminal of whoever started it, for the next life.
     pub console: Mutex<Option<Size>>,
+    /// Why it is there yet, although it is being removed.
+    kept: watch::Sender<Option<ApiError>>,
 }
 
 /// Counts somebody who wants to see the instance's end before it goes.
@@ -54,6 +56,7 @@ impl Entry {
             attached: AtomicUsize::new(0),
             expected: Mutex::default(),
             console: Mutex::default(),
+            kept: watch::Sender::default(),
         })
     }
 
@@ -132,6 +135,23 @@ impl Entry {
         match watch.wait_for(|instance| so(instance) || instance.is_gone()).await {
             Ok(instance) => instance.clone(),
             Err(_) => self.instance(),
+        }
+    }
+
+    /// Tells why it cannot be removed, or that nothing is known to be in the way.
+    pub fn stays(&self, why: Option<ApiError>) {
+        self.kept.send_replace(why);
+    }
+
+    /// Waits until it cannot be removed, and says why.
+    pub async fn until_it_stays(&self) -> ApiError {
+        let mut kept = self.kept.subscribe();
+        loop {
+            if let Some(why) = kept.borrow_and_update().clone() {
+                return why;
+            }
+            // It cannot close before this entry goes.
+            let _ = kept.changed().await;
         }
     }
 }

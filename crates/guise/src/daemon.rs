@@ -107,13 +107,16 @@ pub fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     }
 }
 
-/// `guise worker STATE RUN`: the process that holds one instance, and what it starts to copy
-/// files.
+/// `guise worker STATE RUN`: the process that holds one instance, what it starts to copy files,
+/// and what the daemon starts to remove those of other users.
 pub fn worker(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.collect();
     let words: Vec<String> =
         arguments.iter().filter_map(|word| word.to_str().map(str::to_owned)).collect();
     if let Some(code) = guise_worker::copy(&words) {
+        return ExitCode::from(code);
+    }
+    if let Some(code) = guise_worker::removal::helper(&arguments) {
         return ExitCode::from(code);
     }
     let mut arguments = arguments.into_iter();

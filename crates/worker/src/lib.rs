@@ -16,6 +16,7 @@
 //! jail      what is left to a worker that reads what a guest wrote
 //! group     what of the host's processors and memory it may use
 //! files     files in and out of a root file system
+//! removal   taking away what an instance wrote
 //! terminal  terminals, from the side of whoever sits at them
 //! container the container form
 //! machine   what machines of both forms are given
@@ -40,6 +41,7 @@ mod machine;
 mod microvm;
 mod output;
 pub mod place;
+pub mod removal;
 mod terminal;
 mod vm;
 #[cfg(feature = "wasm")]

@@ -1,6 +1,6 @@
 //! One life of an instance: from its job to its recorded end.
 
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use guise_api::{ApiError, Code, Ended};
 use guise_container::jail::{Entered, Jail};
 use guise_container::state::timestamp;
 
-use crate::birth::{Midwife, News};
+use crate::birth::{Midwife, News, Users};
 use crate::body::{Body, Process, Session};
 use crate::container;
 use crate::control::{self, Input, Open, Served};
@@ -51,15 +51,13 @@ pub fn copy(arguments: &[String]) -> Option<u8> {
 #[must_use]
 pub fn run(state: &Path, run: &Path) -> u8 {
     let place = Place { state: state.to_owned(), run: run.to_owned() };
-    // Nobody else's: the daemon knows by its end that this process has ended.
-    let channel = match rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3) {
-        Ok(channel) => UnixStream::from(channel),
+    let mut midwife = match Midwife::at_standard_input() {
+        Ok(midwife) => midwife,
         Err(error) => {
             eprintln!("the daemon's channel is missing: {error}");
             return 1;
         }
     };
-    let mut midwife = Midwife::new(channel);
     match live(&place, &mut midwife) {
         Ok(()) => 0,
         Err(error) => {
@@ -149,7 +147,7 @@ fn prepare(job: &Job, midwife: &mut Midwife) -> Result<(Arc<dyn Body>, Vec<Strin
         Form::Container { layers } => {
             Group::enter_beside(job);
             let (body, warnings) =
-                container::Container::prepare(job, layers, || midwife.have_mapped())?;
+                container::Container::prepare(job, layers, || midwife.have_mapped(Users::All))?;
             Ok((Arc::new(body), warnings))
         }
         Form::Microvm { root, kernel, modules, cache, engine } => {
@@ -176,8 +174,8 @@ fn prepare(job: &Job, midwife: &mut Midwife) -> Result<(Arc<dyn Body>, Vec<Strin
         #[cfg(feature = "wasm")]
         Form::Wasm { program, layers } => {
             let (group, mut warnings) = Group::enter(job, crate::wasm::bounds(job));
-            let (body, remarks) =
-                crate::wasm::Wasm::prepare(job, program, layers, group, || midwife.have_mapped())?;
+            let map = || midwife.have_mapped(Users::Root);
+            let (body, remarks) = crate::wasm::Wasm::prepare(job, program, layers, group, map)?;
             warnings.extend(remarks);
             Ok((Arc::new(body), warnings))
         }
@@ -192,7 +190,8 @@ fn prepare(job: &Job, midwife: &mut Midwife) -> Result<(Arc<dyn Body>, Vec<Strin
 
 fn shut_in(mut jail: Jail, group: &Group, midwife: &mut Midwife) -> Result<Entered, ApiError> {
     jail.ends_with_parent = group.is_another;
-    jail.enter(|| midwife.have_mapped()).map_err(|error| ApiError::internal(error).exit_code(125))
+    jail.enter(|| midwife.have_mapped(Users::Root))
+        .map_err(|error| ApiError::internal(error).exit_code(125))
 }
 
 type Started = (Arc<Served>, Vec<JoinHandle<()>>, Arc<Open>);

@@ -1,9 +1,6 @@
 //! Taking things away so that nothing stays.
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use guise_api::{ApiError, Instance};
@@ -11,8 +8,8 @@ use guise_container::runtime;
 use guise_container::state::Store;
 use guise_worker::place::Place;
 
-use crate::Daemon;
 use crate::table::Entry;
+use crate::{Daemon, trees};
 
 /// Removes an instance that does not run: its files, its hold on the image, and last
 /// its entry in the store. Killed in between, it is begun again.
@@ -36,9 +33,7 @@ async fn take_away(daemon: &Arc<Daemon>, id: &str) -> Result<(), ApiError> {
     let (images, id) = (daemon.images.clone(), id.to_owned());
     let files = move || -> Result<(), ApiError> {
         for directory in [&place.run, &place.state] {
-            remove_tree(directory).map_err(|error| {
-                ApiError::internal(format!("remove {}: {error}", directory.display()))
-            })?;
+            trees::remove(directory).map_err(|left| left.told(directory))?;
         }
         images.release(&id).map_err(ApiError::internal)
     };
@@ -73,7 +68,7 @@ pub fn orphans(daemon: &Daemon, instances: &[Instance]) {
                 tracing::warn!("instance {id} runs, but is not in the store; it is left alone");
                 continue;
             }
-            let removed = remove_tree(&place.run).and_then(|()| remove_tree(&place.state));
+            let removed = trees::remove(&place.run).and_then(|()| trees::remove(&place.state));
             if let Err(error) = removed {
                 tracing::warn!("remove what is left of instance {id}: {error}");
             }
@@ -82,28 +77,4 @@ pub fn orphans(daemon: &Daemon, instances: &[Instance]) {
             }
         }
     }
-}
-
-/// Removes a tree, of which some folders may refuse their own owner.
-fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            open_up(path)?;
-            fs::remove_dir_all(path)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-fn open_up(path: &Path) -> io::Result<()> {
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            open_up(&entry.path())?;
-        }
-    }
-    Ok(())
 }

@@ -20,7 +20,7 @@ use crate::admission::processors;
 use crate::choose::{self, Content};
 use crate::named::Named;
 use crate::table::{Entry, Gone, Keep};
-use crate::{launch, link, pool, random, reconcile};
+use crate::{ids, launch, link, pool, random, reconcile};
 
 const LONGEST_NAME: usize = 63;
 
@@ -266,8 +266,11 @@ pub async fn explain(
     check(&spec)?;
     launch::check_coming(&daemon, &spec)?;
     let content = launch::content(&daemon, &spec);
-    let explained = choose::choose(&spec, content);
+    let mut explained = choose::choose(&spec, content);
     choose::check(explained.guise, content)?;
+    if explained.guise == Guise::Container {
+        explained.reasons.extend(ids::told());
+    }
     Ok(Json(explained))
 }
 
@@ -303,7 +306,7 @@ fn yes() -> bool {
     params(("name" = String, Path), Removal),
     responses(
         (status = 200, body = Instance), (status = 404, body = ApiError),
-        (status = 409, body = ApiError),
+        (status = 409, body = ApiError), (status = 422, body = ApiError),
     )
 )]
 pub async fn remove(
@@ -322,8 +325,16 @@ pub async fn remove(
     };
     let marked = entry.change(&daemon.objects, Keep::Durably, mark).await?;
     hurry(&daemon, &marked, 0);
-    let answer = if removal.wait { entry.until(|_| false).await } else { marked };
-    Ok(Json(Instance::clone(&answer)))
+    if !removal.wait {
+        return Ok(Json(Instance::clone(&marked)));
+    }
+    // What kept it before may be over.
+    entry.stays(None);
+    entry.wake.notify_one();
+    tokio::select! {
+        gone = entry.until(|_| false) => Ok(Json(Instance::clone(&gone))),
+        why = entry.until_it_stays() => Err(why.into()),
+    }
 }
 
 /// Wants this life to have begun, or without a number: another one, unless it lives.

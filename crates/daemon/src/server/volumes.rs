@@ -10,7 +10,7 @@ use super::answer::{Answer, Body, MadeAnswer, Name, Query, Refused, made};
 use super::check_name;
 use super::guard::Caller;
 use crate::named::Named;
-use crate::pool;
+use crate::{pool, trees};
 
 fn complete(daemon: &App, mut volume: Volume) -> Volume {
     let named = Named::new(&volume.project, &volume.name);
@@ -115,11 +115,13 @@ pub async fn remove(
     }
     daemon.objects.remove_volume(&named).await?;
     let path = daemon.config.volume(&named);
-    match tokio::task::spawn_blocking(move || std::fs::remove_dir_all(path)).await {
-        Ok(Err(error)) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(ApiError::internal(format!("remove volume {name}: {error}")).into());
-        }
-        _ => {}
+    let removed = move || trees::remove(&path).map_err(|left| left.told(&path));
+    let removed = tokio::task::spawn_blocking(removed).await.map_err(ApiError::internal)?;
+    if let Err(left) = removed {
+        // What is left of it is not to be found in another volume of this name.
+        let known = Volume { path: String::new(), used_by: Vec::new(), ..volume };
+        daemon.objects.create_volume(&known).await?;
+        return Err(left.into());
     }
     daemon.events.named("volume", &named, "removed");
     Ok(Json(()))

@@ -4,6 +4,8 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
+use guise_container::namespaces::ranges::{self, Ids, Lack};
+use guise_container::spec::IdMap;
 use rustix::thread::UnshareFlags;
 
 use super::read;
@@ -22,7 +24,7 @@ const NAMESPACES: [(&str, UnshareFlags, &str); 8] = [
 
 pub fn examine() -> Group {
     let root = rustix::process::geteuid().is_root();
-    let findings = NAMESPACES
+    let mut findings: Vec<_> = NAMESPACES
         .iter()
         .map(|&(name, flag, effect)| {
             // Who is not root becomes root of a user namespace first.
@@ -41,7 +43,32 @@ pub fn examine() -> Group {
             }
         })
         .collect();
+    if !root {
+        let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+        findings.push(users(ranges::of(user.as_raw(), group.as_raw())));
+    }
     Group { name: "Namespaces", findings }
+}
+
+/// Who there can be in a plain user's containers.
+pub(super) fn users(ids: Result<Ids, Lack>) -> Finding {
+    const NAME: &str = "users";
+    match ids {
+        Ok(ids) => {
+            let last = |maps: &[IdMap]| maps.last().map_or(0, |map| map.container + (map.size - 1));
+            let last = last(&ids.uids).min(last(&ids.gids));
+            let detail = format!("0 to {last}, by /etc/subuid and /etc/subgid");
+            Finding::found(NAME, detail, "This user's containers have all users")
+        }
+        Err(lack) => Finding::limited(
+            NAME,
+            lack.to_string(),
+            "This user's containers have root alone: -u with another is refused, and programs \
+             that change to another fail, apt-get among them",
+            "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER, and the \
+             package uidmap",
+        ),
+    }
 }
 
 /// Unshares in a child and says how that went.

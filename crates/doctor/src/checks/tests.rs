@@ -1,3 +1,5 @@
+use guise_container::namespaces::ranges::{Ids, Lack};
+use guise_container::spec::IdMap;
 use rustix::process::Rlimit;
 
 use super::*;
@@ -71,4 +73,17 @@ fn the_examination_of_this_host_is_complete() {
     for finding in report.groups.iter().flat_map(|group| &group.findings) {
         assert_eq!(finding.remedy.is_none(), finding.status == Status::Found, "{finding:?}");
     }
+}
+
+#[test]
+fn who_has_ranges_of_ids_is_told_how_far_they_go() {
+    let map = |container, host, size| IdMap { container, host, size };
+    let uids = vec![map(0, 1000, 1), map(1, 100_000, 65_536)];
+    let gids = vec![map(0, 1000, 1), map(1, 100_000, 999)];
+    let found = namespaces::users(Ok(Ids { uids, gids }));
+    assert_eq!(found.status, Status::Found);
+    assert!(found.detail.starts_with("0 to 999,"), "{found:?}");
+    let lacking = namespaces::users(Err(Lack::Range("/etc/subuid")));
+    assert_eq!(lacking.status, Status::Limited);
+    assert!(lacking.detail.contains("/etc/subuid") && lacking.remedy.is_some(), "{lacking:?}");
 }

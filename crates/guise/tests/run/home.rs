@@ -316,6 +316,14 @@ impl Home {
         said(self.command(args).output().unwrap())
     }
 
+    /// What a command printed that has to succeed, byte by byte.
+    #[track_caller]
+    pub fn guise_raw(&self, args: &[&str]) -> Vec<u8> {
+        let output = self.command(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+
     /// The same with something to read.
     pub fn guise_with(&self, args: &[&str], input: &[u8]) -> Said {
         let mut command = self.command(args);

@@ -23,6 +23,7 @@ mod survival;
 mod tasks;
 mod terminal;
 mod tour;
+mod users;
 mod vm;
 mod vm_image;
 mod warnings;

@@ -115,38 +115,175 @@ fn the_suite_of_all_guises_holds_for_a_plain_user() {
     if !can_be_tried("the suite as a plain user") {
         return;
     }
-    let place = Place::new();
+    let place = Place::new("suite");
     let mut skipped = vec![
         ("limits::container::", "limits of a plain user's containers need a cgroup of its own"),
         ("container::pause_holds_it", "pause of a plain user's containers needs a freezer"),
         ("container::what_was_written", "pause of a plain user's containers needs a freezer"),
-        ("container::programs_beside", "a plain user's containers have no users but root"),
-        ("container::user_directory", "a plain user's containers have no users but root"),
     ];
+    let users = "who has no range of ids has no users but root in containers";
+    skipped.extend(NEED_USERS.map(|test| (test, users)));
     if !place.can("-w", Path::new("/dev/net/tun")) {
         let why = "networks of a plain user's containers need /dev/net/tun, which is root's here";
         skipped.extend([("container::ports_and", why), ("container::published", why)]);
     }
-    let mut suite = Command::new(place.within_reach(&std::env::current_exe().unwrap()));
-    suite.args(["::container::", "::microvm::", "::vm::", "wasm::", "--test-threads=2"]);
-    for (test, why) in skipped {
+    let mut arguments = vec!["::container::", "::microvm::", "::vm::", "wasm::"];
+    for (test, why) in &skipped {
         not_run(test, why);
-        suite.args(["--skip", test]);
+        arguments.extend(["--skip", test]);
     }
     let disk = place.path("box.disk");
     guise_testkit::debian_root::small_bootable(KERNEL, &disk).unwrap();
+    let mut suite = place.suite(None, &arguments);
     suite.env("GUISE_TEST_DISK", &disk);
-    suite.env("GUISE_TEST_BINARY", place.within_reach(Path::new(&*GUISE)));
-    suite
-        .env("GUISE_ASSETS", place.assets())
-        .env("TMPDIR", place.path("tmp"))
-        .env("HOME", place.path("tmp"));
-    suite.env_remove("XDG_RUNTIME_DIR").uid(NOBODY).gid(NOBODY).current_dir("/");
+    assert!(passed(suite) > 60);
+}
+
+/// What needs users besides root, by somebody who has a range of ids.
+#[test]
+fn a_plain_user_with_a_range_of_ids_has_all_users() {
+    if !can_be_tried("users of a plain user's containers") {
+        return;
+    }
+    let place = Place::new("users");
+    let Some(ranges) = Ranges::new(&place) else { return };
+    ranges.give(100_000);
+    assert_eq!(passed(place.suite(Some(&ranges), &NEED_USERS)), NEED_USERS.len() + 3);
+}
+
+/// Names of tests of containers with other users than root, or the beginnings of some.
+const NEED_USERS: [&str; 3] =
+    ["container::programs_beside", "container::user_directory", "users::container::"];
+
+/// Runs a suite; how many tests there were in it, all of which have passed.
+fn passed(mut suite: Command) -> usize {
     let ran = suite.output().unwrap();
     let said = String::from_utf8_lossy(&ran.stdout);
     assert!(ran.status.success(), "{said}\n{}", String::from_utf8_lossy(&ran.stderr));
-    let passed = said.lines().filter(|line| line.ends_with("... ok")).count();
-    assert!(passed > 60, "{said}");
+    said.lines().filter(|line| line.ends_with("... ok")).count()
+}
+
+/// A range can be taken from a user who has containers.
+#[test]
+fn a_range_that_is_gone_is_missed_in_one_line() {
+    if !can_be_tried("a range of ids that is gone") {
+        return;
+    }
+    let place = Place::new("gone");
+    let Some(ranges) = Ranges::new(&place) else { return };
+    let Some(home) = Home::without_daemon("gone", Guise::Container) else { return };
+    let binary = place.within_reach(Path::new(&*GUISE));
+    let tar = place.path("box.tar");
+    fs::copy(home.path("box.tar"), &tar).unwrap();
+    let own = place.path("tmp");
+    let guise = |args: &[&str]| -> Said {
+        let mut command = ranges.command(&binary);
+        command.args(args).current_dir("/").env_remove("XDG_RUNTIME_DIR");
+        command.env("GUISE_STATE", own.join("state")).env("GUISE_RUN", own.join("run"));
+        command.env("GUISE_IMAGES", own.join("images")).env("HOME", &own);
+        said(command.output().unwrap())
+    };
+    let log = || fs::read_to_string(own.join("run/daemon.log")).unwrap_or_default();
+    let good = |args: &[&str]| {
+        let said = guise(args);
+        assert_eq!(said.code, 0, "{args:?}: {}\n{}", said.err, log());
+        said.out
+    };
+    let images = own.join("images").to_string_lossy().into_owned();
+    good(&["image", "--store", &images, "import", "-q", &tar.to_string_lossy(), BOX]);
+    let refused = |args: &[&str], told: &str| {
+        let refused = guise(args);
+        assert!(refused.code != 0 && refused.err.contains(told), "{refused:?}\n{}", log());
+        assert_eq!(refused.err.lines().count(), 1, "{refused:?}");
+    };
+    // Before there is one.
+    let asked = ["run", "--rm", "-u", "web", BOX, "id", "-u"];
+    refused(&asked, "/etc/subuid has no range of ids for this user");
+    let explain = ["run", "--explain", BOX];
+    assert!(good(&explain).contains("there are no others: /etc/subuid has no range"));
+    assert!(good(&["doctor"]).contains("/etc/subuid has no range"));
+    ranges.give(100_000);
+    assert_eq!(good(&asked), "33\n");
+    assert!(good(&explain).contains("others are ids of this user's ranges"));
+    assert!(good(&["doctor"]).contains("0 to 65536, by /etc/subuid"));
+    let write =
+        "mkdir /hers; echo 1 > /hers/file; echo 2 > /ours; chown -R web /hers; chmod 700 /hers";
+    good(&["run", "--name", "it", "-v", "vol:/vol", BOX, "sh", "-c", write]);
+    good(&[
+        "run",
+        "--rm",
+        "-v",
+        "vol:/vol",
+        "-u",
+        "0",
+        BOX,
+        "sh",
+        "-c",
+        "touch /vol/x; chown 7 /vol",
+    ]);
+    let write = "mkdir /vol/x; touch /vol/x/file; chown -R 7 /vol";
+    good(&["run", "--rm", "-v", "other:/vol", BOX, "sh", "-c", write]);
+    ranges.take();
+    refused(&asked, "/etc/subuid has no range of ids for this user");
+    good(&["run", "--rm", BOX, "true"]);
+    good(&["start", "it"]);
+    refused(&["volume", "rm", "vol"], "used by instance it");
+    refused(&["volume", "rm", "other"], "/etc/subuid has no range of ids for this user");
+    assert!(good(&["volume", "ls"]).contains("other"), "what is left of it is known");
+    refused(&["rm", "it"], "/etc/subuid has no range of ids for this user");
+    // Another range has no right to what was written with the first one.
+    ranges.give(200_000);
+    refused(&["rm", "it"], "who is not in this user's ranges; give this user");
+    ranges.give(100_000);
+    good(&["rm", "it"]);
+    good(&["volume", "rm", "vol"]);
+    good(&["volume", "rm", "other"]);
+    for folder in ["state/instances", "state/volumes"] {
+        let left: Vec<_> = fs::read_dir(own.join(folder)).into_iter().flatten().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+    let pid: i32 = fs::read_to_string(own.join("run/daemon.lock")).unwrap().trim().parse().unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    home.until("the daemon has ended", || rustix::process::test_kill_process(pid).is_err());
+}
+
+/// What `/etc/subuid` and `/etc/subgid` say to whoever is started so: others see the host's.
+struct Ranges(PathBuf);
+
+impl Ranges {
+    fn new(place: &Place) -> Option<Ranges> {
+        let present = |path: &str| Path::new(path).exists();
+        if !["/etc/subuid", "/etc/subgid"].into_iter().all(present) {
+            not_run("users of a plain user's containers", "this host has no /etc/subuid");
+            return None;
+        }
+        if !["/usr/bin/newuidmap", "/usr/bin/newgidmap"].into_iter().all(present) {
+            not_run("users of a plain user's containers", "needs newuidmap (Debian: uidmap)");
+            return None;
+        }
+        let ranges = Ranges(place.path("ranges"));
+        ranges.take();
+        Some(ranges)
+    }
+
+    fn give(&self, first: u32) {
+        fs::write(&self.0, format!("somebody:1:5\n{NOBODY}:{first}:65536\n")).unwrap();
+    }
+
+    fn take(&self) {
+        fs::write(&self.0, "somebody:1:5\n").unwrap();
+    }
+
+    /// A program of the user's, to whom the files say that.
+    fn command(&self, program: &Path) -> Command {
+        let script = "mount --bind \"$1\" /etc/subuid && mount --bind \"$1\" /etc/subgid && shift && \
+                      exec setpriv --reuid 65534 --regid 65534 --clear-groups -- \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
+        command.arg(&self.0).arg(program);
+        command
+    }
 }
 
 const KERNEL: Kernel = Kernel::Debian12Cloud;
@@ -155,8 +292,8 @@ const KERNEL: Kernel = Kernel::Debian12Cloud;
 struct Place(PathBuf);
 
 impl Place {
-    fn new() -> Place {
-        let place = std::env::temp_dir().join(format!("gr-suite-{}", std::process::id()));
+    fn new(name: &str) -> Place {
+        let place = std::env::temp_dir().join(format!("gr-{name}-{}", std::process::id()));
         fs::create_dir_all(place.join("tmp")).unwrap();
         fs::set_permissions(&place, fs::Permissions::from_mode(0o755)).unwrap();
         chown(place.join("tmp"), Some(NOBODY), Some(NOBODY)).unwrap();
@@ -165,6 +302,25 @@ impl Place {
 
     fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
+    }
+
+    /// Tests of this program, run by the user.
+    fn suite(&self, ranges: Option<&Ranges>, arguments: &[&str]) -> Command {
+        let program = self.within_reach(&std::env::current_exe().unwrap());
+        let mut suite = match ranges {
+            Some(ranges) => ranges.command(&program),
+            None => {
+                let mut suite = Command::new(program);
+                suite.uid(NOBODY).gid(NOBODY);
+                suite
+            }
+        };
+        suite.args(arguments).arg("--test-threads=2").current_dir("/");
+        suite.env("GUISE_TEST_BINARY", self.within_reach(Path::new(&*GUISE)));
+        suite.env("GUISE_ASSETS", self.assets());
+        suite.env("TMPDIR", self.path("tmp")).env("HOME", self.path("tmp"));
+        suite.env_remove("XDG_RUNTIME_DIR");
+        suite
     }
 
     /// Whether the user can do to a file what `test` calls so.

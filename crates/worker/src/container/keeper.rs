@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use guise_container::jail::{Ward, keep_only};
-use guise_container::namespaces::has_ids;
+use guise_container::namespaces::{has_ids, ranges};
 use guise_container::runtime;
 use guise_container::spec::{Process, Resources};
 use guise_container::state::Store;
@@ -298,11 +298,17 @@ impl Keeper {
 
 /// Refuses a user that a plain user's namespace does not have.
 fn check(user: &User) -> Result<(), BodyError> {
-    if has_ids(user.uid, user.gid) {
+    let groups: Vec<u32> = user.groups.iter().copied().chain([user.gid]).collect();
+    if has_ids(user.uid, &groups) {
         return Ok(());
     }
+    let mut what = format!("user {} of group {} in a plain user's container", user.uid, user.gid);
+    if let Some(lack) = ranges::lack_here() {
+        what.push_str(&format!(" ({lack})"));
+    }
     Err(unsupported(
-        &format!("user {} of group {} in a plain user's container", user.uid, user.gid),
-        "be user 0 inside (-u 0), or use --as microvm, which has all users",
+        &what,
+        "give the user ranges of enough ids in /etc/subuid and /etc/subgid and install uidmap, be \
+         user 0 inside (-u 0), or use --as microvm, which has all users",
     ))
 }

@@ -90,6 +90,10 @@ fn own_work(outside: &Outside, root: bool, record: &mut Record) {
         record.refused("make a socket", socket);
         record.refused("make a file for its keeper", fs::write(outside.path("own/run/oci/x"), "x"));
         record.refused("read the image", fs::read(outside.path("image")));
+        // Also where the namespace has one.
+        let user = Some(Uid::from_raw(USER));
+        let given = chownat(CWD, state.join("mark"), user, None, AtFlags::empty());
+        record.refused("give a file to another user", given.map_err(io::Error::from));
     } else {
         record.works("make its socket", socket);
         record.works("read its image", fs::read(outside.path("image")));
@@ -257,6 +261,7 @@ fn privileges(kind: Kind, record: &mut Record) {
         ("chroot", libc::SYS_chroot, [pointer(&root), 0, 0, 0, 0]),
         ("become another user", libc::SYS_setuid, [1, 0, 0, 0, 0]),
         ("become another group", libc::SYS_setgid, [1, 0, 0, 0, 0]),
+        ("leave its groups", libc::SYS_setgroups, [0; 5]),
         ("load a program into the kernel", libc::SYS_bpf, [0; 5]),
         ("watch performance", libc::SYS_perf_event_open, [0; 5]),
         ("handle page faults", libc::SYS_userfaultfd, [0; 5]),

@@ -315,7 +315,7 @@ fn watch(outside: &Outside) -> bool {
     for line in said.by_ref() {
         let line = line.unwrap();
         if line == "map me" {
-            map(prisoner.id());
+            map(prisoner.id(), outside.kind);
             prisoner.stdin.take().unwrap().write_all(b"mapped\n").unwrap();
         } else {
             println!("{line}");
@@ -324,17 +324,24 @@ fn watch(outside: &Outside) -> bool {
     prisoner.wait().unwrap().success()
 }
 
-/// As the daemon does it: root's ids as they are, a plain user as root.
-fn map(pid: u32) {
+/// As the daemon does it: root's ids as they are, a plain user as root, in containers with all
+/// users that the host gives to that user.
+fn map(pid: u32, kind: Kind) {
+    use guise_container::namespaces::{ranges, write_mappings};
     use guise_container::spec::IdMap;
-    let root = rustix::process::geteuid().is_root();
-    let ids = |own| match root {
-        true => [IdMap { container: 0, host: 0, size: 65_536 }],
-        false => [IdMap { container: 0, host: own, size: 1 }],
-    };
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    guise_container::namespaces::write_mappings(pid.cast_signed(), &ids(uid), &ids(gid), true)
-        .unwrap();
+    let ids = |own| match uid {
+        0 => vec![IdMap { container: 0, host: 0, size: 65_536 }],
+        _ => vec![IdMap { container: 0, host: own, size: 1 }],
+    };
+    let (mut uids, mut gids) = (ids(uid), ids(gid));
+    if uid != 0
+        && kind == Kind::Container
+        && let Ok(all) = ranges::of(uid, gid)
+    {
+        (uids, gids) = (all.uids, all.gids);
+    }
+    write_mappings(pid.cast_signed(), &uids, &gids, true).unwrap();
 }
 
 fn secrets_are_whole(folder: &Path) -> bool {
