@@ -148,7 +148,7 @@ fn a_plain_user_with_a_range_of_ids_has_all_users() {
     let place = Place::new("users");
     let Some(ranges) = Ranges::new(&place) else { return };
     ranges.give(100_000);
-    assert_eq!(passed(place.suite(Some(&ranges), &NEED_USERS)), NEED_USERS.len() + 3);
+    assert_eq!(passed(place.suite(Some(&ranges), &NEED_USERS)), NEED_USERS.len() + 4);
 }
 
 /// Names of tests of containers with other users than root, or the beginnings of some.

@@ -3,10 +3,11 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 
 use guise_image::tar::Reader;
 
-use crate::home::{BOX, Guise, Home};
+use crate::home::{BOX, GUISE, Guise, Home};
 
 mod container {
     use crate::home::Guise::Container;
@@ -19,6 +20,11 @@ mod container {
     #[test]
     fn programs_of_others_end_as_roots_do() {
         super::programs_of_others_end_as_roots_do(Container);
+    }
+
+    #[test]
+    fn all_read_who_and_where_they_are() {
+        super::all_read_who_and_where_they_are(Container);
     }
 
     #[test]
@@ -93,6 +99,19 @@ fn programs_of_others_end_as_roots_do(guise: Guise) {
     home.until("nothing of it runs", || running() == 0);
     home.good(&["rm", "asked", "it"]);
     home.expect_nothing_left();
+}
+
+/// Whatever the daemon keeps from others.
+fn all_read_who_and_where_they_are(guise: Guise) {
+    let Some(home) = Home::without_daemon("umask", guise) else { return };
+    let started = Command::new("sh")
+        .args(["-c", "umask 077; exec \"$0\" ps", GUISE.as_str()])
+        .envs(home.places())
+        .output()
+        .unwrap();
+    assert!(started.status.success(), "{started:?}");
+    let read = "cat /etc/hostname /etc/hosts /etc/resolv.conf >/dev/null && echo read";
+    assert_eq!(home.good(&["run", "--rm", "-u", "web", BOX, "sh", "-c", read]), "read");
 }
 
 /// Folders that only their owner may open, deeper than a process can have files open.

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use guise_container::jail::{Strangers, attach};
@@ -54,7 +54,7 @@ pub fn mount(
         fs::create_dir_all(folder).map_err(system(format!("make {}", folder.display())))?;
     }
     // Everybody inside has to get through the top of the tree.
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    let open = fs::Permissions::from_mode(0o755);
     fs::set_permissions(&upper, open).map_err(system("open the root for everybody inside"))?;
     let overlay = Overlay { job, layers, own, root: &root };
     let lent = strangers.and_then(|strangers| overlay.mount_lent(strangers).ok());
@@ -178,7 +178,12 @@ pub fn write_etc(job: &Job, root: &Path) -> Result<(), BodyError> {
     let hosts =
         format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}\t{name}\n");
     for (file, text) in ETC.into_iter().zip([format!("{name}\n"), hosts, resolvers]) {
-        fs::write(directory.join(file), text).map_err(system(format!("write /etc/{file}")))?;
+        let path = directory.join(file);
+        // Whoever is inside reads them, whatever this process keeps from others.
+        let for_all = || fs::set_permissions(&path, fs::Permissions::from_mode(0o644));
+        fs::write(&path, text)
+            .and_then(|()| for_all())
+            .map_err(system(format!("write /etc/{file}")))?;
     }
     // An image without /etc gets one.
     let place = open_host(root).map_err(system("open the root file system"))?;
