@@ -60,7 +60,10 @@ pub fn usable_engine() -> Result<KvmEngine, Option<String>> {
     let engine = KvmEngine::new().map_err(|_| None)?;
     let reason = match run(&engine) {
         Ok(verdict) if verdict.usable() => return Ok(engine),
-        Ok(verdict) => verdict.reason().unwrap_or_default(),
+        // How it fails is for `guise doctor`: whoever starts a guest is told this each time.
+        Ok(verdict) => {
+            verdict.reason().unwrap_or_default().split(": ").next().unwrap_or_default().to_owned()
+        }
         Err(error) => error.to_string(),
     };
     // The advice of an error is for those who insist on KVM; here it is taken already.
