@@ -223,33 +223,22 @@ pub fn own_mounts() -> Result<()> {
 
 /// Whether this process is in a user namespace other than the host's.
 pub fn in_user_namespace() -> bool {
+    const ALL: IdMap = IdMap { container: 0, host: 0, size: u32::MAX };
     static ANSWER: OnceLock<bool> = OnceLock::new();
-    *ANSWER.get_or_init(|| {
-        let map = crate::sys::files::read_text(std::path::Path::new("/proc/self/uid_map"))
-            .unwrap_or_default();
-        let mut words = map.split_whitespace();
-        (words.next(), words.next(), words.next()) != (Some("0"), Some("0"), Some("4294967295"))
-    })
+    *ANSWER.get_or_init(|| Kind::User.here() != [ALL])
 }
 
 /// Whether this process's user namespace has a user and groups of these numbers.
 pub fn has_ids(user: u32, groups: &[u32]) -> bool {
-    let has = |file: &str, ids: &[u32]| {
-        let map = std::fs::read_to_string(file).unwrap_or_default();
-        ids.iter().all(|id| map.lines().any(|line| covers(line, *id)))
+    let has = |kind: Kind, ids: &[u32]| {
+        let maps = kind.here();
+        ids.iter().all(|id| maps.iter().any(|map| covers(map, *id)))
     };
-    has("/proc/self/uid_map", &[user]) && has("/proc/self/gid_map", groups)
+    has(Kind::User, &[user]) && has(Kind::Group, groups)
 }
 
-/// Whether a line of a mapping (first inside, first outside, how many) has an id inside.
-fn covers(line: &str, id: u32) -> bool {
-    let mut numbers = line.split_whitespace().map(str::parse::<u64>);
-    let (Some(Ok(first)), Some(Ok(_)), Some(Ok(count))) =
-        (numbers.next(), numbers.next(), numbers.next())
-    else {
-        return false;
-    };
-    (first..first.saturating_add(count)).contains(&u64::from(id))
+fn covers(map: &IdMap, id: u32) -> bool {
+    id.checked_sub(map.container).is_some_and(|distance| distance < map.size)
 }
 
 /// Whether a new user namespace with these group mappings may set groups: not

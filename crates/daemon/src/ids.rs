@@ -1,7 +1,8 @@
 //! Who there is in the user namespaces that workers and their helpers make.
 
 use guise_api::{ApiError, Code};
-use guise_container::namespaces::{ranges, write_mappings};
+use guise_container::namespaces::ranges::{self, Kind};
+use guise_container::namespaces::write_mappings;
 use guise_container::spec::IdMap;
 use guise_worker::birth::Users;
 
@@ -19,7 +20,7 @@ pub fn map(process: u32, worker: u32, users: Users) -> Result<(), ApiError> {
     let process = process.cast_signed();
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     if uid == 0 {
-        let (uids, gids) = (as_they_are("/proc/self/uid_map"), as_they_are("/proc/self/gid_map"));
+        let (uids, gids) = (as_they_are(Kind::User), as_they_are(Kind::Group));
         return write_mappings(process, &uids, &gids, true).map_err(unsupported);
     }
     if users == Users::All
@@ -49,14 +50,9 @@ pub fn told() -> Option<String> {
 }
 
 /// All ids of this process's own namespace.
-fn as_they_are(map: &str) -> Vec<IdMap> {
-    let known = std::fs::read_to_string(map).unwrap_or_default();
-    let same = |line: &str| {
-        let mut numbers = line.split_whitespace().map(str::parse);
-        let (inside, size) = (numbers.next()?.ok()?, numbers.nth(1)?.ok()?);
-        Some(IdMap { container: inside, host: inside, size })
-    };
-    let all: Vec<IdMap> = known.lines().filter_map(same).collect();
+fn as_they_are(kind: Kind) -> Vec<IdMap> {
+    let same = |map: IdMap| IdMap { host: map.container, ..map };
+    let all: Vec<IdMap> = kind.here().into_iter().map(same).collect();
     if all.is_empty() { vec![IdMap { container: 0, host: 0, size: 1 }] } else { all }
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::write_mapping;
 use crate::error::Result;
 use crate::spec::IdMap;
+use crate::sys::files::read_text;
 
 /// No such file is read beyond this.
 const MAX_FILE: u64 = 4 << 20;
@@ -48,6 +49,22 @@ impl Kind {
             Kind::Group => "gid_map",
         }
     }
+
+    /// The mapping of this process's own namespace.
+    pub fn here(self) -> Vec<IdMap> {
+        let file = PathBuf::from(format!("/proc/self/{}", self.mapping()));
+        parse(&read_text(&file).unwrap_or_default())
+    }
+}
+
+/// A mapping as the kernel writes it: first inside, first outside, how many.
+fn parse(text: &str) -> Vec<IdMap> {
+    let map = |line: &str| {
+        let mut numbers = line.split_whitespace().map(str::parse);
+        let mut next = || numbers.next()?.ok();
+        Some(IdMap { container: next()?, host: next()?, size: next()? })
+    };
+    text.lines().filter_map(map).collect()
 }
 
 /// Why a plain user has no ids but its own.
@@ -92,10 +109,7 @@ pub fn of(uid: u32, gid: u32) -> std::result::Result<Ids, Lack> {
 /// Why the user of this process's own namespace, who is root in it, has no other ids. None where
 /// the host's files give some: whatever was in the way then.
 pub fn lack_here() -> Option<Lack> {
-    let outside = |kind: Kind| {
-        let map = std::fs::read_to_string(format!("/proc/self/{}", kind.mapping())).ok()?;
-        map.split_whitespace().nth(1)?.parse().ok()
-    };
+    let outside = |kind: Kind| kind.here().first().map(|map| map.host);
     of(outside(Kind::User)?, outside(Kind::Group)?).err()
 }
 
@@ -104,7 +118,7 @@ pub fn lack_here() -> Option<Lack> {
 pub fn map_own(pid: i32, uid: u32, gid: u32) -> Result<()> {
     for (kind, own) in [(Kind::Group, gid), (Kind::User, uid)] {
         let path = PathBuf::from(format!("/proc/{pid}/{}", kind.mapping()));
-        let is_mapped = crate::sys::files::read_text(&path).is_ok_and(|text| !text.is_empty());
+        let is_mapped = read_text(&path).is_ok_and(|text| !text.is_empty());
         if !is_mapped {
             write_mapping(pid, kind, &[IdMap { container: 0, host: own, size: 1 }])?;
         }

@@ -9,7 +9,6 @@ use guise_api::{Code, Task as Work, TaskState, human_size};
 
 use super::{Done, escaped, remote};
 use crate::Failure;
-
 use crate::print::{Format, Output, whole};
 
 #[derive(Subcommand)]

@@ -11,7 +11,6 @@ use guise_api::{Event, Instance, Stats as Usage, human_size};
 
 use super::{Done, escaped, remote};
 use crate::Failure;
-
 use crate::print::Output;
 
 /// Show what an instance has printed

@@ -69,3 +69,13 @@ fn programs_are_found() {
     assert!(find_program("sh").is_some());
     assert!(find_program("no-such-program").is_none());
 }
+
+#[test]
+fn a_mapping_is_read_as_the_kernel_writes_it() {
+    let text = "         0       1000          1\n         1     100000      65536\n";
+    assert_eq!(parse(text), [map(0, 1000, 1), map(1, 100_000, 65_536)]);
+    assert_eq!(parse("0 0 4294967295\n"), [map(0, 0, u32::MAX)]);
+    for odd in ["", "0 0", "x y z", "18446744073709551615 0 9", "-1 0 1"] {
+        assert!(parse(odd).is_empty(), "{odd}");
+    }
+}
